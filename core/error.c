@@ -1,0 +1,61 @@
+#include "core/error.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+static void format_text(struct error *error, const char *format, va_list arguments)
+{
+    char text[sizeof(error->text)];
+
+    vsnprintf(text, sizeof(text), format, arguments);
+    memcpy(error->text, text, sizeof(text));
+}
+
+int error_set(struct error *error, int status, const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    format_text(error, format, arguments);
+    va_end(arguments);
+    error->status = status;
+    return -1;
+}
+
+int error_set_errno(struct error *error, const char *format, ...)
+{
+    int saved = errno;
+    va_list arguments;
+    size_t used;
+
+    va_start(arguments, format);
+    format_text(error, format, arguments);
+    va_end(arguments);
+    used = strlen(error->text);
+    snprintf(error->text + used, sizeof(error->text) - used, ": %s", strerror(saved));
+    error->status = EXIT_STATUS_IO;
+    return -1;
+}
+
+int error_prefix(struct error *error, const char *format, ...)
+{
+    char old[sizeof(error->text)];
+    va_list arguments;
+    size_t used;
+
+    memcpy(old, error->text, sizeof(old));
+    va_start(arguments, format);
+    format_text(error, format, arguments);
+    va_end(arguments);
+    used = strlen(error->text);
+    snprintf(error->text + used, sizeof(error->text) - used, "%s", old);
+    return -1;
+}
+
+int error_print(const struct error *error)
+{
+    fprintf(stderr, "%s: %s\n", program_invocation_short_name, error->text);
+    return error->status;
+}

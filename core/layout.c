@@ -1,0 +1,144 @@
+#include "core/layout.h"
+
+#include <stdio.h>
+
+struct layout_place layout_place(const struct layout *layout, int rank)
+{
+    return (struct layout_place){
+        .tp = rank % layout->tp,
+        .dp = rank / layout->tp % layout->dp,
+        .pp = rank / (layout->tp * layout->dp),
+    };
+}
+
+int layout_rank(const struct layout *layout, struct layout_place place)
+{
+    return (place.pp * layout->dp + place.dp) * layout->tp + place.tp;
+}
+
+int64_t layout_first_layer(const struct layout *layout, const struct model *model, int stage)
+{
+    return model->layers * stage / layout->pp;
+}
+
+/* "1, 2, 4 or 8": the divisors of `number`, the larger ones left out of a long list. */
+static void list_divisors(int64_t number, char *text, size_t size)
+{
+    int64_t divisors[16];
+    size_t count = 0, used = 0;
+
+    for (int64_t i = 1; i <= number && count < 16; i++)
+        if (number % i == 0)
+            divisors[count++] = i;
+    for (size_t i = 0; i < count && used < size; i++)
+        used += (size_t)snprintf(text + used, size - used, "%s%lld",
+                                 i == 0          ? ""
+                                 : i + 1 < count ? ", "
+                                                 : " or ",
+                                 (long long)divisors[i]);
+}
+
+static int64_t greatest_common_divisor(int64_t a, int64_t b)
+{
+    while (b) {
+        int64_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+static const char *model_name(const struct settings *settings)
+{
+    return setting_is_set(settings, SETTING_MODEL) ? setting_text(settings, SETTING_MODEL)
+                                                   : "the model";
+}
+
+/* Every tensor-parallel rank holds whole heads and whole columns of the MLP. */
+static int check_tp(const struct layout *layout, const struct settings *settings,
+                    const struct model *model, const char *prefix, struct error *error)
+{
+    const struct {
+        const char *what;
+        int64_t count;
+    } parts[] = {
+        {"key/value heads", model->kv_heads},
+        {"query heads", model->heads},
+        {"MLP columns", model->ffn_size},
+    };
+    int64_t common = greatest_common_divisor(greatest_common_divisor(model->kv_heads, model->heads),
+                                             model->ffn_size);
+    char divisors[256];
+
+    list_divisors(common, divisors, sizeof(divisors));
+    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
+        if (parts[i].count % layout->tp != 0)
+            return error_set(error, EXIT_STATUS_CONFIGURATION,
+                             "%stp=%d: %s has %lld %s, which %d does not divide; use %s", prefix,
+                             layout->tp, model_name(settings), (long long)parts[i].count,
+                             parts[i].what, layout->tp, divisors);
+    return 0;
+}
+
+int layout_from_settings(struct layout *layout, const struct settings *settings,
+                         const struct model *model, int world, const char *prefix,
+                         struct error *error)
+{
+    int group;
+
+    *layout = (struct layout){
+        .tp = setting_is_set(settings, SETTING_TP) ? (int)setting_integer(settings, SETTING_TP) : 1,
+        .pp = setting_is_set(settings, SETTING_PP) ? (int)setting_integer(settings, SETTING_PP) : 1,
+        .dp = setting_is_set(settings, SETTING_DP) ? (int)setting_integer(settings, SETTING_DP) : 0,
+    };
+    if (model) {
+        char divisors[256];
+
+        if (check_tp(layout, settings, model, prefix, error) < 0)
+            return -1;
+        list_divisors(model->layers, divisors, sizeof(divisors));
+        if (model->layers % layout->pp != 0)
+            return error_set(error, EXIT_STATUS_CONFIGURATION,
+                             "%spp=%d: %s has %lld layers, which %d does not divide; use %s",
+                             prefix, layout->pp, model_name(settings), (long long)model->layers,
+                             layout->pp, divisors);
+    }
+    group = layout->tp * layout->pp;
+    if (world == 0) {
+        if (layout->dp == 0)
+            layout->dp = 1;
+        return 0;
+    }
+    if (layout->dp == 0 && world % group == 0)
+        layout->dp = world / group;
+    if (layout->dp == 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "%stp=%d %spp=%d: one replica takes %d x %d = %d ranks, which does not "
+                         "divide the %d that were started; start a multiple of %d (srun -n)",
+                         prefix, layout->tp, prefix, layout->pp, layout->tp, layout->pp, group,
+                         world, group);
+    if ((int64_t)group * layout->dp != world)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "%stp=%d %spp=%d %sdp=%d: %d x %d x %d = %lld ranks, but %d were "
+                         "started; start that many (srun -n), or leave %sdp to be worked out",
+                         prefix, layout->tp, prefix, layout->pp, prefix, layout->dp, layout->tp,
+                         layout->pp, layout->dp, (long long)group * layout->dp, world, prefix);
+    return 0;
+}
+
+int layout_microbatches(const struct layout *layout, const struct settings *settings,
+                        const char *prefix, int64_t *microbatches, struct error *error)
+{
+    int64_t micro = setting_integer(settings, SETTING_MICRO_BATCH_SIZE);
+    int64_t slice = micro * layout->dp, global = slice;
+
+    if (setting_is_set(settings, SETTING_GLOBAL_BATCH_SIZE))
+        global = setting_integer(settings, SETTING_GLOBAL_BATCH_SIZE);
+    if (global % slice != 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "%sglobal-batch-size=%lld: not a multiple of micro-batch-size x dp = "
+                         "%lld x %d = %lld",
+                         prefix, (long long)global, (long long)micro, layout->dp, (long long)slice);
+    *microbatches = global / slice;
+    return 0;
+}

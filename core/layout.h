@@ -1,0 +1,46 @@
+/* How ranks share a model: tensor (tp), pipeline (pp) and data (dp) parallelism.
+ *
+ * Ranks run with tp fastest, then dp, then pp:
+ * tp = r mod TP, dp = (r / TP) mod DP, pp = r / (TP * DP).
+ */
+#ifndef MTLLM_CORE_LAYOUT_H
+#define MTLLM_CORE_LAYOUT_H
+
+#include "core/error.h"
+#include "core/model.h"
+#include "core/settings.h"
+
+struct layout {
+    int tp, pp, dp;
+};
+
+struct layout_place {
+    int tp, pp, dp; /* coordinates of one rank */
+};
+
+static inline int layout_world(const struct layout *layout)
+{
+    return layout->tp * layout->pp * layout->dp;
+}
+
+struct layout_place layout_place(const struct layout *layout, int rank);
+int layout_rank(const struct layout *layout, struct layout_place place);
+
+/* Layers [layout_first_layer(stage), layout_first_layer(stage + 1)) live on pipeline stage
+ * `stage`. */
+int64_t layout_first_layer(const struct layout *layout, const struct model *model, int stage);
+
+/* The layout that the settings ask for in a world of `world` ranks; `world` 0 where it is not
+ * known yet (sbatch): dp is then as set, or 1. `model` may be NULL where it is not known.
+ * `prefix` is how options are spelled ("--" or "--llm-").
+ * Error: EXIT_STATUS_CONFIGURATION with the arithmetic and the values that would do. */
+int layout_from_settings(struct layout *layout, const struct settings *settings,
+                         const struct model *model, int world, const char *prefix,
+                         struct error *error);
+
+/* Microbatches a step on every replica: global-batch-size / (micro-batch-size * dp).
+ * Error: EXIT_STATUS_CONFIGURATION. */
+int layout_microbatches(const struct layout *layout, const struct settings *settings,
+                        const char *prefix, int64_t *microbatches, struct error *error);
+
+#endif

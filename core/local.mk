@@ -1,0 +1,19 @@
+noinst_LTLIBRARIES += core/libcore.la
+
+core_libcore_la_SOURCES = \
+	core/dtype.c core/dtype.h \
+	core/error.c core/error.h \
+	core/layout.c core/layout.h \
+	core/log.c core/log.h \
+	core/model.c core/model.h \
+	core/settings.c core/settings.def core/settings.h
+core_libcore_la_CFLAGS = $(AM_CFLAGS) $(INIH_CFLAGS)
+core_libcore_la_LIBADD = $(INIH_LIBS) -lm
+
+if HAVE_CMOCKA
+check_PROGRAMS += core/test_core
+TESTS += core/test_core
+core_test_core_SOURCES = core/test_core.c
+core_test_core_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+core_test_core_LDADD = core/libcore.la $(CMOCKA_LIBS)
+endif

@@ -1,0 +1,160 @@
+/* The arithmetic of training, one contract for every device.
+ *
+ * A backend is a table of functions. kernels/cpu is the readable reference: fp32, CBLAS and
+ * OpenMP. Everything works on buffers of the device; work is ordered on streams, of which the CPU
+ * has only one (NULL). Weights and activations ("act") have the backend's `dtype`; gradients of
+ * weights, norms' statistics, losses and optimizer state are fp32.
+ *
+ * Conventions: row-major; a row is one token; rows = sequences * tokens a sequence. "accumulate"
+ * and "+=" add to what is there, everything else overwrites every element. Reductions have a
+ * fixed order: the same inputs and the same number of threads give the same bits. Arguments that
+ * break a stated condition are bugs and assert.
+ */
+#ifndef MTLLM_KERNELS_KERNELS_H
+#define MTLLM_KERNELS_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/dtype.h"
+#include "core/error.h"
+
+struct stream;
+
+/* One attention problem: `sequences` of them packed one behind the other in the rows. Token i of
+ * a sequence sees tokens j of the same sequence with j <= i and, if window > 0, j > i - window. */
+struct attention_shape {
+    int64_t rows;
+    int heads, kv_heads, head_dim; /* of this rank; kv head j serves query heads
+                                      j * heads / kv_heads and following */
+    int sequences;
+    const int32_t *starts; /* [sequences + 1] host memory: first row of each; last = rows */
+    int window;            /* 0: none */
+};
+
+struct adamw {
+    double lr, beta1, beta2, eps, weight_decay;
+    double grad_scale; /* the gradient is multiplied by this first (clipping) */
+    int64_t step;      /* 1 for the first update: bias correction */
+};
+
+/* A rectangle of a larger matrix: rows [row, row + rows), columns [column, column + columns) of
+ * one with `total_columns`. */
+struct tile {
+    int64_t row, rows, column, columns, total_columns;
+};
+
+struct kernels {
+    const char *name; /* "cpu" */
+    enum dtype dtype; /* of weights and activations */
+
+    /* --- memory and order ---------------------------------------------------------------- */
+    void *(*allocate)(size_t bytes); /* 64-byte aligned or better, zeroed; NULL: out of memory */
+    void (*release)(void *buffer);
+    void (*to_device)(struct stream *stream, void *device, const void *host, size_t bytes);
+    void (*to_host)(struct stream *stream, void *host, const void *device, size_t bytes);
+    void (*copy)(struct stream *stream, void *to, const void *from, size_t bytes);
+    void (*zero)(struct stream *stream, void *buffer, size_t bytes);
+    int (*stream_sync)(struct stream *stream, struct error *error);
+
+    /* --- products: y = x W^T with W as Hugging Face stores it, [out, in] -------------------- */
+    /* y[rows, out] (+)= x[rows, in] W[out, in]^T */
+    void (*linear_forward)(struct stream *stream, void *y, const void *x, const void *w,
+                           int64_t rows, int64_t in, int64_t out, bool accumulate);
+    /* dx[rows, in] (+)= dy[rows, out] W[out, in] */
+    void (*linear_backward_input)(struct stream *stream, void *dx, const void *dy, const void *w,
+                                  int64_t rows, int64_t in, int64_t out, bool accumulate);
+    /* dw[out, in] (fp32) += dy[rows, out]^T x[rows, in] */
+    void (*linear_backward_weight)(struct stream *stream, float *dw, const void *dy, const void *x,
+                                   int64_t rows, int64_t in, int64_t out);
+
+    /* --- norm: y = s / rms(s) * w, rms(s) = sqrt(mean(s^2) + eps), s = x + residual ----------
+     * residual may be NULL: s = x, and sum is not written. Otherwise sum[rows, columns] = s (sum
+     * may be x or residual). rstd[rows] (fp32) = 1 / rms(s). */
+    void (*rmsnorm_forward)(struct stream *stream, void *y, float *rstd, void *sum, const void *x,
+                            const void *residual, const void *w, double eps, int64_t rows,
+                            int64_t columns);
+    /* dx[rows, columns] = the gradient of s + dresidual (NULL: none; may be dx itself);
+     * dw[columns] (fp32) += */
+    void (*rmsnorm_backward)(struct stream *stream, void *dx, float *dw, const void *dy,
+                             const void *s, const void *w, const float *rstd, const void *dresidual,
+                             int64_t rows, int64_t columns);
+
+    /* --- rotary positions, Hugging Face's half-rotation, in place ---------------------------
+     * qkv[rows, (heads + 2 * kv_heads) * head_dim] is [q heads | k heads | v heads]; q and k are
+     * turned by the angles of positions[rows] (device); cosine and sine are
+     * [table rows, head_dim / 2] fp32 (device). inverse turns back: the backward of the same. */
+    void (*rope)(struct stream *stream, void *qkv, const float *cosine, const float *sine,
+                 const int32_t *positions, int64_t rows, int heads, int kv_heads, int head_dim,
+                 bool inverse);
+
+    /* --- attention: softmax(q k^T / sqrt(head_dim)) v, never a [T, T] matrix -----------------
+     * out[rows, heads * head_dim]; lse[heads, rows] (fp32) = log of the sum of exponentials. */
+    void (*attention_forward)(struct stream *stream, void *out, float *lse, const void *qkv,
+                              const struct attention_shape *shape);
+    /* dqkv has the layout of qkv and is overwritten whole. */
+    void (*attention_backward)(struct stream *stream, void *dqkv, const void *dout, const void *out,
+                               const void *qkv, const float *lse,
+                               const struct attention_shape *shape);
+
+    /* --- SwiGLU: y[rows, f] = silu(gate) * up, gate_up[rows, 2 f] is [gate | up] ------------ */
+    void (*swiglu_forward)(struct stream *stream, void *y, const void *gate_up, int64_t rows,
+                           int64_t f);
+    /* dgate_up may be gate_up itself. */
+    void (*swiglu_backward)(struct stream *stream, void *dgate_up, const void *dy,
+                            const void *gate_up, int64_t rows, int64_t f);
+
+    /* --- embedding, rows [first, first + count) of the vocabulary being here -----------------
+     * y[rows, columns]: zeros for tokens that are elsewhere. tokens[rows] device. */
+    void (*embedding_forward)(struct stream *stream, void *y, const int32_t *tokens, const void *w,
+                              int64_t first, int64_t count, int64_t rows, int64_t columns);
+    /* dw[count, columns] (fp32) +=, in row order */
+    void (*embedding_backward)(struct stream *stream, float *dw, const int32_t *tokens,
+                               const void *dy, int64_t first, int64_t count, int64_t rows,
+                               int64_t columns);
+
+    /* --- softmax cross-entropy over a vocabulary of which `count` columns are here -----------
+     * Part one, of this rank's columns: logits[rows, stride], columns >= count are padding and
+     * take no part; maximum[rows]; sum[rows] = sum of exp(logit - maximum); target[rows] = the
+     * target's logit, or 0 when it is elsewhere; best[rows] = column of the first maximum + first.
+     * targets[rows] are global ids; negative ones have no target. All fp32 but logits. */
+    void (*cross_entropy_partial)(struct stream *stream, float *maximum, float *sum, float *target,
+                                  int32_t *best, const void *logits, const int32_t *targets,
+                                  int64_t first, int64_t count, int64_t stride, int64_t rows);
+    /* sum *= exp(local_maximum - maximum): before the sums of several ranks are added up */
+    void (*cross_entropy_rescale)(struct stream *stream, float *sum, const float *local_maximum,
+                                  const float *maximum, int64_t rows);
+    /* Part two, with maximum, sum and target of the whole vocabulary:
+     * loss[rows] = maximum + log(sum) - target (0 without a target). With `backward`, logits
+     * become their gradients, weight[row] * (softmax - one-hot), 0 in padding columns and in
+     * rows without a target. */
+    void (*cross_entropy_finish)(struct stream *stream, float *loss, void *logits,
+                                 const int32_t *targets, const float *weight, const float *maximum,
+                                 const float *sum, const float *target, int64_t first,
+                                 int64_t count, int64_t stride, int64_t rows, bool backward);
+
+    /* --- elementwise and optimizer ----------------------------------------------------------- */
+    /* y[n] += x[n], both act */
+    void (*add)(struct stream *stream, void *y, const void *x, int64_t n);
+    /* *out (device, double) += sum of x[i]^2 */
+    void (*sum_squares)(struct stream *stream, double *out, const float *x, int64_t n);
+    /* *out (device, double) += sum of weight[i] * x[i] */
+    void (*weighted_sum)(struct stream *stream, double *out, const float *weight, const float *x,
+                         int64_t n);
+    /* One AdamW update of n elements: decoupled decay, bias correction,
+     * p -= lr * (m^ / (sqrt(v^) + eps) + weight_decay * p). master is NULL when weight is fp32. */
+    void (*adamw)(struct stream *stream, void *weight, float *master, float *m, float *v,
+                  const float *grad, int64_t n, const struct adamw *update);
+    /* w[tile] ~ N(0, std^2), Philox 4x32-10 keyed by (seed, tensor), counted by the element's
+     * index in the whole matrix: the same values whatever the tile. std 0 gives zeros. */
+    void (*random_normal)(struct stream *stream, void *w, const struct tile *tile, double std,
+                          uint64_t seed, uint64_t tensor);
+    /* w[n] = value */
+    void (*fill)(struct stream *stream, void *w, double value, int64_t n);
+};
+
+/* The CPU backend, with `threads` OpenMP (and BLAS) threads. Never NULL. */
+const struct kernels *kernels_cpu(int threads);
+
+#endif

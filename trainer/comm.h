@@ -1,0 +1,67 @@
+/* Communication between the ranks of a group. MPI is behind it on CPUs, NCCL on GPUs; a group of
+ * one rank needs neither.
+ *
+ * Buffers are device buffers of the kernels' backend. Collectives are called by every rank of the
+ * group in the same order. Reductions have a fixed order: the same inputs give the same bits, on
+ * every rank. A failed operation cannot be survived: the backend says which one failed and ends
+ * the process with EXIT_STATUS_IO; nothing here returns an error.
+ */
+#ifndef MTLLM_TRAINER_COMM_H
+#define MTLLM_TRAINER_COMM_H
+
+#include <stdint.h>
+
+#include "core/dtype.h"
+#include "core/error.h"
+#include "core/layout.h"
+#include "kernels/kernels.h"
+#include "trainer/world.h"
+
+enum comm_op { COMM_SUM, COMM_MAX };
+enum comm_type { COMM_F32, COMM_F64, COMM_I32, COMM_I64, COMM_BF16, COMM_F16 };
+
+struct comm; /* one group */
+
+struct comm_request {
+    void *handle;
+};
+
+struct comm_groups {
+    struct comm *world;
+    struct comm *tp;        /* same dp and pp */
+    struct comm *dp;        /* same tp and pp: replicas of the same weights */
+    struct comm *pp;        /* same tp and dp: rank in it = stage */
+    struct comm *model;     /* same dp: all of one replica */
+    struct comm *embedding; /* first and last stage of one pp group; NULL on other stages, or when
+                               there is one stage */
+};
+
+/* Collective over the world. Error: EXIT_STATUS_CONFIGURATION when the world has several ranks
+ * and this build has no MPI. */
+int comm_open(struct comm_groups *groups, const struct world *world, const struct layout *layout,
+              struct error *error);
+/* Collective; before world_close(). */
+void comm_close(struct comm_groups *groups);
+
+int comm_size(const struct comm *comm);
+int comm_rank(const struct comm *comm);
+
+/* In place. */
+void comm_all_reduce(struct comm *comm, void *buffer, int64_t count, enum comm_type type,
+                     enum comm_op op, struct stream *stream);
+/* out[size * count]: every rank's in[count], by rank. */
+void comm_all_gather(struct comm *comm, void *out, const void *in, int64_t count,
+                     enum comm_type type, struct stream *stream);
+void comm_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root,
+                    struct stream *stream);
+void comm_barrier(struct comm *comm);
+
+/* Point to point, both nonblocking; the buffer is the operation's until comm_wait(). Messages
+ * between two ranks arrive in the order they were sent. */
+void comm_send(struct comm *comm, const void *buffer, int64_t bytes, int peer,
+               struct comm_request *request, struct stream *stream);
+void comm_receive(struct comm *comm, void *buffer, int64_t bytes, int peer,
+                  struct comm_request *request, struct stream *stream);
+void comm_wait(struct comm_request *request);
+
+#endif
