@@ -12,3 +12,5 @@ TEST_EXTENSIONS = .bats
 BATS_LOG_COMPILER = bats
 AM_TESTS_ENVIRONMENT = srcdir='$(srcdir)'; export srcdir; \
 	builddir='$(abs_builddir)'; export builddir;
+
+EXTRA_DIST += tests/slurm/cluster.sh
