@@ -36,20 +36,23 @@ struct comm_groups {
                                there is one stage */
 };
 
-/* Collective over the world. Error: EXIT_STATUS_CONFIGURATION when the world has several ranks
- * and this build has no MPI. */
+/* Collective over the world, in the main thread; layout_world(layout) == world->size. Error:
+ * EXIT_STATUS_CONFIGURATION when the world has several ranks and this build has no MPI, or when MPI
+ * does not see the same world. Several may be open at once; the first opened is closed last. */
 int comm_open(struct comm_groups *groups, const struct world *world, const struct layout *layout,
               struct error *error);
-/* Collective; before world_close(). */
+/* Collective; before world_close(). Safe to call when comm_open() failed, and twice. */
 void comm_close(struct comm_groups *groups);
 
 int comm_size(const struct comm *comm);
 int comm_rank(const struct comm *comm);
 
-/* In place. */
+/* In place. A sum is taken in rank order (16-bit types in fp32, rounded once), so it depends on
+ * nothing but the inputs. A maximum is NaN when an input is. */
 void comm_all_reduce(struct comm *comm, void *buffer, int64_t count, enum comm_type type,
                      enum comm_op op, struct stream *stream);
-/* out[size * count]: every rank's in[count], by rank. */
+/* out[size * count]: every rank's in[count], by rank. `in` is this rank's part of out, or does not
+ * overlap it. */
 void comm_all_gather(struct comm *comm, void *out, const void *in, int64_t count,
                      enum comm_type type, struct stream *stream);
 void comm_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root,
@@ -57,11 +60,13 @@ void comm_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root,
 void comm_barrier(struct comm *comm);
 
 /* Point to point, both nonblocking; the buffer is the operation's until comm_wait(). Messages
- * between two ranks arrive in the order they were sent. */
+ * between two ranks of a group arrive in the order they were sent, each received with as many bytes
+ * as were sent. */
 void comm_send(struct comm *comm, const void *buffer, int64_t bytes, int peer,
                struct comm_request *request, struct stream *stream);
 void comm_receive(struct comm *comm, void *buffer, int64_t bytes, int peer,
                   struct comm_request *request, struct stream *stream);
+/* Also for a request of zeros, or one waited for before: nothing to wait for. */
 void comm_wait(struct comm_request *request);
 
 #endif

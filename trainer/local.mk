@@ -1,1 +1,22 @@
-# What is built in trainer/.
+noinst_LTLIBRARIES += trainer/libtrainer.la
+
+trainer_libtrainer_la_SOURCES = \
+	trainer/comm.c trainer/comm.h trainer/comm_backend.h \
+	trainer/world.c trainer/world.h
+if HAVE_MPI
+trainer_libtrainer_la_SOURCES += trainer/comm_mpi.c
+endif
+trainer_libtrainer_la_CFLAGS = $(AM_CFLAGS) $(PMIX_CFLAGS) $(MPI_CFLAGS) $(JANSSON_CFLAGS)
+trainer_libtrainer_la_LIBADD = core/libcore.la $(PMIX_LIBS) $(MPI_LIBS) $(JANSSON_LIBS) -lpthread -lm
+
+# The second has MPI messages so short that every path of long ones is taken.
+EXTRA_DIST += trainer/test_comm.sh
+if HAVE_MPI
+check_PROGRAMS += trainer/test_comm trainer/test_comm_pieces
+TESTS += trainer/test_comm.sh
+trainer_test_comm_SOURCES = trainer/test_comm.c
+trainer_test_comm_LDADD = trainer/libtrainer.la
+trainer_test_comm_pieces_SOURCES = trainer/test_comm.c trainer/comm_mpi.c
+trainer_test_comm_pieces_CFLAGS = $(AM_CFLAGS) $(MPI_CFLAGS) -DMESSAGE_BYTES=1000
+trainer_test_comm_pieces_LDADD = trainer/libtrainer.la
+endif
