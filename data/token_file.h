@@ -25,6 +25,8 @@ int64_t token_file_tokens(const struct token_file *file);
 int token_file_bytes_per_token(const struct token_file *file);
 /* "uint16", "int32", ... */
 const char *token_file_dtype_name(const struct token_file *file);
+/* Of both files together. */
+int64_t token_file_size_bytes(const struct token_file *file);
 /* Tokens of sequence i. */
 int32_t token_file_length(const struct token_file *file, int64_t i);
 /* First sequence of document i; i == documents gives the number of sequences. */
@@ -41,6 +43,12 @@ int token_writer_open(struct token_writer **writer, const char *prefix, int64_t 
                       struct error *error);
 int token_writer_add(struct token_writer *writer, const int32_t *tokens, int64_t count,
                      struct error *error);
+/* The same in parts: any number of appends, then the end. */
+int token_writer_append(struct token_writer *writer, const int32_t *tokens, int64_t count,
+                        struct error *error);
+int token_writer_end_document(struct token_writer *writer, struct error *error);
+int64_t token_writer_documents(const struct token_writer *writer); /* ended ones */
+int64_t token_writer_tokens(const struct token_writer *writer);
 int token_writer_commit(struct token_writer *writer, struct error *error);
 /* Also without commit: then nothing is left behind. */
 void token_writer_close(struct token_writer *writer);
