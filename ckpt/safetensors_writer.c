@@ -1,0 +1,164 @@
+#include "ckpt/safetensors.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "ckpt/file.h"
+
+/* The data begins on a page, for readers that map the file or bypass the page cache. */
+#define ALIGNMENT 4096
+
+struct safetensors_writer {
+    char *path, *temporary;
+    int descriptor;
+    bool stands;               /* the temporary file is there */
+    int64_t expected, written; /* bytes of data */
+};
+
+int64_t safetensors_entry_bytes(const struct safetensors_entry *entry)
+{
+    return entry->shape[0] * (entry->dimensions > 1 ? entry->shape[1] : 1) *
+           (int64_t)dtype_bytes(entry->dtype);
+}
+
+static json_t *header_json(const struct safetensors_entry *entries, size_t count, int64_t *end)
+{
+    static const char *const type_names[] = {
+        [DTYPE_F32] = "F32",
+        [DTYPE_BF16] = "BF16",
+        [DTYPE_F16] = "F16",
+    };
+    json_t *header = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");
+
+    *end = 0;
+    for (size_t i = 0; header && i < count; i++) {
+        const struct safetensors_entry *entry = &entries[i];
+        json_int_t begin = *end;
+        json_t *shape = entry->dimensions > 1 ? json_pack("[I, I]", (json_int_t)entry->shape[0],
+                                                          (json_int_t)entry->shape[1])
+                                              : json_pack("[I]", (json_int_t)entry->shape[0]);
+        json_t *tensor;
+
+        *end += safetensors_entry_bytes(entry);
+        tensor = json_pack("{s:s, s:o, s:[I, I]}", "dtype", type_names[entry->dtype], "shape",
+                           shape, "data_offsets", begin, (json_int_t)*end);
+        if (!tensor || json_object_set_new(header, entry->name, tensor) < 0) {
+            json_decref(header);
+            header = NULL;
+        }
+    }
+    return header;
+}
+
+static int write_header(struct safetensors_writer *writer, const struct safetensors_entry *entries,
+                        size_t count, struct error *error)
+{
+    json_t *json = header_json(entries, count, &writer->expected);
+    char *text = json ? json_dumps(json, JSON_COMPACT) : NULL, *header = NULL;
+    size_t length = text ? strlen(text) : 0;
+    size_t padded = (8 + length + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    uint64_t size = htole64(padded - 8);
+    int rc = -1;
+
+    if (text)
+        header = malloc(padded);
+    if (header) {
+        memset(header, ' ', padded);
+        memcpy(header, &size, 8);
+        memcpy(header + 8, text, length);
+        rc = file_write_all(writer->descriptor, writer->temporary, header, padded, error);
+    } else {
+        error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", writer->path);
+    }
+    free(header);
+    free(text);
+    json_decref(json);
+    return rc;
+}
+
+int safetensors_writer_open(struct safetensors_writer **opened, const char *path,
+                            const struct safetensors_entry *entries, size_t count,
+                            struct error *error)
+{
+    struct safetensors_writer *writer = calloc(1, sizeof(*writer));
+
+    *opened = NULL;
+    if (!writer)
+        return error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", path);
+    writer->descriptor = -1;
+    writer->path = strdup(path);
+    if (!writer->path || asprintf(&writer->temporary, "%s.tmp", path) < 0) {
+        writer->temporary = NULL;
+        error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", path);
+        goto fail;
+    }
+    writer->descriptor = open(writer->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (writer->descriptor < 0) {
+        error_set_errno(error, "%s: creating", writer->temporary);
+        goto fail;
+    }
+    writer->stands = true;
+    if (write_header(writer, entries, count, error) < 0)
+        goto fail;
+    *opened = writer;
+    return 0;
+fail:
+    safetensors_writer_close(writer);
+    return -1;
+}
+
+int safetensors_writer_append(struct safetensors_writer *writer, const void *data, size_t bytes,
+                              struct error *error)
+{
+    if ((int64_t)bytes > writer->expected - writer->written)
+        return error_set(error, EXIT_STATUS_BUG, "%s: more data than its header announced",
+                         writer->path);
+    if (file_write_all(writer->descriptor, writer->temporary, data, bytes, error) < 0)
+        return -1;
+    writer->written += (int64_t)bytes;
+    return 0;
+}
+
+int safetensors_writer_commit(struct safetensors_writer *writer, struct error *error)
+{
+    int descriptor = writer->descriptor;
+
+    if (writer->written != writer->expected)
+        return error_set(error, EXIT_STATUS_BUG,
+                         "%s: %" PRId64 " bytes of data; its header announced %" PRId64,
+                         writer->path, writer->written, writer->expected);
+    if (fsync(descriptor) < 0)
+        return error_set_errno(error, "%s: fsync", writer->temporary);
+    writer->descriptor = -1;
+    if (close(descriptor) < 0)
+        return error_set_errno(error, "%s: close", writer->temporary);
+    if (rename(writer->temporary, writer->path) < 0)
+        return error_set_errno(error, "%s: renaming to %s", writer->temporary, writer->path);
+    writer->stands = false;
+    return 0;
+}
+
+void safetensors_writer_close(struct safetensors_writer *writer)
+{
+    int saved = errno;
+
+    if (!writer)
+        return;
+    if (writer->descriptor >= 0)
+        close(writer->descriptor);
+    if (writer->stands)
+        unlink(writer->temporary);
+    free(writer->temporary);
+    free(writer->path);
+    free(writer);
+    errno = saved;
+}
