@@ -1,1 +1,29 @@
-# What is built in kernels/.
+noinst_LTLIBRARIES += kernels/libkernels.la
+
+kernels_libkernels_la_SOURCES = \
+	kernels/kernels.h kernels/philox.h \
+	kernels/cpu/attention.c kernels/cpu/attention.h kernels/cpu/attention_backward.c \
+	kernels/cpu/cpu.c kernels/cpu/cpu.h \
+	kernels/cpu/cross_entropy.c \
+	kernels/cpu/embedding.c \
+	kernels/cpu/linear.c \
+	kernels/cpu/norm.c \
+	kernels/cpu/optimizer.c \
+	kernels/cpu/random.c \
+	kernels/cpu/rope.c \
+	kernels/cpu/swiglu.c \
+	kernels/cpu/vector.h
+# Square roots and conditional loads vectorize only when errno and exception flags do not matter.
+kernels_libkernels_la_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(BLAS_CFLAGS) \
+	-O3 -fno-math-errno -fno-trapping-math
+kernels_libkernels_la_LDFLAGS = $(OPENMP_CFLAGS)
+kernels_libkernels_la_LIBADD = $(BLAS_LIBS) -lm
+
+if HAVE_CMOCKA
+check_PROGRAMS += kernels/test_kernels
+TESTS += kernels/test_kernels
+kernels_test_kernels_SOURCES = kernels/test_kernels.c kernels/test_reference.c \
+	kernels/test_reference.h
+kernels_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(CMOCKA_CFLAGS)
+kernels_test_kernels_LDADD = kernels/libkernels.la $(CMOCKA_LIBS) -lm
+endif

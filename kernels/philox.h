@@ -1,0 +1,39 @@
+/* Philox 4x32-10, the counter-based generator of every random number whose value must not depend
+ * on the layout (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+ *
+ * Normal numbers of a tensor, on every device:
+ *   key     = {seed, seed >> 32}
+ *   counter = {i / 4, (i / 4) >> 32, tensor, tensor >> 32}, i = row * total_columns + column,
+ *             the element's index in the whole matrix
+ *   x[0..3] = philox(counter, key); u(x) = (x + 0.5) / 2^32, inside (0, 1)
+ *   i % 4:  0: sqrt(-2 ln u(x0)) cos(2 pi u(x1))      1: the same with sin
+ *           2: sqrt(-2 ln u(x2)) cos(2 pi u(x3))      3: the same with sin
+ */
+#ifndef MTLLM_KERNELS_PHILOX_H
+#define MTLLM_KERNELS_PHILOX_H
+
+#include <stdint.h>
+
+static inline void philox(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2])
+{
+    uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
+    uint32_t k0 = key[0], k1 = key[1];
+
+    for (int round = 0; round < 10; round++) {
+        uint64_t product0 = (uint64_t)0xD2511F53u * c0;
+        uint64_t product1 = (uint64_t)0xCD9E8D57u * c2;
+
+        c0 = (uint32_t)(product1 >> 32) ^ c1 ^ k0;
+        c1 = (uint32_t)product1;
+        c2 = (uint32_t)(product0 >> 32) ^ c3 ^ k1;
+        c3 = (uint32_t)product0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    out[0] = c0;
+    out[1] = c1;
+    out[2] = c2;
+    out[3] = c3;
+}
+
+#endif

@@ -1,0 +1,465 @@
+/* Guards: every kernel of the CPU backend computes what kernels.h says. Forwards are held against
+ * plain double-precision loops, backwards against finite differences of those loops. Outputs begin
+ * as NaN, so an element that nobody writes shows; what is accumulated into keeps what was there;
+ * the aliases that kernels.h allows work; a second call gives the same bits; sizes are odd ones,
+ * small (one thread) and large enough for all threads.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "kernels/test_reference.h"
+
+enum { THREADS = 3 };
+
+static const double tolerance = 2e-6;
+
+static const int64_t row_counts[] = {1, 7, 65};
+
+#define COUNT(array) (sizeof(array) / sizeof(*(array)))
+
+static void assert_same_bits(const float *x, const float *y, int64_t n)
+{
+    assert_memory_equal(x, y, (size_t)n * sizeof(*x));
+}
+
+/* --- products ------------------------------------------------------------------------------ */
+
+struct linear {
+    int64_t rows, in, out;
+    double *dy;
+};
+
+static double linear_loss(const double *inputs, const void *problem)
+{
+    const struct linear *p = problem;
+    double *y = calloc((size_t)(p->rows * p->out), sizeof(double)), loss;
+
+    reference_linear(y, inputs, inputs + p->rows * p->in, p->rows, p->in, p->out);
+    loss = dot(y, p->dy, p->rows * p->out);
+    free(y);
+    return loss;
+}
+
+static void check_linear(const struct kernels *k, int64_t rows, int64_t in, int64_t out)
+{
+    int64_t nx = rows * in, nw = out * in, ny = rows * out;
+    float *inputs = random_array(nx + nw, 1), *x = inputs, *w = inputs + nx;
+    float *y = poisoned_array(ny), *dy = random_array(ny, 1), *gradient = poisoned_array(nx + nw);
+    float *before = random_array(nx + nw, 1);
+    double *wide = widened(inputs, nx + nw), *want = calloc((size_t)ny, sizeof(double));
+    struct linear problem = {rows, in, out, widened(dy, ny)};
+
+    reference_linear(want, wide, wide + nx, rows, in, out);
+    k->linear_forward(NULL, y, x, w, rows, in, out, false);
+    check_close("linear_forward", y, want, ny, tolerance);
+    k->linear_forward(NULL, y, x, w, rows, in, out, true);
+    for (int64_t i = 0; i < ny; i++)
+        want[i] *= 2;
+    check_close("linear_forward, accumulating", y, want, ny, tolerance);
+
+    k->linear_backward_input(NULL, gradient, dy, w, rows, in, out, false);
+    memset(gradient + nx, 0, (size_t)nw * sizeof(float));
+    k->linear_backward_weight(NULL, gradient + nx, dy, x, rows, in, out);
+    check_gradient("linear", linear_loss, &problem, wide, gradient, nx + nw);
+
+    /* Both add to what is there. */
+    free(want);
+    want = widened(gradient, nx + nw);
+    for (int64_t i = 0; i < nx + nw; i++)
+        want[i] += (double)before[i];
+    k->linear_backward_input(NULL, before, dy, w, rows, in, out, true);
+    k->linear_backward_weight(NULL, before + nx, dy, x, rows, in, out);
+    check_close("linear backward, accumulating", before, want, nx + nw, tolerance);
+
+    free(inputs);
+    free(y);
+    free(dy);
+    free(gradient);
+    free(before);
+    free(wide);
+    free(want);
+    free(problem.dy);
+}
+
+static void test_linear(void **state)
+{
+    for (size_t i = 0; i < COUNT(row_counts); i++) {
+        check_linear(*state, row_counts[i], 1, 3);
+        check_linear(*state, row_counts[i], 33, 17);
+        check_linear(*state, row_counts[i], 64, 129);
+    }
+}
+
+/* --- norm ---------------------------------------------------------------------------------- */
+
+struct norm {
+    int64_t rows, columns;
+    double eps;
+    double *dy, *dsum; /* dsum: gradient that reaches the sum by the residual path; may be NULL */
+};
+
+/* inputs: x [rows, columns], residual [rows, columns], w [columns] */
+static double norm_loss(const double *inputs, const void *problem)
+{
+    const struct norm *p = problem;
+    int64_t n = p->rows * p->columns;
+    double *y = calloc((size_t)n, sizeof(double)), *s = calloc((size_t)n, sizeof(double)), loss;
+
+    for (int64_t i = 0; i < n; i++)
+        s[i] = inputs[i] + inputs[n + i];
+    reference_rmsnorm(y, NULL, s, inputs + 2 * n, p->eps, p->rows, p->columns);
+    loss = dot(y, p->dy, n) + (p->dsum ? dot(s, p->dsum, n) : 0);
+    free(y);
+    free(s);
+    return loss;
+}
+
+/* With `zero_residual` the kernel gets NULL and the reference zeros. */
+static void check_norm_forward(const struct kernels *k, const float *inputs, int64_t rows,
+                               int64_t columns, double eps, bool zero_residual)
+{
+    int64_t n = rows * columns;
+    const float *residual = zero_residual ? NULL : inputs + n, *w = inputs + 2 * n;
+    float *y = poisoned_array(n), *rstd = poisoned_array(rows), *sum = poisoned_array(n);
+    float *again = poisoned_array(n), *in_place = copied(inputs, n);
+    double *wide = widened(inputs, 2 * n + columns), *want = calloc((size_t)n, sizeof(double));
+    double *want_rstd = calloc((size_t)rows, sizeof(double));
+
+    for (int64_t i = 0; i < n; i++)
+        wide[i] += wide[n + i];
+    reference_rmsnorm(want, want_rstd, wide, wide + 2 * n, eps, rows, columns);
+    k->rmsnorm_forward(NULL, y, rstd, sum, inputs, residual, w, eps, rows, columns);
+    check_close("rmsnorm_forward", y, want, n, tolerance);
+    check_close("rmsnorm_forward, rstd", rstd, want_rstd, rows, tolerance);
+    if (zero_residual)
+        assert_true(isnan(sum[0]) && isnan(sum[n - 1]));
+    else
+        check_close("rmsnorm_forward, sum", sum, wide, n, tolerance);
+
+    /* sum may be x, or residual */
+    k->rmsnorm_forward(NULL, again, rstd, in_place, in_place, residual, w, eps, rows, columns);
+    assert_same_bits(again, y, n);
+    if (!zero_residual) {
+        assert_same_bits(in_place, sum, n);
+        memcpy(in_place, residual, (size_t)n * sizeof(float));
+        k->rmsnorm_forward(NULL, again, rstd, in_place, inputs, in_place, w, eps, rows, columns);
+        assert_same_bits(again, y, n);
+        assert_same_bits(in_place, sum, n);
+    }
+    free(y);
+    free(rstd);
+    free(sum);
+    free(again);
+    free(in_place);
+    free(wide);
+    free(want);
+    free(want_rstd);
+}
+
+static void check_norm_backward(const struct kernels *k, const float *inputs, int64_t rows,
+                                int64_t columns, double eps, bool dresidual)
+{
+    int64_t n = rows * columns;
+    float *s = copied(inputs, n), *y = poisoned_array(n), *rstd = poisoned_array(rows);
+    float *dy = random_array(n, 1), *dsum = random_array(n, 1), *in_place = copied(dsum, n);
+    float *gradient = poisoned_array(2 * n + columns), *dw = gradient + 2 * n;
+    float *dw_before = random_array(columns, 1), *dw_after = copied(dw_before, columns);
+    double *wide = widened(inputs, 2 * n + columns), *want = widened(dw_before, columns);
+    struct norm problem = {rows, columns, eps, widened(dy, n), dresidual ? widened(dsum, n) : NULL};
+
+    k->rmsnorm_forward(NULL, y, rstd, s, s, inputs + n, inputs + 2 * n, eps, rows, columns);
+    memset(dw, 0, (size_t)columns * sizeof(float));
+    k->rmsnorm_backward(NULL, gradient, dw, dy, s, inputs + 2 * n, rstd, dresidual ? dsum : NULL,
+                        rows, columns);
+    memcpy(gradient + n, gradient, (size_t)n * sizeof(float)); /* x and residual have the same */
+    check_gradient("rmsnorm", norm_loss, &problem, wide, gradient, 2 * n + columns);
+
+    /* dresidual may be dx; dw keeps what was there. */
+    k->rmsnorm_backward(NULL, in_place, dw_after, dy, s, inputs + 2 * n, rstd,
+                        dresidual ? in_place : NULL, rows, columns);
+    assert_same_bits(in_place, gradient, n);
+    for (int64_t i = 0; i < columns; i++)
+        want[i] += (double)dw[i];
+    check_close("rmsnorm_backward, accumulating", dw_after, want, columns, tolerance);
+    free(s);
+    free(y);
+    free(rstd);
+    free(dy);
+    free(dsum);
+    free(in_place);
+    free(gradient);
+    free(dw_before);
+    free(dw_after);
+    free(wide);
+    free(want);
+    free(problem.dy);
+    free(problem.dsum);
+}
+
+static void test_norm(void **state)
+{
+    static const int64_t column_counts[] = {1, 31, 64, 300};
+
+    for (size_t i = 0; i < COUNT(row_counts); i++)
+        for (size_t j = 0; j < COUNT(column_counts); j++) {
+            int64_t rows = row_counts[i], columns = column_counts[j];
+            float *inputs = random_array((2 * rows + 1) * columns, 2);
+
+            check_norm_forward(*state, inputs, rows, columns, 1e-5, false);
+            check_norm_backward(*state, inputs, rows, columns, 1e-2, false);
+            check_norm_backward(*state, inputs, rows, columns, 1e-2, true);
+            memset(inputs + rows * columns, 0, (size_t)(rows * columns) * sizeof(float));
+            check_norm_forward(*state, inputs, rows, columns, 1e-5, true);
+            free(inputs);
+        }
+}
+
+/* --- rotary positions ---------------------------------------------------------------------- */
+
+struct rotation {
+    int64_t rows;
+    int heads, kv_heads, head_dim;
+    const int32_t *positions;
+    double *dy;
+};
+
+static double rotation_loss(const double *inputs, const void *problem)
+{
+    const struct rotation *p = problem;
+    int64_t n = p->rows * (p->heads + 2 * p->kv_heads) * p->head_dim;
+    double *turned = calloc((size_t)n, sizeof(double)), loss;
+
+    reference_rope(turned, inputs, p->positions, 10000, p->rows, p->heads, p->kv_heads,
+                   p->head_dim);
+    loss = dot(turned, p->dy, n);
+    free(turned);
+    return loss;
+}
+
+static void check_rope(const struct kernels *k, int64_t rows, int heads, int kv_heads, int head_dim)
+{
+    enum { TABLE_ROWS = 200 };
+    int64_t n = rows * (heads + 2 * kv_heads) * head_dim, half = head_dim / 2;
+    float *cosine = poisoned_array(TABLE_ROWS * half), *sine = poisoned_array(TABLE_ROWS * half);
+    float *qkv = random_array(n, 1), *turned = copied(qkv, n), *gradient = random_array(n, 1);
+    double *wide = widened(qkv, n), *want = calloc((size_t)n, sizeof(double));
+    int32_t *positions = calloc((size_t)rows, sizeof(*positions));
+    struct rotation problem = {rows, heads, kv_heads, head_dim, positions, widened(gradient, n)};
+
+    for (int64_t row = 0; row < rows; row++)
+        positions[row] = random_below(TABLE_ROWS);
+    for (int64_t i = 0; i < TABLE_ROWS * half; i++) {
+        double angle = (double)(i / half) * pow(10000, -2.0 * (double)(i % half) / head_dim);
+
+        cosine[i] = (float)cos(angle);
+        sine[i] = (float)sin(angle);
+    }
+    reference_rope(want, wide, positions, 10000, rows, heads, kv_heads, head_dim);
+    k->rope(NULL, turned, cosine, sine, positions, rows, heads, kv_heads, head_dim, false);
+    check_close("rope", turned, want, n, tolerance);
+    k->rope(NULL, turned, cosine, sine, positions, rows, heads, kv_heads, head_dim, true);
+    check_close("rope, there and back", turned, wide, n, tolerance);
+    k->rope(NULL, gradient, cosine, sine, positions, rows, heads, kv_heads, head_dim, true);
+    check_gradient("rope", rotation_loss, &problem, wide, gradient, n);
+    free(cosine);
+    free(sine);
+    free(qkv);
+    free(turned);
+    free(gradient);
+    free(wide);
+    free(want);
+    free(positions);
+    free(problem.dy);
+}
+
+static void test_rope(void **state)
+{
+    check_rope(*state, 1, 1, 1, 2);
+    check_rope(*state, 7, 3, 1, 6);
+    check_rope(*state, 65, 4, 2, 34);
+    check_rope(*state, 65, 5, 5, 128);
+}
+
+/* --- attention ----------------------------------------------------------------------------- */
+
+struct attention {
+    struct attention_shape shape;
+    double *dout;
+};
+
+static double attention_loss(const double *inputs, const void *problem)
+{
+    const struct attention *p = problem;
+    int64_t n = p->shape.rows * p->shape.heads * p->shape.head_dim;
+    double *out = calloc((size_t)n, sizeof(double)), loss;
+
+    reference_attention(out, NULL, inputs, &p->shape);
+    loss = dot(out, p->dout, n);
+    free(out);
+    return loss;
+}
+
+static void check_attention(const struct kernels *k, const struct attention_shape *shape,
+                            float spread)
+{
+    int64_t n = shape->rows * (shape->heads + 2 * shape->kv_heads) * shape->head_dim;
+    int64_t nout = shape->rows * shape->heads * shape->head_dim, nlse = shape->heads * shape->rows;
+    float *qkv = random_array(n, spread), *dout = random_array(nout, 1);
+    float *out = poisoned_array(nout), *lse = poisoned_array(nlse), *dqkv = poisoned_array(n);
+    float *out_again = poisoned_array(nout), *dqkv_again = poisoned_array(n);
+    double *wide = widened(qkv, n), *want = calloc((size_t)nout, sizeof(double));
+    double *want_lse = calloc((size_t)nlse, sizeof(double));
+    struct attention problem = {*shape, widened(dout, nout)};
+
+    reference_attention(want, want_lse, wide, shape);
+    k->attention_forward(NULL, out, lse, qkv, shape);
+    check_close("attention_forward", out, want, nout, 2 * tolerance);
+    check_close("attention_forward, lse", lse, want_lse, nlse, 2 * tolerance);
+    k->attention_backward(NULL, dqkv, dout, out, qkv, lse, shape);
+    check_gradient("attention", attention_loss, &problem, wide, dqkv, n);
+
+    k->attention_forward(NULL, out_again, lse, qkv, shape);
+    assert_same_bits(out_again, out, nout);
+    k->attention_backward(NULL, dqkv_again, dout, out, qkv, lse, shape);
+    assert_same_bits(dqkv_again, dqkv, n);
+    free(qkv);
+    free(dout);
+    free(out);
+    free(lse);
+    free(dqkv);
+    free(out_again);
+    free(dqkv_again);
+    free(wide);
+    free(want);
+    free(want_lse);
+    free(problem.dout);
+}
+
+/* Multi-head, grouped and multi-query; with and without a window; one sequence and several of
+ * uneven lengths, an empty one among them; shorter and longer than the kernel's blocks. */
+static void test_attention(void **state)
+{
+    static const int32_t one[] = {0, 1}, seven[] = {0, 7}, packed[] = {0, 1, 30, 30, 65};
+    static const int32_t whole[] = {0, 65}, long_one[] = {0, 301}, long_two[] = {0, 290, 301};
+    static const struct attention_shape shapes[] = {
+        {1, 1, 1, 2, 1, one, 0},         {7, 3, 3, 6, 1, seven, 0},
+        {7, 4, 2, 16, 1, seven, 3},      {65, 4, 1, 34, 4, packed, 0},
+        {65, 6, 2, 10, 4, packed, 5},    {65, 4, 2, 64, 1, whole, 0},
+        {65, 2, 2, 128, 1, whole, 1},    {301, 1, 1, 8, 1, long_one, 0},
+        {301, 2, 1, 32, 2, long_two, 0}, {301, 2, 1, 4, 2, long_two, 150},
+    };
+
+    for (size_t i = 0; i < COUNT(shapes); i++)
+        check_attention(*state, &shapes[i], i % 2 ? 1 : 3);
+}
+
+/* Scores far beyond what exp() takes, and a NaN that only its own and later rows see. */
+static void test_attention_extremes(void **state)
+{
+    static const int32_t starts[] = {0, 5};
+    static const struct attention_shape shape = {5, 1, 1, 2, 1, starts, 0};
+    const struct kernels *k = *state;
+    float qkv[30], out[10], lse[5];
+    double wide[30], want[10];
+
+    for (int i = 0; i < 30; i++) {
+        qkv[i] = random_float() * (i % 6 < 4 ? 300 : 1);
+        wide[i] = (double)qkv[i] / (i % 6 < 2 ? 300 : 1);
+    }
+    k->attention_forward(NULL, out, lse, qkv, &shape);
+    for (int i = 0; i < 10; i++)
+        assert_true(fabsf(out[i]) <= 1);
+    for (int i = 0; i < 30; i++)
+        qkv[i] = (float)wide[i];
+    qkv[3 * 6 + 2] = NAN;
+    k->attention_forward(NULL, out, lse, qkv, &shape);
+    for (int i = 0; i < 30; i++)
+        wide[i] = i == 3 * 6 + 2 ? 0 : wide[i];
+    reference_attention(want, NULL, wide, &shape);
+    check_close("rows before a NaN", out, want, 2 * 3, 1e-4);
+    for (int i = 6; i < 10; i++)
+        assert_true(isnan(out[i]));
+    assert_true(isnan(lse[3]) && isnan(lse[4]));
+}
+
+/* --- SwiGLU -------------------------------------------------------------------------------- */
+
+struct swiglu {
+    int64_t rows, f;
+    double *dy;
+};
+
+static double swiglu_loss(const double *inputs, const void *problem)
+{
+    const struct swiglu *p = problem;
+    double *y = calloc((size_t)(p->rows * p->f), sizeof(double)), loss;
+
+    reference_swiglu(y, inputs, p->rows, p->f);
+    loss = dot(y, p->dy, p->rows * p->f);
+    free(y);
+    return loss;
+}
+
+static void check_swiglu(const struct kernels *k, int64_t rows, int64_t f, float spread)
+{
+    int64_t n = rows * f;
+    float *gate_up = random_array(2 * n, spread), *dy = random_array(n, 1);
+    float *y = poisoned_array(n), *gradient = poisoned_array(2 * n), *in_place;
+    double *wide = widened(gate_up, 2 * n), *want = calloc((size_t)n, sizeof(double));
+    struct swiglu problem = {rows, f, widened(dy, n)};
+
+    reference_swiglu(want, wide, rows, f);
+    k->swiglu_forward(NULL, y, gate_up, rows, f);
+    check_close("swiglu_forward", y, want, n, tolerance);
+    k->swiglu_backward(NULL, gradient, dy, gate_up, rows, f);
+    check_gradient("swiglu", swiglu_loss, &problem, wide, gradient, 2 * n);
+    in_place = copied(gate_up, 2 * n);
+    k->swiglu_backward(NULL, in_place, dy, in_place, rows, f);
+    assert_same_bits(in_place, gradient, 2 * n);
+    free(gate_up);
+    free(dy);
+    free(y);
+    free(gradient);
+    free(in_place);
+    free(wide);
+    free(want);
+    free(problem.dy);
+}
+
+static void test_swiglu(void **state)
+{
+    const struct kernels *k = *state;
+    float extreme[] = {-1000, 1000, NAN, 2, 3, 4}, y[3];
+
+    for (size_t i = 0; i < COUNT(row_counts); i++) {
+        check_swiglu(k, row_counts[i], 1, 4);
+        check_swiglu(k, row_counts[i], 77, 4);
+        check_swiglu(k, row_counts[i], 321, 20);
+    }
+    k->swiglu_forward(NULL, y, extreme, 1, 3);
+    assert_true(y[0] == 0 && y[1] == 3000 && isnan(y[2]));
+}
+
+int main(void)
+{
+    struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_attention_extremes),
+        cmocka_unit_test(test_swiglu),
+    };
+
+    for (size_t i = 0; i < COUNT(tests); i++)
+        tests[i].initial_state = (void *)kernels_cpu(THREADS);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
