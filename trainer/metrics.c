@@ -1,0 +1,173 @@
+/* The table, and rows as text. */
+#include "trainer/metrics.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const struct metric metric_table[METRIC_COUNT] = {
+#define METRIC(id, name, unit, decimals, over_steps, help)                                         \
+    [METRIC_##id] = {name, unit, decimals, over_steps, help},
+    METRICS(METRIC)
+#undef METRIC
+};
+
+void metrics_interval_add(struct metrics_interval *interval, const struct metrics_row *row)
+{
+    interval->steps++;
+    for (int id = 0; id < METRIC_COUNT; id++) {
+        double value = row->values[id], weight = 1;
+
+        if (!row->present[id])
+            continue;
+        interval->counts[id]++;
+        switch (metric_table[id].over_steps) {
+        case METRIC_LAST:
+            interval->sums[id] = value;
+            interval->weights[id] = 1;
+            continue;
+        case METRIC_SUM:
+            interval->weights[id] = 1;
+            interval->sums[id] += value;
+            continue;
+        case METRIC_RATE:
+            weight = row->present[METRIC_STEP_S] ? row->values[METRIC_STEP_S] : 1;
+            break;
+        case METRIC_MEAN:
+            break;
+        }
+        if (isfinite(value)) {
+            interval->sums[id] += weight * value;
+            interval->weights[id] += weight;
+        }
+    }
+}
+
+void metrics_interval_take(struct metrics_interval *interval, struct metrics_row *row)
+{
+    *row = (struct metrics_row){0};
+    for (int id = 0; id < METRIC_COUNT; id++)
+        if (interval->counts[id] > 0)
+            metrics_set(row, (enum metric_id)id,
+                        interval->weights[id] > 0 ? interval->sums[id] / interval->weights[id]
+                                                  : NAN);
+    *interval = (struct metrics_interval){0};
+}
+
+/* Text that grows in a buffer of fixed size; what does not fit is cut off. */
+struct text {
+    char *bytes;
+    size_t size, used;
+};
+
+static void append(struct text *text, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void append(struct text *text, const char *format, ...)
+{
+    va_list arguments;
+    int length;
+
+    va_start(arguments, format);
+    length = vsnprintf(text->bytes + text->used, text->size - text->used, format, arguments);
+    va_end(arguments);
+    if (length > 0)
+        text->used += (size_t)length;
+    if (text->used >= text->size)
+        text->used = text->size - 1;
+}
+
+static void append_number(struct text *text, double value, int decimals)
+{
+    char number[32];
+
+    if (!isfinite(value)) {
+        append(text, "null");
+        return;
+    }
+    /* Beyond this a double has no decimals, and JSON readers no whole numbers. */
+    if (decimals >= 0 && fabs(value) < 1e16) {
+        append(text, "%.*f", decimals, value);
+        return;
+    }
+    /* The shortest that is the same number. 17 digits always are. */
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(number, sizeof(number), "%.*g", digits, value);
+        if (strtod(number, NULL) == value)
+            break;
+    }
+    append(text, "%s", number);
+}
+
+void metrics_format_json(const struct metrics_row *row, char *bytes, size_t size)
+{
+    struct text text = {bytes, size, 0};
+    const char *comma = "";
+
+    append(&text, "{");
+    if (row->eval) {
+        append(&text, "\"eval\":\"%s\"", row->eval);
+        comma = ",";
+    }
+    for (int id = 0; id < METRIC_COUNT; id++) {
+        if (!row->present[id])
+            continue;
+        append(&text, "%s\"%s\":", comma, metric_table[id].name);
+        append_number(&text, row->values[id], metric_table[id].decimals);
+        comma = ",";
+    }
+    append(&text, "}");
+}
+
+/* What the console shows of a training step, in order; `scale` turns the unit into the label's. */
+static const struct {
+    enum metric_id id;
+    const char *format;
+    double scale;
+} console[] = {
+    {METRIC_SAMPLES, " consumed samples: %12.0f |", 1},
+    {METRIC_STEP_S, " elapsed time per iteration (ms): %.1f |", 1000},
+    {METRIC_TOKENS_PER_S, " rate (tokens/sec): %.2f |", 1},
+    {METRIC_TFLOPS, " TFLOP/s per rank: %.2f |", 1},
+    {METRIC_MFU, " MFU: %.1f%% |", 100},
+    {METRIC_LR, " learning rate: %.3E |", 1},
+    {METRIC_LOSS, " lm loss: %.6E |", 1},
+    {METRIC_GRAD_NORM, " grad norm: %.3f |", 1},
+    {METRIC_SKIPPED, " number of skipped iterations: %3.0f |", 1},
+};
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+void metrics_format_console(const struct metrics_row *row, int64_t steps, int64_t global_batch,
+                            char *bytes, size_t size)
+{
+    struct text text = {bytes, size, 0};
+
+    if (row->eval) {
+        append(&text, " validation loss at iteration %.0f | lm loss value: %.6E |",
+               row->values[METRIC_STEP], row->values[METRIC_LOSS]);
+        if (row->present[METRIC_PERPLEXITY])
+            append(&text, " lm loss PPL: %.6E |", row->values[METRIC_PERPLEXITY]);
+        return;
+    }
+    append(&text, " iteration %8.0f/%8lld |", row->values[METRIC_STEP], (long long)steps);
+    for (size_t i = 0; i < sizeof(console) / sizeof(*console); i++) {
+        if (row->present[console[i].id])
+            append(&text, console[i].format, row->values[console[i].id] * console[i].scale);
+        if (console[i].id == METRIC_LR)
+            append(&text, " global batch size: %5lld |", (long long)global_batch);
+    }
+}
+#pragma GCC diagnostic pop
+
+void metrics_print(const struct metrics_row *row, int64_t steps, int64_t global_batch)
+{
+    char text[1024];
+
+    metrics_format_console(row, steps, global_batch, text, sizeof(text));
+    /* A console that is gone is no reason to stop. */
+    (void)!puts(text);
+    (void)fflush(stdout);
+}

@@ -1,0 +1,31 @@
+/* The learning rate as a function of samples consumed, as Megatron has it.
+ *
+ * The update that consumes samples [n, n + global batch) uses lr_at(n): with warm-up the very first
+ * update has a learning rate of 0. That is Megatron's, kept so that curves can be compared.
+ */
+#ifndef MTLLM_TRAINER_SCHEDULE_H
+#define MTLLM_TRAINER_SCHEDULE_H
+
+#include <stdint.h>
+
+#include "core/error.h"
+#include "core/settings.h"
+
+enum lr_style { LR_CONSTANT, LR_LINEAR, LR_COSINE, LR_INVERSE_SQUARE_ROOT };
+
+struct lr_schedule {
+    enum lr_style style;
+    double max_lr, min_lr;
+    int64_t warmup_samples;
+    int64_t decay_samples; /* min_lr is reached here; LR_CONSTANT ignores it */
+};
+
+double lr_at(const struct lr_schedule *schedule, int64_t samples);
+
+/* Steps of the settings become samples of `global_batch` sequences a step. `prefix` is how options
+ * are spelled. Error: EXIT_STATUS_CONFIGURATION when warm-up does not end before the decay, when
+ * the decay has no end (neither lr-decay-steps nor steps is set), or min-lr is above lr. */
+int lr_schedule_from_settings(struct lr_schedule *schedule, const struct settings *settings,
+                              int64_t global_batch, const char *prefix, struct error *error);
+
+#endif

@@ -1,0 +1,159 @@
+/* Guards: the learning rate is Megatron's at every golden point of all four styles, and settings
+ * that make no schedule are refused with status 78 and the option's name.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <string.h>
+
+#include "trainer/schedule.h"
+
+/* Peak 3e-4, floor 1e-6, 50 of 500 steps of 1000 samples warm-up; update k uses n = 1000 k. */
+static void test_golden(void **state)
+{
+    static const struct {
+        enum lr_style style;
+        int64_t update;
+        double lr, tolerance;
+    } golden[] = {
+        {LR_COSINE, 0, 0, 0},
+        {LR_COSINE, 1, 6e-6, 1e-20},
+        {LR_COSINE, 25, 1.5e-4, 1e-19},
+        {LR_COSINE, 50, 3e-4, 0},
+        {LR_COSINE, 51, 2.9999635679e-4, 1e-14},
+        {LR_COSINE, 275, 1.505e-4, 1e-15},
+        {LR_COSINE, 499, 1.00364320954e-6, 1e-17},
+        {LR_COSINE, 500, 1e-6, 0},
+        {LR_COSINE, 501, 1e-6, 0},
+        {LR_COSINE, 1000000, 1e-6, 0},
+        {LR_LINEAR, 0, 0, 0},
+        {LR_LINEAR, 25, 1.5e-4, 1e-19},
+        {LR_LINEAR, 275, 1.505e-4, 1e-15},
+        {LR_LINEAR, 500, 1e-6, 0},
+        {LR_INVERSE_SQUARE_ROOT, 25, 1.5e-4, 1e-19},
+        {LR_INVERSE_SQUARE_ROOT, 275, 1.27920429813e-4, 1e-15},
+        {LR_INVERSE_SQUARE_ROOT, 500, 9.48683298e-5, 1e-13},
+        {LR_INVERSE_SQUARE_ROOT, 501, 1e-6, 0},
+        {LR_CONSTANT, 0, 0, 0},
+        {LR_CONSTANT, 25, 1.5e-4, 1e-19},
+        {LR_CONSTANT, 51, 3e-4, 0},
+        {LR_CONSTANT, 1000, 3e-4, 0},
+    };
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(golden) / sizeof(*golden); i++) {
+        struct lr_schedule schedule = {golden[i].style, 3e-4, 1e-6, 50000, 500000};
+        double lr = lr_at(&schedule, golden[i].update * 1000);
+
+        if (!(fabs(lr - golden[i].lr) <= golden[i].tolerance))
+            fail_msg("style %d, update %lld: %.17g, not %.17g", (int)golden[i].style,
+                     (long long)golden[i].update, lr, golden[i].lr);
+    }
+}
+
+/* Without warm-up the first update already has the peak; the inverse root begins at n = 1. */
+static void test_no_warmup(void **state)
+{
+    (void)state;
+    for (int style = LR_CONSTANT; style <= LR_INVERSE_SQUARE_ROOT; style++) {
+        struct lr_schedule schedule = {(enum lr_style)style, 1, 0.25, 0, 100};
+
+        assert_true(lr_at(&schedule, 0) == 1);
+    }
+    assert_true(lr_at(&(struct lr_schedule){LR_INVERSE_SQUARE_ROOT, 1, 0.25, 0, 100}, 4) == 0.5);
+    assert_true(lr_at(&(struct lr_schedule){LR_INVERSE_SQUARE_ROOT, 1, 0.25, 0, 100}, 64) == 0.25);
+    assert_true(lr_at(&(struct lr_schedule){LR_COSINE, 1, 0.25, 0, 0}, 0) == 0.25);
+}
+
+static int schedule_of(struct lr_schedule *schedule, char *const *options, struct error *error)
+{
+    struct settings *settings = settings_create();
+    char *argv[8] = {"mtllm-train"};
+    int argc = 1, result;
+
+    for (; options[argc - 1]; argc++)
+        argv[argc] = options[argc - 1];
+    assert_non_null(settings);
+    if (settings_read_command_line(settings, argc, argv, error) < 0)
+        fail_msg("%s", error->text);
+    result = lr_schedule_from_settings(schedule, settings, 8, "--", error);
+    settings_destroy(settings);
+    return result;
+}
+
+static void test_settings(void **state)
+{
+    char *short_decay[] = {"--steps=100", "--lr-warmup-steps=5", "--lr-decay-steps=50",
+                           "--lr-schedule=linear", NULL};
+    char *plain[] = {"--steps=100", NULL};
+    char *constant[] = {"--lr-schedule=constant", "--lr-warmup-steps=5", "--min-lr=1", NULL};
+    char *idle[] = {"--steps=0", NULL};
+    struct lr_schedule schedule;
+    struct error error = {0};
+    (void)state;
+
+    assert_int_equal(schedule_of(&schedule, short_decay, &error), 0);
+    assert_int_equal(schedule.style, LR_LINEAR);
+    assert_int_equal(schedule.warmup_samples, 40);
+    assert_int_equal(schedule.decay_samples, 400);
+    assert_int_equal(schedule_of(&schedule, plain, &error), 0);
+    assert_int_equal(schedule.style, LR_COSINE);
+    assert_int_equal(schedule.decay_samples, 800);
+    assert_true(schedule.max_lr == 3e-4);
+    assert_int_equal(schedule_of(&schedule, constant, &error), 0);
+    assert_int_equal(schedule_of(&schedule, idle, &error), 0);
+}
+
+static void test_refusals(void **state)
+{
+    struct {
+        char *options[4];
+        const char *message;
+    } cases[] = {
+        {{"--steps=10", "--lr-warmup-steps=10"}, "--lr-warmup-steps=10: the warm-up must end"},
+        {{"--steps=10", "--lr-warmup-steps=5", "--lr-decay-steps=5"}, "(--lr-decay-steps)"},
+        {{"--steps=10", "--lr=1e-4", "--min-lr=2e-4"}, "--min-lr=2e-4: above the peak, --lr=1e-4"},
+        {{"--lr=1"}, "set --steps or --lr-decay-steps"},
+    };
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct lr_schedule schedule;
+        struct error error = {0};
+
+        assert_int_equal(schedule_of(&schedule, cases[i].options, &error), -1);
+        assert_int_equal(error.status, EXIT_STATUS_CONFIGURATION);
+        if (!strstr(error.text, cases[i].message))
+            fail_msg("%s", error.text);
+    }
+}
+
+/* 1e15 steps of 1e9 sequences do not fit 64 bits. */
+static void test_overflow(void **state)
+{
+    char *argv[] = {"mtllm-train", "--steps=1000000000000000"};
+    struct settings *settings = settings_create();
+    struct lr_schedule schedule;
+    struct error error = {0};
+    (void)state;
+
+    assert_int_equal(settings_read_command_line(settings, 2, argv, &error), 0);
+    assert_int_equal(lr_schedule_from_settings(&schedule, settings, 1000000000, "--", &error), -1);
+    assert_int_equal(error.status, EXIT_STATUS_CONFIGURATION);
+    settings_destroy(settings);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_golden),   cmocka_unit_test(test_no_warmup),
+        cmocka_unit_test(test_settings), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_overflow),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
