@@ -116,7 +116,7 @@ void cpu_cross_entropy_finish(struct stream *stream, float *loss, void *logits,
 
         loss[row] = 0;
         if (live)
-            loss[row] = (float)((double)maximum[row] + log((double)sum[row]) - (double)target[row]);
+            loss[row] = (float)((double)maximum[row] - (double)target[row] + log((double)sum[row]));
         if (!backward)
             continue;
         if (live) {
