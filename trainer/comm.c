@@ -26,6 +26,7 @@ size_t comm_type_bytes(enum comm_type type)
 }
 
 /* acc[count] op= part[count]. The second comparison lets NaN win a maximum. */
+/* NOLINTBEGIN(bugprone-macro-parentheses): types cannot be put in parentheses */
 #define DEFINE_REDUCE(name, ctype, wrapping)                                                       \
     static void name(ctype *restrict acc, const ctype *restrict part, size_t count,                \
                      enum comm_op op)                                                              \
@@ -41,6 +42,7 @@ DEFINE_REDUCE(reduce_f32, float, float)
 DEFINE_REDUCE(reduce_f64, double, double)
 DEFINE_REDUCE(reduce_i32, int32_t, uint32_t)
 DEFINE_REDUCE(reduce_i64, int64_t, uint64_t)
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 static const char *part_at(const void *parts, size_t stride, int i)
 {
@@ -110,7 +112,7 @@ static struct comm *group_of_one(const struct comm_backend *backend, const char 
 /* `size` is the same on every rank that calls, so all of them split or none does. */
 static struct comm *open_group(struct comm *world, int size, int color, const char *name)
 {
-    if (size == 1)
+    if (size == 1 || world->size == 1)
         return group_of_one(world->backend, name);
     return world->backend->split(world, color, name);
 }

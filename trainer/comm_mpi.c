@@ -18,7 +18,7 @@
 
 #include <mpi.h>
 
-#define SCRATCH_BYTES ((size_t)4 << 20)
+#define SCRATCH_BYTES ((size_t)1 << 20)
 #define SMALL_BYTES   ((size_t)16 << 10) /* up to here a gather beats two exchanges */
 #ifndef MESSAGE_BYTES                    /* a test builds this with less */
 #define MESSAGE_BYTES ((int64_t)1 << 30) /* the most in one MPI call */
@@ -203,8 +203,7 @@ static void start_transfer(struct comm *comm, char *buffer, int64_t bytes, int p
                            struct comm_request *request)
 {
     int count = bytes == 0 ? 1 : (int)((bytes + MESSAGE_BYTES - 1) / MESSAGE_BYTES);
-    struct mpi_transfer *transfer =
-        malloc(sizeof(*transfer) + (size_t)count * sizeof(*transfer->requests));
+    struct mpi_transfer *transfer = malloc(sizeof(*transfer) + (size_t)count * sizeof(MPI_Request));
 
     if (!transfer) {
         check(MPI_ERR_NO_MEM, comm, receiving ? "receive" : "send", bytes);
@@ -242,6 +241,7 @@ static void mpi_receive(struct comm *comm, void *buffer, int64_t bytes, int peer
 {
     (void)stream;
     start_transfer(comm, buffer, bytes, peer, true, request);
+    /* mpi_wait() waits for it. NOLINTNEXTLINE(clang-analyzer-optin.mpi.MPI-Checker) */
 }
 
 static void mpi_wait(struct comm_transfer *base)
@@ -254,6 +254,7 @@ static void mpi_wait(struct comm_transfer *base)
         MPI_Status status;
         int n = 0;
 
+        /* start_transfer() began it. NOLINTNEXTLINE(clang-analyzer-optin.mpi.MPI-Checker) */
         check(MPI_Wait(&transfer->requests[i], &status), transfer->comm, operation,
               transfer->bytes);
         if (transfer->receiving)

@@ -12,6 +12,7 @@
 #include "trainer/comm.h"
 #include "trainer/world.h"
 
+#define MOST_RANKS  64
 #define LARGE_COUNT ((int64_t)2 * 1024 * 1024 + 5) /* more than one piece of a reduction */
 
 static struct world world;
@@ -234,7 +235,7 @@ static bool in_group(const char *name, const struct layout *layout, int rank)
 
 static void check_group(struct comm *comm, const char *name, const struct layout *layout)
 {
-    int ranks[64], count = 0, mine = -1;
+    int ranks[MOST_RANKS] = {0}, count = 0, mine = -1;
 
     for (int rank = 0; rank < world.size; rank++) {
         if (!in_group(name, layout, rank))
@@ -279,7 +280,7 @@ static void check_layout(const struct layout *layout)
 
 static void check_large(struct comm *comm)
 {
-    int ranks[64];
+    int ranks[MOST_RANKS] = {0};
 
     for (int rank = 0; rank < world.size; rank++)
         ranks[rank] = rank;
@@ -287,6 +288,21 @@ static void check_large(struct comm *comm)
     check_gather(comm, ranks, LARGE_COUNT / 8, "large");
     check_broadcast(comm, ranks, LARGE_COUNT / 8, "large");
     check_messages(comm, ranks, LARGE_COUNT / 16, "large");
+}
+
+/* Every node has one first rank, and launchers that say where a rank is say the same. */
+static void check_places(struct comm *comm)
+{
+    int32_t first_ranks = world.local_rank == 0, last_node = world.node;
+    const char *local_rank = getenv("OMPI_COMM_WORLD_LOCAL_RANK"), *name = "places";
+    const char *local_size = getenv("OMPI_COMM_WORLD_LOCAL_SIZE"), *node = getenv("SLURM_NODEID");
+
+    comm_all_reduce(comm, &first_ranks, 1, COMM_I32, COMM_SUM, NULL);
+    comm_all_reduce(comm, &last_node, 1, COMM_I32, COMM_MAX, NULL);
+    CHECK(first_ranks == world.nodes && last_node == world.nodes - 1);
+    CHECK(!local_rank || atoi(local_rank) == world.local_rank);
+    CHECK(!local_size || atoi(local_size) == world.local_size);
+    CHECK(!node || atoi(node) == world.node);
 }
 
 /* Neither comes back: a rank gives up while the others wait for it; a message of another length
@@ -310,15 +326,18 @@ int main(int argc, char **argv)
 {
     struct comm_groups first;
     struct error error = {0};
+    const char *name = "world";
     int layouts = 0;
 
     if (world_open(&world, &error) < 0)
         return error_print(&error);
+    CHECK(world.size <= MOST_RANKS);
     /* MPI can be started once a process: this one is open throughout. */
     if (comm_open(&first, &world, &(struct layout){1, 1, world.size}, &error) < 0) {
         world_close(&world);
         return error_print(&error);
     }
+    check_places(first.world);
     if (argc > 1)
         fail(first.world, argv[1]);
     for (int tp = 1; tp <= world.size; tp++) {

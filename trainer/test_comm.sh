@@ -8,7 +8,7 @@ test -x trainer/test_comm || { echo "built without MPI"; exit 77; }
 # More ranks than cores, any user, this host alone; MPI itself leaks at exit.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1
 export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_leaks=0}"
-unset PMIX_NAMESPACE SLURM_NTASKS SLURM_STEP_NUM_TASKS SLURM_JOB_ID
+unset PMIX_NAMESPACE SLURM_NTASKS SLURM_STEP_NUM_TASKS SLURM_JOB_ID SLURM_NODEID
 
 status=0
 fail() { echo "FAIL: $1"; status=1; }
