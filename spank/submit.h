@@ -1,0 +1,25 @@
+/* The part of the plugin that runs in the user's own commands: sbatch, salloc and srun.
+ *
+ * What cannot work is refused here, on the terminal, before it waits in the queue or takes the
+ * nodes. All functions return 0, or -1 after saying why, on which the command exits with 1. They
+ * are called only for jobs that use an --llm-* option.
+ */
+#ifndef MTLLM_SPANK_SUBMIT_H
+#define MTLLM_SPANK_SUBMIT_H
+
+#include "spank/arguments.h"
+#include "spank/slurm.h"
+
+/* sbatch and salloc, all options read, before the job's environment is taken. */
+int submit_allocator_options(const struct arguments *arguments);
+
+/* srun, all options read. */
+int submit_srun_options(const struct arguments *arguments);
+
+/* srun, with its allocation, before the step starts. */
+int submit_srun_step(spank_t spank);
+
+/* At the command's end. */
+void submit_finish(void);
+
+#endif
