@@ -32,3 +32,15 @@ EXTRA_DIST += spank/mtllm.map
 
 # The plugin's directory belongs to Slurm; a build that is only tried goes somewhere else.
 AM_DISTCHECK_CONFIGURE_FLAGS = --with-slurm-plugindir='$${libdir}/slurm'
+
+if HAVE_SLURM
+if HAVE_CMOCKA
+check_PROGRAMS += spank/test_spank
+TESTS += spank/test_spank
+spank_test_spank_SOURCES = spank/test_spank.c spank/fake_slurm.c spank/fake_slurm.h
+spank_test_spank_CPPFLAGS = $(AM_CPPFLAGS) $(SLURM_CFLAGS)
+spank_test_spank_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+spank_test_spank_LDFLAGS = -Wl,--wrap=fopen -Wl,--wrap=access
+spank_test_spank_LDADD = spank/libspank.la core/libcore.la $(CMOCKA_LIBS)
+endif
+endif
