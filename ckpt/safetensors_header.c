@@ -121,7 +121,7 @@ static int parse_offsets(struct safetensors_tensor *tensor, const json_t *entry,
 static int parse_tensor(struct safetensors_tensor *tensor, const json_t *entry, int64_t data_bytes,
                         struct error *error)
 {
-    int bits;
+    int bits = 0;
 
     if (!json_is_object(entry))
         return error_set(error, EXIT_STATUS_DATA, "%s: tensor " NAME " is not described",
