@@ -101,6 +101,15 @@ int checkpoint_find(const char *root, bool deep, char *path, size_t size,
 /* The directory of `step` under `root`. */
 void checkpoint_path(const char *root, int64_t step, char *path, size_t size);
 
+/* The directory of one checkpoint that a user's `path` means: itself, or the newest good one of a
+ * run directory or its ckpt/, as checkpoint_open() takes it; those passed over are reported.
+ * Error: EXIT_STATUS_DATA. */
+int checkpoint_resolve(const char *path, char *directory, size_t size,
+                       checkpoint_complaint complain, void *user, struct error *error);
+
+/* The directory of checkpoints that a run directory, or that directory itself, means. */
+void checkpoint_root(const char *path, char *root, size_t size);
+
 struct checkpoint; /* open for reading */
 
 struct checkpoint_tensor {

@@ -23,3 +23,25 @@ ckpt_test_safetensors_SOURCES = ckpt/test_safetensors.c
 ckpt_test_safetensors_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 ckpt_test_safetensors_LDADD = ckpt/libhf.la core/libcore.la $(CMOCKA_LIBS)
 endif
+
+# Sharded checkpoints, ckpt/checkpoint.h.
+noinst_LTLIBRARIES += ckpt/libckpt.la
+
+ckpt_libckpt_la_SOURCES = \
+	ckpt/checkpoint.h \
+	ckpt/commit.c \
+	ckpt/directory.c ckpt/directory.h \
+	ckpt/disk.c ckpt/disk.h \
+	ckpt/format.h \
+	ckpt/h5.c ckpt/h5.h \
+	ckpt/h5_table.c ckpt/h5_table.h \
+	ckpt/index.h ckpt/index_compose.c ckpt/index_parse.c \
+	ckpt/manifest.c ckpt/manifest.h \
+	ckpt/open.c \
+	ckpt/read.c ckpt/reader.h \
+	ckpt/shard.c \
+	ckpt/sidecar.c ckpt/sidecar.h \
+	ckpt/table.c ckpt/table.h \
+	ckpt/verify.c
+ckpt_libckpt_la_CFLAGS = $(AM_CFLAGS) -pthread $(HDF5_CFLAGS) $(JANSSON_CFLAGS) $(XXHASH_CFLAGS)
+ckpt_libckpt_la_LIBADD = core/libcore.la $(HDF5_LIBS) $(JANSSON_LIBS) $(XXHASH_LIBS) -lpthread
