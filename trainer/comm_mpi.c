@@ -10,13 +10,18 @@
  */
 #include "trainer/comm_backend.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <mpi.h>
+
+#include "core/log.h"
 
 #define SCRATCH_BYTES ((size_t)1 << 20)
 #define SMALL_BYTES   ((size_t)16 << 10) /* up to here a gather beats two exchanges */
@@ -26,8 +31,9 @@
 
 /* What the groups of one comm_open() share. */
 struct workspace {
-    char *scratch;    /* [SCRATCH_BYTES] */
-    bool initialized; /* this comm_open() started MPI, so its comm_close() ends it */
+    char *scratch;           /* [SCRATCH_BYTES] */
+    bool initialized;        /* this comm_open() started MPI, so its comm_close() ends it */
+    char segments[PATH_MAX]; /* directory of this node's shared memory; "" for MPI's own choice */
 };
 
 struct mpi_group {
@@ -306,12 +312,21 @@ static struct comm *mpi_split(struct comm *parent, int color, const char *name)
     return comm;
 }
 
+/* Only an empty directory goes, and it is empty once all ranks of the node have found each other.
+ */
+static void remove_segments(const struct workspace *workspace)
+{
+    if (*workspace->segments)
+        rmdir(workspace->segments);
+}
+
 static void close_workspace(struct workspace *workspace)
 {
     if (!workspace)
         return;
     if (workspace->initialized)
         MPI_Finalize();
+    remove_segments(workspace);
     free(workspace->scratch);
     free(workspace);
 }
@@ -328,6 +343,34 @@ static void mpi_close(struct comm *comm)
     free(comm);
 }
 
+/* Several Slurm nodes on one host (slurmd -N: test clusters): Open MPI names its shared memory
+ * after host and local rank, so that nodes would write into each other's and crash. A directory a
+ * node keeps them apart. On nodes that have merely another name than their host this changes
+ * nothing. */
+static void separate_nodes(struct workspace *workspace)
+{
+    const char *node = getenv("SLURMD_NODENAME"), *job = getenv("SLURM_JOB_ID");
+    const char *step = getenv("SLURM_STEP_ID");
+    char host[HOST_NAME_MAX + 1] = "";
+    struct stat status;
+
+    if (!node || !job || !step || strchr(node, '/') || gethostname(host, sizeof(host) - 1) < 0)
+        return;
+    host[strcspn(host, ".")] = '\0';
+    if (!strcmp(host, node))
+        return;
+    snprintf(workspace->segments, sizeof(workspace->segments), "/dev/shm/mtllm-%lu-%s.%s-%s",
+             (unsigned long)getuid(), job, step, node);
+    if ((mkdir(workspace->segments, 0700) < 0 && errno != EEXIST) ||
+        lstat(workspace->segments, &status) < 0 || !S_ISDIR(status.st_mode) ||
+        status.st_uid != getuid() ||
+        setenv("OMPI_MCA_btl_vader_backing_directory", workspace->segments, 0) < 0) {
+        log_warning("%s: cannot be used for the shared memory of node %s", workspace->segments,
+                    node);
+        *workspace->segments = '\0';
+    }
+}
+
 /* Ranks wait for each other by polling. With more ranks than cores a poller keeps the one it waits
  * for from running, unless it yields; with enough cores yielding costs next to nothing. */
 static int start_mpi(struct workspace *workspace, struct error *error)
@@ -336,11 +379,13 @@ static int start_mpi(struct workspace *workspace, struct error *error)
 
     if (MPI_Initialized(&running) == MPI_SUCCESS && running)
         return 0;
+    separate_nodes(workspace);
     if (setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0) < 0)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS)
         return error_set(error, EXIT_STATUS_CONFIGURATION, "MPI does not start");
     workspace->initialized = true;
+    remove_segments(workspace);
     if (provided < MPI_THREAD_FUNNELED)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "this MPI was built without support for threads");
