@@ -14,3 +14,12 @@ AM_TESTS_ENVIRONMENT = srcdir='$(srcdir)'; export srcdir; \
 	builddir='$(abs_builddir)'; export builddir;
 
 EXTRA_DIST += tests/slurm/cluster.sh
+
+# What the trainer's tests train on.
+check_PROGRAMS += tests/make_tokens
+tests_make_tokens_SOURCES = tests/make_tokens.c
+tests_make_tokens_LDADD = data/libdata.la core/libcore.la
+
+trainer_bats = tests/layouts.bats
+TESTS += $(trainer_bats)
+EXTRA_DIST += $(trainer_bats) tests/common.bash

@@ -41,3 +41,27 @@ trainer_test_world_SOURCES = trainer/test_world.c
 trainer_test_world_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_world_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS)
 endif
+
+# What the training itself is made of.
+noinst_LTLIBRARIES += trainer/libtraining.la
+trainer_libtraining_la_SOURCES = \
+	trainer/batch.c trainer/batch.h \
+	trainer/block.c trainer/ends.c \
+	trainer/evaluate.c \
+	trainer/optimizer.c trainer/optimizer.h \
+	trainer/parameter.c trainer/parameter.h \
+	trainer/pipeline.c trainer/pipeline.h \
+	trainer/restore.c trainer/restore.h \
+	trainer/run_directory.c trainer/run_directory.h \
+	trainer/saver.c trainer/saver.h \
+	trainer/stage.c trainer/stage.h \
+	trainer/team.c trainer/team.h \
+	trainer/tokenizer_files.c trainer/tokenizer_files.h \
+	trainer/train.c trainer/training.c trainer/training.h
+trainer_libtraining_la_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS)
+trainer_libtraining_la_LIBADD = trainer/libtrainer.la kernels/libkernels.la ckpt/libckpt.la \
+	ckpt/libhf.la data/libdata.la core/libcore.la $(HDF5_LIBS)
+
+bin_PROGRAMS += mtllm-train
+mtllm_train_SOURCES = trainer/main.c
+mtllm_train_LDADD = trainer/libtraining.la

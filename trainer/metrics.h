@@ -83,9 +83,10 @@ void metrics_interval_take(struct metrics_interval *interval, struct metrics_row
 
 struct metrics; /* an open metrics.jsonl */
 
-/* Open `path` to append to, made when missing. Lines of steps after `resume_step` are dropped: they
- * will be run again; so are lines that are no JSON object with a step, such as the last line of a
- * run that was killed. The file is replaced as a whole or stays as it is. Error: EXIT_STATUS_IO. */
+/* Open `path` to append to, made when missing. Lines of steps after `resume_step` are dropped, and
+ * of validations from it on: they will be run again; so are lines that are no JSON object with a
+ * step, such as the last line of a run that was killed. The file is replaced as a whole or stays as
+ * it is. Error: EXIT_STATUS_IO. */
 int metrics_open(struct metrics **metrics, const char *path, int64_t resume_step,
                  struct error *error);
 void metrics_close(struct metrics *metrics); /* NULL is nothing */

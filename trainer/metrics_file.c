@@ -21,17 +21,21 @@ struct metrics {
     char *path;
 };
 
-/* Is this a line of metrics of a step that will not be run again? */
+/* Is this a line of metrics of a step, or of a validation, that will not be run again? A run that
+ * goes on from a step validates there first, if it is time. */
 static bool line_stays(const char *line, size_t length, int64_t resume_step)
 {
     json_t *object, *step;
+    int64_t last = resume_step;
     bool stays;
 
     if (length == 0 || line[length - 1] != '\n')
         return false;
     object = json_loadb(line, length, 0, NULL);
     step = json_object_get(object, "step");
-    stays = json_is_integer(step) && json_integer_value(step) <= resume_step;
+    if (json_object_get(object, "eval"))
+        last--;
+    stays = json_is_integer(step) && json_integer_value(step) <= last;
     json_decref(object);
     return stays;
 }

@@ -136,13 +136,14 @@ static void test_resume(void **state)
     struct stat before, after;
     (void)state;
 
-    write_file("resume.jsonl", "{\"step\":1}\n{\"step\":3}\n{\"eval\":\"valid\",\"step\":3}\n"
+    write_file("resume.jsonl", "{\"step\":1}\n{\"eval\":\"valid\",\"step\":1}\n{\"step\":3}\n"
+                               "{\"eval\":\"valid\",\"step\":3}\n"
                                "{\"step\":4}\nnonsense\n{\"loss\":1}\n{\"step\":2.5}\n{\"step\":");
     metrics = open_metrics("resume.jsonl", 3);
     write_step(metrics, 4);
     metrics_close(metrics);
     check_file("resume.jsonl",
-               "{\"step\":1}\n{\"step\":3}\n{\"eval\":\"valid\",\"step\":3}\n{\"step\":4}\n");
+               "{\"step\":1}\n{\"eval\":\"valid\",\"step\":1}\n{\"step\":3}\n{\"step\":4}\n");
     assert_int_not_equal(access("resume.jsonl.tmp", F_OK), 0);
     /* Nothing to drop: the file is not written again. */
     assert_int_equal(stat("resume.jsonl", &before), 0);

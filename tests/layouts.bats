@@ -1,0 +1,74 @@
+#!/usr/bin/env bats
+# Guards: whatever the layout, the losses of a training are those of one rank (1e-5 relative, every
+# step), and a run can change its layout when it resumes.
+
+load common
+
+model="--family=llama --layers=4 --hidden-size=64 --ffn-size=96 --heads=8 --kv-heads=4
+    --vocab-size=259 --max-positions=32"
+run="--data=../data --steps=20 --lr=3e-3 --lr-warmup-steps=3 --global-batch-size=8 --seed=5"
+
+setup_file() {
+    builddir=${builddir:-$PWD}
+    "$builddir/tests/make_tokens" "$BATS_FILE_TMPDIR/data" 259 300 1
+}
+
+setup() {
+    common_setup
+    cd "$BATS_FILE_TMPDIR"
+    mkdir -p "$BATS_TEST_NUMBER" && cd "$BATS_TEST_NUMBER"
+}
+
+# One rank, once a file.
+reference() {
+    local directory="$BATS_FILE_TMPDIR/one-rank"
+    if [ ! -e "$directory/done" ]; then
+        mkdir -p "$directory"
+        (cd "$directory" && train 1 $model $run --micro-batch-size=8 --run-dir=run > log 2>&1) ||
+            { cat "$directory/log"; return 1; }
+        touch "$directory/done"
+    fi
+    echo "$directory/run/metrics.jsonl"
+}
+
+# layout TP PP DP MICRO_BATCH
+layout() {
+    local one
+    one=$(reference)
+    train $(($1 * $2 * $3)) $model $run --tp="$1" --pp="$2" --dp="$3" --micro-batch-size="$4" \
+        --run-dir=run > log 2>&1 || { cat log; return 1; }
+    losses_agree run/metrics.jsonl "$one" 1e-5 20 >&2
+}
+
+# layouts TP PP: with every DP of {1, 2, 4} that makes at most eight ranks, in as few microbatches as
+# the batch of 8 allows and in as many.
+layouts() {
+    local dp
+    for dp in 1 2 4; do
+        [ $(($1 * $2 * dp)) -le 8 ] || continue
+        rm -rf run few
+        layout "$1" "$2" $dp $((8 / dp))
+        mv run few
+        layout "$1" "$2" $dp 1
+    done
+}
+
+@test "the loss falls" {
+    losses "$(reference)" | awk 'NR == 1 { first = $2 } END { exit !($2 < 0.9 * first) }'
+}
+
+@test "tp=1 pp=1, dp 1 to 4" { layouts 1 1; }
+@test "tp=1 pp=2, dp 1 to 4" { layouts 1 2; }
+@test "tp=1 pp=4, dp 1 to 2" { layouts 1 4; }
+@test "tp=2 pp=1, dp 1 to 4" { layouts 2 1; }
+@test "tp=2 pp=2, dp 1 to 2" { layouts 2 2; }
+@test "tp=2 pp=4, dp 1" { layouts 2 4; }
+@test "tp=4 pp=1, dp 1 to 2" { layouts 4 1; }
+@test "tp=4 pp=2, dp 1" { layouts 4 2; }
+
+@test "tied embeddings, tp=2 pp=2 dp=2" {
+    train 1 $model $run --tied-embeddings=yes --micro-batch-size=8 --run-dir=one > log 2>&1
+    train 8 $model $run --tied-embeddings=yes --tp=2 --pp=2 --run-dir=run > log 2>&1
+    losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
+}
+

@@ -1,0 +1,179 @@
+/* The layers of a stage, forward and backward.
+ *
+ * A layer reads the residual stream s and adds two branches to it:
+ *     s' = s + attention(norm(s));  s'' = s' + mlp(norm(s'))
+ * Every addition happens together with the norm that follows it, so a branch's output waits in
+ * scratch.branch until then. With tensor parallelism each rank computes a part of every branch
+ * (its heads, its columns of the MLP); the parts are summed where the branch ends, and in
+ * backward the gradient of the branch's input is summed likewise.
+ */
+#include "trainer/stage.h"
+
+static const void *weight_of(const struct stage *stage, enum parameter_role role, int64_t layer)
+{
+    return stage_weight(stage, parameters_find(&stage->parameters, role, layer)->offset);
+}
+
+static float *gradient_of(const struct stage *stage, enum parameter_role role, int64_t layer)
+{
+    return stage->gradients + parameters_find(&stage->parameters, role, layer)->offset;
+}
+
+/* Sum a [rows, hidden] buffer over the ranks that hold parts of the same layer. */
+static void sum_over_tp(struct stage *stage, void *buffer)
+{
+    static const enum comm_type types[] = {
+        [DTYPE_F32] = COMM_F32,
+        [DTYPE_BF16] = COMM_BF16,
+        [DTYPE_F16] = COMM_F16,
+    };
+
+    if (stage->layout->tp > 1)
+        comm_all_reduce(stage->groups->tp, buffer, stage->sizes.rows * stage->sizes.hidden,
+                        types[stage->kernels->dtype], COMM_SUM, stage->stream);
+}
+
+static struct attention_shape attention_shape(const struct stage *stage)
+{
+    return (struct attention_shape){
+        .rows = stage->sizes.rows,
+        .heads = stage->sizes.heads,
+        .kv_heads = stage->sizes.kv_heads,
+        .head_dim = stage->sizes.head_dim,
+        .sequences = (int)stage->micro_batch,
+        .starts = stage->sequence_starts,
+    };
+}
+
+/* scratch.branch = attention of block->normed. */
+static void attention_branch_forward(struct stage *stage, int64_t layer,
+                                     struct block_activations *block)
+{
+    const struct kernels *k = stage->kernels;
+    const struct stage_sizes *n = &stage->sizes;
+    struct attention_shape shape = attention_shape(stage);
+
+    k->linear_forward(stage->stream, block->qkv, block->normed,
+                      weight_of(stage, PARAMETER_Q, layer), n->rows, n->hidden, n->qkv_width,
+                      false);
+    k->rope(stage->stream, block->qkv, stage->cosine, stage->sine, stage->positions, n->rows,
+            n->heads, n->kv_heads, n->head_dim, false);
+    k->attention_forward(stage->stream, block->mixed, block->lse, block->qkv, &shape);
+    k->linear_forward(stage->stream, stage->scratch.branch, block->mixed,
+                      weight_of(stage, PARAMETER_O, layer), n->rows, n->mixed_width, n->hidden,
+                      false);
+    sum_over_tp(stage, stage->scratch.branch);
+}
+
+/* scratch.branch = MLP of block->middle_normed. */
+static void mlp_branch_forward(struct stage *stage, int64_t layer, struct block_activations *block)
+{
+    const struct kernels *k = stage->kernels;
+    const struct stage_sizes *n = &stage->sizes;
+
+    k->linear_forward(stage->stream, block->gate_up, block->middle_normed,
+                      weight_of(stage, PARAMETER_GATE, layer), n->rows, n->hidden, 2 * n->ffn,
+                      false);
+    k->swiglu_forward(stage->stream, block->gated, block->gate_up, n->rows, n->ffn);
+    k->linear_forward(stage->stream, stage->scratch.branch, block->gated,
+                      weight_of(stage, PARAMETER_DOWN, layer), n->rows, n->ffn, n->hidden, false);
+    sum_over_tp(stage, stage->scratch.branch);
+}
+
+void blocks_forward(struct stage *stage, struct slot *slot)
+{
+    const struct kernels *k = stage->kernels;
+    const struct stage_sizes *n = &stage->sizes;
+    double eps = stage->model->norm_eps;
+    void *branch = stage->scratch.branch, *residual = NULL;
+
+    for (int64_t i = 0; i < stage->layers; i++) {
+        struct block_activations *block = &slot->blocks[i];
+        int64_t layer = stage->first_layer + i;
+
+        k->rmsnorm_forward(stage->stream, block->normed, block->rstd, block->input,
+                           residual ? branch : block->input, residual,
+                           weight_of(stage, PARAMETER_INPUT_NORM, layer), eps, n->rows, n->hidden);
+        attention_branch_forward(stage, layer, block);
+        k->rmsnorm_forward(stage->stream, block->middle_normed, block->middle_rstd, block->middle,
+                           branch, block->input, weight_of(stage, PARAMETER_POST_NORM, layer), eps,
+                           n->rows, n->hidden);
+        mlp_branch_forward(stage, layer, block);
+        residual = block->middle;
+    }
+    k->copy(stage->stream, slot->output, residual,
+            (size_t)(n->rows * n->hidden) * dtype_bytes(k->dtype));
+    k->add(stage->stream, slot->output, branch, n->rows * n->hidden);
+}
+
+/* From the gradient of the MLP's output to that of its input, scratch.dnormed. */
+static void mlp_branch_backward(struct stage *stage, int64_t layer,
+                                const struct block_activations *block, const void *gradient)
+{
+    const struct kernels *k = stage->kernels;
+    const struct stage_sizes *n = &stage->sizes;
+    struct scratch *scratch = &stage->scratch;
+
+    k->linear_backward_input(stage->stream, scratch->dmixed, gradient,
+                             weight_of(stage, PARAMETER_DOWN, layer), n->rows, n->ffn, n->hidden,
+                             false);
+    k->linear_backward_weight(stage->stream, gradient_of(stage, PARAMETER_DOWN, layer), gradient,
+                              block->gated, n->rows, n->ffn, n->hidden);
+    k->swiglu_backward(stage->stream, scratch->dwide, scratch->dmixed, block->gate_up, n->rows,
+                       n->ffn);
+    k->linear_backward_input(stage->stream, scratch->dnormed, scratch->dwide,
+                             weight_of(stage, PARAMETER_GATE, layer), n->rows, n->hidden,
+                             2 * n->ffn, false);
+    k->linear_backward_weight(stage->stream, gradient_of(stage, PARAMETER_GATE, layer),
+                              scratch->dwide, block->middle_normed, n->rows, n->hidden, 2 * n->ffn);
+    sum_over_tp(stage, scratch->dnormed);
+}
+
+/* From the gradient of attention's output to that of its input, scratch.dnormed. */
+static void attention_branch_backward(struct stage *stage, int64_t layer,
+                                      const struct block_activations *block, const void *gradient)
+{
+    const struct kernels *k = stage->kernels;
+    const struct stage_sizes *n = &stage->sizes;
+    struct scratch *scratch = &stage->scratch;
+    struct attention_shape shape = attention_shape(stage);
+
+    k->linear_backward_input(stage->stream, scratch->dmixed, gradient,
+                             weight_of(stage, PARAMETER_O, layer), n->rows, n->mixed_width,
+                             n->hidden, false);
+    k->linear_backward_weight(stage->stream, gradient_of(stage, PARAMETER_O, layer), gradient,
+                              block->mixed, n->rows, n->mixed_width, n->hidden);
+    k->attention_backward(stage->stream, scratch->dwide, scratch->dmixed, block->mixed, block->qkv,
+                          block->lse, &shape);
+    k->rope(stage->stream, scratch->dwide, stage->cosine, stage->sine, stage->positions, n->rows,
+            n->heads, n->kv_heads, n->head_dim, true);
+    k->linear_backward_input(stage->stream, scratch->dnormed, scratch->dwide,
+                             weight_of(stage, PARAMETER_Q, layer), n->rows, n->hidden, n->qkv_width,
+                             false);
+    k->linear_backward_weight(stage->stream, gradient_of(stage, PARAMETER_Q, layer), scratch->dwide,
+                              block->normed, n->rows, n->hidden, n->qkv_width);
+    sum_over_tp(stage, scratch->dnormed);
+}
+
+void blocks_backward(struct stage *stage, struct slot *slot)
+{
+    const struct kernels *k = stage->kernels;
+    const struct stage_sizes *n = &stage->sizes;
+    void *gradient = slot->gradient;
+
+    for (int64_t i = stage->layers - 1; i >= 0; i--) {
+        const struct block_activations *block = &slot->blocks[i];
+        int64_t layer = stage->first_layer + i;
+
+        mlp_branch_backward(stage, layer, block, gradient);
+        k->rmsnorm_backward(stage->stream, gradient, gradient_of(stage, PARAMETER_POST_NORM, layer),
+                            stage->scratch.dnormed, block->middle,
+                            weight_of(stage, PARAMETER_POST_NORM, layer), block->middle_rstd,
+                            gradient, n->rows, n->hidden);
+        attention_branch_backward(stage, layer, block, gradient);
+        k->rmsnorm_backward(stage->stream, gradient,
+                            gradient_of(stage, PARAMETER_INPUT_NORM, layer), stage->scratch.dnormed,
+                            block->input, weight_of(stage, PARAMETER_INPUT_NORM, layer),
+                            block->rstd, gradient, n->rows, n->hidden);
+    }
+}

@@ -1,0 +1,117 @@
+/* The two ends of the model: the embedding, and the head with the loss.
+ *
+ * Both are split over tensor parallelism by rows of the vocabulary. A token's embedding is on one
+ * rank and zero on the others, so their sum is it. The loss needs the maximum and the sum of
+ * exponentials over the whole vocabulary: two reductions of a number a token.
+ *
+ * The head never holds the logits of more than head_rows tokens: forward, loss and backward of
+ * one piece follow each other before the next piece begins.
+ */
+#include "trainer/stage.h"
+
+static enum comm_type activation_type(const struct kernels *kernels)
+{
+    return kernels->dtype == DTYPE_F32    ? COMM_F32
+           : kernels->dtype == DTYPE_BF16 ? COMM_BF16
+                                          : COMM_F16;
+}
+
+void embedding_forward(struct stage *stage, struct slot *slot)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    const struct parameter *embedding =
+        parameters_find(&stage->parameters, PARAMETER_EMBEDDING, -1);
+    void *output = slot->blocks[0].input;
+
+    stage->kernels->embedding_forward(stage->stream, output, slot->tokens,
+                                      stage_weight(stage, embedding->offset), n->vocab_first,
+                                      n->vocab_count, n->rows, n->hidden);
+    if (stage->layout->tp > 1)
+        comm_all_reduce(stage->groups->tp, output, n->rows * n->hidden,
+                        activation_type(stage->kernels), COMM_SUM, stage->stream);
+}
+
+void embedding_backward(struct stage *stage, struct slot *slot)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    const struct parameter *embedding =
+        parameters_find(&stage->parameters, PARAMETER_EMBEDDING, -1);
+
+    stage->kernels->embedding_backward(stage->stream, stage->gradients + embedding->offset,
+                                       slot->tokens, slot->gradient, n->vocab_first, n->vocab_count,
+                                       n->rows, n->hidden);
+}
+
+/* The head's matrix: its own, or the embedding's when they are tied. */
+static const struct parameter *head_parameter(const struct stage *stage)
+{
+    return parameters_find(&stage->parameters,
+                           stage->model->tied_embeddings ? PARAMETER_EMBEDDING : PARAMETER_HEAD,
+                           -1);
+}
+
+/* Loss of tokens [row, row + rows), whose logits are in scratch.logits; with `backward` the logits
+ * become their gradient. */
+static void piece_loss(struct stage *stage, struct slot *slot, int64_t row, int64_t rows,
+                       bool backward)
+{
+    const struct kernels *k = stage->kernels;
+    const struct stage_sizes *n = &stage->sizes;
+    struct scratch *s = &stage->scratch;
+    const int32_t *targets = slot->targets + row;
+    float *sums = s->sums, *target_logits = s->sums + rows;
+
+    k->cross_entropy_partial(stage->stream, s->maximum, sums, target_logits, s->best, s->logits,
+                             targets, n->vocab_first, n->vocab_count, n->vocab_count, rows);
+    k->copy(stage->stream, s->global, s->maximum, (size_t)rows * sizeof(float));
+    if (stage->layout->tp > 1) {
+        comm_all_reduce(stage->groups->tp, s->global, rows, COMM_F32, COMM_MAX, stage->stream);
+        k->cross_entropy_rescale(stage->stream, sums, s->maximum, s->global, rows);
+        comm_all_reduce(stage->groups->tp, sums, 2 * rows, COMM_F32, COMM_SUM, stage->stream);
+    }
+    k->cross_entropy_finish(stage->stream, s->loss + row, s->logits, targets, slot->weights + row,
+                            s->global, sums, target_logits, n->vocab_first, n->vocab_count,
+                            n->vocab_count, rows, backward);
+}
+
+void head_forward_backward(struct stage *stage, struct slot *slot, bool backward,
+                           logits_callback see, void *user)
+{
+    const struct kernels *k = stage->kernels;
+    const struct stage_sizes *n = &stage->sizes;
+    struct scratch *s = &stage->scratch;
+    const struct parameter *norm = parameters_find(&stage->parameters, PARAMETER_FINAL_NORM, -1);
+    const struct parameter *head = head_parameter(stage);
+    const void *head_weight = stage_weight(stage, head->offset);
+    size_t row_bytes = (size_t)n->hidden * dtype_bytes(k->dtype);
+
+    k->rmsnorm_forward(stage->stream, s->final_normed, s->final_rstd, NULL, slot->output, NULL,
+                       stage_weight(stage, norm->offset), stage->model->norm_eps, n->rows,
+                       n->hidden);
+    for (int64_t row = 0; row < n->rows; row += n->head_rows) {
+        int64_t rows = n->rows - row < n->head_rows ? n->rows - row : n->head_rows;
+        char *normed = (char *)s->final_normed + (size_t)row * row_bytes;
+        char *dnormed = (char *)s->dnormed + (size_t)row * row_bytes;
+
+        k->linear_forward(stage->stream, s->logits, normed, head_weight, rows, n->hidden,
+                          n->vocab_count, false);
+        if (see)
+            see(user, row, rows, s->logits);
+        piece_loss(stage, slot, row, rows, backward);
+        if (!backward)
+            continue;
+        k->linear_backward_input(stage->stream, dnormed, s->logits, head_weight, rows, n->hidden,
+                                 n->vocab_count, false);
+        k->linear_backward_weight(stage->stream, stage->gradients + head->offset, s->logits, normed,
+                                  rows, n->hidden, n->vocab_count);
+    }
+    k->weighted_sum(stage->stream, stage->loss_sum, slot->weights, s->loss, n->rows);
+    if (!backward)
+        return;
+    if (stage->layout->tp > 1)
+        comm_all_reduce(stage->groups->tp, s->dnormed, n->rows * n->hidden, activation_type(k),
+                        COMM_SUM, stage->stream);
+    k->rmsnorm_backward(stage->stream, slot->gradient, stage->gradients + norm->offset, s->dnormed,
+                        slot->output, stage_weight(stage, norm->offset), s->final_rstd, NULL,
+                        n->rows, n->hidden);
+}

@@ -1,0 +1,89 @@
+#include "trainer/optimizer.h"
+
+int optimizer_create(struct optimizer *optimizer, const struct settings *settings,
+                     const struct stage *stage, struct error *error)
+{
+    *optimizer = (struct optimizer){
+        .beta1 = setting_real(settings, SETTING_ADAM_BETA1),
+        .beta2 = setting_real(settings, SETTING_ADAM_BETA2),
+        .eps = setting_real(settings, SETTING_ADAM_EPS),
+        .weight_decay = setting_real(settings, SETTING_WEIGHT_DECAY),
+        .clip = setting_real(settings, SETTING_CLIP_GRAD),
+        .sum_squares = stage->kernels->allocate(sizeof(double)),
+    };
+    if (!optimizer->sum_squares)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory for the optimizer");
+    return 0;
+}
+
+void optimizer_destroy(struct optimizer *optimizer, const struct stage *stage)
+{
+    if (optimizer->sum_squares)
+        stage->kernels->release(optimizer->sum_squares);
+    optimizer->sum_squares = NULL;
+}
+
+void optimizer_zero_gradients(struct stage *stage)
+{
+    stage->kernels->zero(stage->stream, stage->gradients,
+                         (size_t)stage->parameters.elements * sizeof(float));
+}
+
+void optimizer_reduce_gradients(struct stage *stage)
+{
+    if (stage->layout->dp > 1)
+        comm_all_reduce(stage->groups->dp, stage->gradients, stage->parameters.elements, COMM_F32,
+                        COMM_SUM, stage->stream);
+    if (stage->model->tied_embeddings && stage->groups->embedding) {
+        const struct parameter *embedding =
+            parameters_find(&stage->parameters, PARAMETER_EMBEDDING, -1);
+
+        comm_all_reduce(stage->groups->embedding, stage->gradients + embedding->offset,
+                        embedding->count, COMM_F32, COMM_SUM, stage->stream);
+    }
+}
+
+int optimizer_squared_norm(const struct optimizer *optimizer, const struct stage *stage,
+                           double *squared, struct error *error)
+{
+    const struct kernels *k = stage->kernels;
+
+    *squared = 0;
+    if (stage->place.dp != 0)
+        return 0;
+    k->zero(stage->stream, optimizer->sum_squares, sizeof(double));
+    for (size_t i = 0; i < stage->parameters.count; i++) {
+        const struct parameter *parameter = &stage->parameters.list[i];
+
+        if (!parameter->copy && !(parameter->replicated && stage->place.tp != 0))
+            k->sum_squares(stage->stream, optimizer->sum_squares,
+                           stage->gradients + parameter->offset, parameter->count);
+    }
+    k->to_host(stage->stream, squared, optimizer->sum_squares, sizeof(*squared));
+    return k->stream_sync(stage->stream, error);
+}
+
+void optimizer_update(const struct optimizer *optimizer, struct stage *stage, double lr,
+                      int64_t update, double norm)
+{
+    double scale = optimizer->clip > 0 ? optimizer->clip / (norm + 1e-6) : 1;
+    struct adamw adamw = {
+        .lr = lr,
+        .beta1 = optimizer->beta1,
+        .beta2 = optimizer->beta2,
+        .eps = optimizer->eps,
+        .grad_scale = scale < 1 ? scale : 1,
+        .step = update,
+    };
+
+    for (size_t i = 0; i < stage->parameters.count; i++) {
+        const struct parameter *parameter = &stage->parameters.list[i];
+        int64_t at = parameter->offset;
+
+        adamw.weight_decay = parameter->decay ? optimizer->weight_decay : 0;
+        stage->kernels->adamw(stage->stream, stage_weight(stage, at),
+                              stage->master ? stage->master + at : NULL, stage->exp_avg + at,
+                              stage->exp_avg_sq + at, stage->gradients + at, parameter->count,
+                              &adamw);
+    }
+}

@@ -1,0 +1,127 @@
+#include "trainer/pipeline.h"
+
+/* One walk through a batch. */
+struct walk {
+    struct stage *stage;
+    const struct batch *batch;
+    bool training;
+    pipeline_logits see;
+    void *user;
+    int64_t microbatch; /* whose logits are being seen */
+};
+
+static struct slot *slot_of(const struct walk *walk, int64_t microbatch)
+{
+    return &walk->stage->slots[microbatch % walk->stage->slot_count];
+}
+
+static int64_t boundary_bytes(const struct stage *stage)
+{
+    return stage->sizes.rows * stage->sizes.hidden * (int64_t)dtype_bytes(stage->kernels->dtype);
+}
+
+static void load_tokens(const struct walk *walk, struct slot *slot, int64_t microbatch)
+{
+    struct stage *stage = walk->stage;
+    const struct kernels *k = stage->kernels;
+    size_t bytes = (size_t)stage->sizes.rows * sizeof(int32_t);
+    int64_t at = microbatch * stage->sizes.rows;
+
+    if (stage->first)
+        k->to_device(stage->stream, slot->tokens, walk->batch->tokens + at, bytes);
+    if (stage->last) {
+        k->to_device(stage->stream, slot->targets, walk->batch->targets + at, bytes);
+        k->to_device(stage->stream, slot->weights, walk->batch->weights + at,
+                     (size_t)stage->sizes.rows * sizeof(float));
+    }
+}
+
+static void see_logits(void *user, int64_t row, int64_t rows, const void *logits)
+{
+    const struct walk *walk = user;
+
+    walk->see(walk->user, walk->microbatch, row, rows, logits);
+}
+
+static void forward(struct walk *walk, int64_t microbatch)
+{
+    struct stage *stage = walk->stage;
+    struct slot *slot = slot_of(walk, microbatch);
+    struct comm *pp = stage->groups->pp;
+    struct comm_request request = {0};
+
+    /* What the microbatch that had the slot before sent from its buffers. */
+    comm_wait(&slot->sent_forward);
+    comm_wait(&slot->sent_backward);
+    load_tokens(walk, slot, microbatch);
+    if (stage->first) {
+        embedding_forward(stage, slot);
+    } else {
+        comm_receive(pp, slot->blocks[0].input, boundary_bytes(stage), stage->place.pp - 1,
+                     &request, stage->stream);
+        comm_wait(&request);
+    }
+    blocks_forward(stage, slot);
+    if (stage->last) {
+        walk->microbatch = microbatch;
+        head_forward_backward(stage, slot, walk->training, walk->see ? see_logits : NULL, walk);
+    } else {
+        comm_send(pp, slot->output, boundary_bytes(stage), stage->place.pp + 1, &slot->sent_forward,
+                  stage->stream);
+    }
+}
+
+static void backward(struct walk *walk, int64_t microbatch)
+{
+    struct stage *stage = walk->stage;
+    struct slot *slot = slot_of(walk, microbatch);
+    struct comm *pp = stage->groups->pp;
+    struct comm_request request = {0};
+
+    if (!stage->last) {
+        comm_receive(pp, slot->gradient, boundary_bytes(stage), stage->place.pp + 1, &request,
+                     stage->stream);
+        comm_wait(&request);
+    }
+    blocks_backward(stage, slot);
+    if (stage->first)
+        embedding_backward(stage, slot);
+    else
+        comm_send(pp, slot->gradient, boundary_bytes(stage), stage->place.pp - 1,
+                  &slot->sent_backward, stage->stream);
+}
+
+static void finish_sends(struct stage *stage)
+{
+    for (int i = 0; i < stage->slot_count; i++) {
+        comm_wait(&stage->slots[i].sent_forward);
+        comm_wait(&stage->slots[i].sent_backward);
+    }
+}
+
+void pipeline_train(struct stage *stage, const struct batch *batch)
+{
+    struct walk walk = {.stage = stage, .batch = batch, .training = true};
+    int64_t ahead = stage->layout->pp - stage->place.pp - 1;
+
+    if (ahead > batch->microbatches)
+        ahead = batch->microbatches;
+    for (int64_t m = 0; m < ahead; m++)
+        forward(&walk, m);
+    for (int64_t m = 0; m < batch->microbatches; m++) {
+        if (m + ahead < batch->microbatches)
+            forward(&walk, m + ahead);
+        backward(&walk, m);
+    }
+    finish_sends(stage);
+}
+
+void pipeline_evaluate(struct stage *stage, const struct batch *batch, pipeline_logits see,
+                       void *user)
+{
+    struct walk walk = {.stage = stage, .batch = batch, .see = see, .user = user};
+
+    for (int64_t m = 0; m < batch->microbatches; m++)
+        forward(&walk, m);
+    finish_sends(stage);
+}

@@ -1,0 +1,123 @@
+#include "trainer/run_directory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/log.h"
+
+void run_directory_name(struct run_directory *run, const struct settings *settings,
+                        const struct world *world)
+{
+    *run = (struct run_directory){.lock = -1};
+    if (setting_is_set(settings, SETTING_RUN_DIR))
+        snprintf(run->path, sizeof(run->path), "%s", setting_text(settings, SETTING_RUN_DIR));
+    else if (world->job[0])
+        snprintf(run->path, sizeof(run->path), "mtllm-%s", world->job);
+    else
+        snprintf(run->path, sizeof(run->path), "mtllm-run");
+    snprintf(run->checkpoints, sizeof(run->checkpoints), "%s/ckpt", run->path);
+    snprintf(run->metrics, sizeof(run->metrics), "%s/metrics.jsonl", run->path);
+}
+
+/* mkdir -p */
+static int make_directories(const char *path, struct error *error)
+{
+    char partial[PATH_MAX];
+    size_t length = strlen(path);
+
+    for (size_t i = 1; i <= length && i < sizeof(partial); i++) {
+        if (path[i] != '/' && path[i] != '\0')
+            continue;
+        memcpy(partial, path, i);
+        partial[i] = '\0';
+        if (mkdir(partial, 0777) != 0 && errno != EEXIST)
+            return error_set_errno(error, "run-dir=%s: cannot make %s", path, partial);
+    }
+    return 0;
+}
+
+/* Two jobs in one directory would ruin each other's checkpoints. Where the file system has no
+ * locks, there is nothing to be done about it. */
+static int take_lock(struct run_directory *run, struct error *error)
+{
+    char path[PATH_MAX + 8];
+
+    snprintf(path, sizeof(path), "%s/lock", run->path);
+    run->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (run->lock < 0)
+        return error_set_errno(error, "run-dir=%s: cannot write there", run->path);
+    if (flock(run->lock, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "run-dir=%s: another process is training in this directory; wait for it "
+                         "or give another --run-dir",
+                         run->path);
+    return 0;
+}
+
+static int write_settings(const struct run_directory *run, const struct settings *settings,
+                          struct error *error)
+{
+    char path[PATH_MAX + 16], temporary[PATH_MAX + 24];
+    FILE *stream;
+    int failed;
+
+    snprintf(path, sizeof(path), "%s/settings.ini", run->path);
+    snprintf(temporary, sizeof(temporary), "%s.tmp", path);
+    stream = fopen(temporary, "w");
+    if (!stream)
+        return error_set_errno(error, "cannot write %s", temporary);
+    failed = settings_write(settings, stream);
+    failed |= fclose(stream);
+    if (failed || rename(temporary, path) != 0) {
+        error_set_errno(error, "cannot write %s", path);
+        unlink(temporary);
+        return -1;
+    }
+    return 0;
+}
+
+int run_directory_open(struct run_directory *run, const struct settings *settings,
+                       struct error *error)
+{
+    struct error trouble = {0};
+
+    if (make_directories(run->checkpoints, error) < 0 || take_lock(run, error) < 0)
+        return -1;
+    /* On a full disk the run can still go on from its checkpoint and stop in good order. */
+    if (write_settings(run, settings, &trouble) < 0)
+        log_warning("%s", trouble.text);
+    return 0;
+}
+
+void run_directory_close(struct run_directory *run)
+{
+    if (run->lock >= 0)
+        close(run->lock);
+    run->lock = -1;
+}
+
+int run_directory_set_aside(struct run_directory *run, struct error *error)
+{
+    char aside[PATH_MAX + 32], metrics[PATH_MAX + 64];
+
+    for (int i = 1; i < 10000; i++) {
+        snprintf(aside, sizeof(aside), "%s.%d", run->checkpoints, i);
+        if (access(aside, F_OK) == 0)
+            continue;
+        if (rename(run->checkpoints, aside) != 0)
+            return error_set_errno(error, "cannot move %s to %s", run->checkpoints, aside);
+        snprintf(metrics, sizeof(metrics), "%s/metrics.jsonl", aside);
+        if (rename(run->metrics, metrics) != 0 && errno != ENOENT)
+            return error_set_errno(error, "cannot move %s to %s", run->metrics, metrics);
+        log_info("resume=never: what the earlier run left is now in %s", aside);
+        return make_directories(run->checkpoints, error);
+    }
+    return error_set(error, EXIT_STATUS_IO, "%s.1 to %s.9999 exist; remove some", run->checkpoints,
+                     run->checkpoints);
+}

@@ -1,0 +1,335 @@
+#include "trainer/saver.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/log.h"
+
+enum phase { PHASE_IDLE, PHASE_WRITING, PHASE_COMMITTING };
+
+struct saver {
+    const struct stage *stage;
+    char *root;
+    int rank, ranks, keep;
+
+    struct checkpoint_piece *pieces; /* of this rank, data in the staging memory */
+    size_t count;
+    char *staging;
+    size_t staging_bytes;
+
+    enum phase phase; /* the main thread's */
+    bool abandoned;   /* some shard failed: rank 0 clears away the attempt */
+    int64_t saved_step;
+    double started_s, held_s;
+
+    /* The thread's: set before it starts, read after `done`. */
+    pthread_t thread;
+    bool running;
+    struct checkpoint_state state;
+    struct error error;
+    int result;
+    atomic_bool done;
+};
+
+static double now_s(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static const enum checkpoint_kind kinds[] = {CHECKPOINT_WEIGHT, CHECKPOINT_MASTER,
+                                             CHECKPOINT_EXP_AVG, CHECKPOINT_EXP_AVG_SQ};
+
+/* The array of this rank that holds a kind, or NULL. */
+static const void *array_of(const struct stage *stage, enum checkpoint_kind kind)
+{
+    switch (kind) {
+    case CHECKPOINT_WEIGHT:
+        return stage->weights;
+    case CHECKPOINT_MASTER:
+        return stage->master;
+    case CHECKPOINT_EXP_AVG:
+        return stage->exp_avg;
+    case CHECKPOINT_EXP_AVG_SQ:
+        return stage->exp_avg_sq;
+    default:
+        return NULL;
+    }
+}
+
+/* Replicas share the work: each writes the parameters whose middle falls into its part of the
+ * whole. What all tensor-parallel ranks hold, the first one writes. */
+static bool writes(const struct stage *stage, const struct parameter *parameter)
+{
+    int64_t middle = parameter->offset + parameter->count / 2;
+    int64_t share = (stage->parameters.elements + stage->layout->dp - 1) / stage->layout->dp;
+
+    if (parameter->copy || parameter->count == 0)
+        return false;
+    if (parameter->replicated && stage->place.tp != 0)
+        return false;
+    return middle / share == stage->place.dp;
+}
+
+/* List this rank's pieces and where in the staging memory each goes (as an offset for now). */
+static void list_pieces(struct saver *saver)
+{
+    const struct stage *stage = saver->stage;
+
+    for (size_t kind = 0; kind < sizeof(kinds) / sizeof(*kinds); kind++) {
+        enum dtype dtype = kinds[kind] == CHECKPOINT_WEIGHT ? stage->kernels->dtype : DTYPE_F32;
+
+        if (!array_of(stage, kinds[kind]))
+            continue;
+        for (size_t i = 0; i < stage->parameters.count; i++) {
+            const struct parameter *parameter = &stage->parameters.list[i];
+
+            if (!writes(stage, parameter))
+                continue;
+            saver->pieces[saver->count++] = (struct checkpoint_piece){
+                .tensor = parameter->name,
+                .kind = kinds[kind],
+                .dtype = dtype,
+                .dimensions = parameter->dimensions,
+                .shape = {parameter->shape[0], parameter->shape[1]},
+                .start = {parameter->local.row, parameter->local.column},
+                .extent = {parameter->local.rows, parameter->local.columns},
+            };
+            saver->staging_bytes += ((size_t)parameter->count * dtype_bytes(dtype) + 63) / 64 * 64;
+        }
+    }
+}
+
+int saver_create(struct saver **result, const struct stage *stage, const struct team *team,
+                 const char *root, int keep, struct error *error)
+{
+    struct saver *saver = calloc(1, sizeof(*saver));
+    size_t used = 0;
+
+    *result = saver;
+    if (!saver)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    saver->stage = stage;
+    saver->rank = comm_rank(team->world);
+    saver->ranks = comm_size(team->world);
+    saver->keep = keep;
+    saver->saved_step = -1;
+    saver->root = strdup(root);
+    saver->pieces = calloc(stage->parameters.count * CHECKPOINT_KINDS, sizeof(*saver->pieces));
+    if (!saver->root || !saver->pieces)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    list_pieces(saver);
+    saver->staging = aligned_alloc(64, saver->staging_bytes ? saver->staging_bytes : 64);
+    if (!saver->staging)
+        return error_set(error, EXIT_STATUS_SYSTEM,
+                         "out of memory: saving a checkpoint takes %.2f GiB of host memory",
+                         (double)saver->staging_bytes / (1 << 30));
+    /* Touched now, so that the first save does not pay for the pages. */
+    memset(saver->staging, 0, saver->staging_bytes);
+    for (size_t i = 0; i < saver->count; i++) {
+        struct checkpoint_piece *piece = &saver->pieces[i];
+        size_t bytes = (size_t)(piece->extent[0] * piece->extent[1]) * dtype_bytes(piece->dtype);
+
+        piece->data = saver->staging + used;
+        used += (bytes + 63) / 64 * 64;
+    }
+    return 0;
+}
+
+static void state_clear(struct checkpoint_state *state)
+{
+    free(state->config);
+    free(state->settings);
+    free(state->run_id);
+    *state = (struct checkpoint_state){0};
+}
+
+/* Tokenizer files belong to the caller for as long as the saver lives; texts are copied. */
+static int state_copy(struct checkpoint_state *to, const struct checkpoint_state *from)
+{
+    *to = *from;
+    to->config = strdup(from->config);
+    to->settings = strdup(from->settings);
+    to->run_id = strdup(from->run_id);
+    return to->config && to->settings && to->run_id ? 0 : -1;
+}
+
+static void join(struct saver *saver)
+{
+    if (saver->running)
+        pthread_join(saver->thread, NULL);
+    saver->running = false;
+}
+
+void saver_destroy(struct saver *saver)
+{
+    if (!saver)
+        return;
+    join(saver);
+    state_clear(&saver->state);
+    free(saver->root);
+    free(saver->pieces);
+    free(saver->staging);
+    free(saver);
+}
+
+bool saver_busy(const struct saver *saver)
+{
+    return saver->phase != PHASE_IDLE;
+}
+
+static void *write_shard(void *user)
+{
+    struct saver *saver = user;
+
+    saver->result = checkpoint_write_shard(saver->root, saver->state.step, saver->rank,
+                                           saver->pieces, saver->count, &saver->error);
+    atomic_store(&saver->done, true);
+    return NULL;
+}
+
+static void *commit(void *user)
+{
+    struct saver *saver = user;
+
+    if (saver->abandoned) {
+        checkpoint_clean(saver->root, &saver->error);
+        saver->result = 0;
+    } else {
+        saver->result = checkpoint_commit(saver->root, saver->ranks, &saver->state, &saver->error);
+        if (saver->result == 0 && checkpoint_prune(saver->root, saver->keep, &saver->error) < 0)
+            log_warning_any_rank("%s", saver->error.text); /* the checkpoint itself is there */
+        else if (saver->result < 0)
+            checkpoint_clean(saver->root, &(struct error){0});
+    }
+    atomic_store(&saver->done, true);
+    return NULL;
+}
+
+static int start_thread(struct saver *saver, void *(*work)(void *), struct error *error)
+{
+    int code;
+
+    saver->error = (struct error){0};
+    saver->result = 0;
+    atomic_store(&saver->done, false);
+    code = pthread_create(&saver->thread, NULL, work, saver);
+    if (code != 0)
+        return error_set(error, EXIT_STATUS_SYSTEM, "cannot start the checkpoint thread: %s",
+                         strerror(code));
+    saver->running = true;
+    return 0;
+}
+
+int saver_start(struct saver *saver, const struct checkpoint_state *state, struct error *error)
+{
+    const struct stage *stage = saver->stage;
+
+    assert(saver->phase == PHASE_IDLE);
+    saver->started_s = now_s();
+    for (size_t i = 0; i < saver->count; i++) {
+        const struct checkpoint_piece *piece = &saver->pieces[i];
+        const struct parameter *parameter = NULL;
+        size_t bytes = dtype_bytes(piece->dtype);
+
+        for (size_t j = 0; !parameter; j++)
+            if (stage->parameters.list[j].name == piece->tensor)
+                parameter = &stage->parameters.list[j];
+        stage->kernels->to_host(stage->stream, (void *)piece->data,
+                                (const char *)array_of(stage, piece->kind) +
+                                    (size_t)parameter->offset * bytes,
+                                (size_t)parameter->count * bytes);
+    }
+    if (stage->kernels->stream_sync(stage->stream, error) < 0)
+        return -1;
+    state_clear(&saver->state);
+    if (state_copy(&saver->state, state) < 0)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    saver->phase = PHASE_WRITING;
+    saver->abandoned = false;
+    if (start_thread(saver, write_shard, error) < 0)
+        return -1;
+    saver->held_s = now_s() - saver->started_s;
+    return 0;
+}
+
+void saver_report(struct saver *saver, double numbers[2])
+{
+    bool done = !saver->running || atomic_load(&saver->done);
+
+    numbers[0] = saver->phase != PHASE_IDLE && !done;
+    numbers[1] = saver->phase != PHASE_IDLE && done && saver->result < 0;
+}
+
+/* Every shard is written or has failed: rank 0 completes the checkpoint, or clears it away. */
+static void begin_commit(struct saver *saver, bool failed)
+{
+    struct error error = {0};
+
+    join(saver);
+    if (saver->result < 0)
+        log_warning_any_rank("checkpoint of step %lld: %s; training goes on",
+                             (long long)saver->state.step, saver->error.text);
+    saver->phase = PHASE_COMMITTING;
+    saver->abandoned = failed;
+    saver->result = 0;
+    if (saver->rank == 0 && start_thread(saver, commit, &error) < 0) {
+        saver->error = error;
+        saver->result = -1;
+    }
+}
+
+static enum saver_event end_commit(struct saver *saver, bool failed)
+{
+    join(saver);
+    saver->phase = PHASE_IDLE;
+    if (saver->result < 0)
+        log_warning_any_rank("checkpoint of step %lld: %s; training goes on",
+                             (long long)saver->state.step, saver->error.text);
+    if (failed || saver->abandoned)
+        return SAVER_FAILED;
+    saver->saved_step = saver->state.step;
+    log_info("checkpoint of step %lld: saved in %.3f s, the step was held %.4f s",
+             (long long)saver->state.step, now_s() - saver->started_s, saver->held_s);
+    return SAVER_SAVED;
+}
+
+enum saver_event saver_advance(struct saver *saver, const double sums[2])
+{
+    bool failed = sums[1] > 0;
+
+    if (saver->phase == PHASE_IDLE || sums[0] > 0)
+        return SAVER_NOTHING;
+    if (saver->phase == PHASE_COMMITTING)
+        return end_commit(saver, failed);
+    begin_commit(saver, failed);
+    return SAVER_NOTHING;
+}
+
+enum saver_event saver_finish(struct saver *saver, struct team *team, struct error *error)
+{
+    enum saver_event event = SAVER_NOTHING;
+
+    while (saver_busy(saver)) {
+        double numbers[2];
+
+        join(saver);
+        saver_report(saver, numbers);
+        if (team_sum(team, numbers, 2, error) < 0)
+            return SAVER_FAILED;
+        event = saver_advance(saver, numbers);
+    }
+    return event;
+}
+
+int64_t saver_saved_step(const struct saver *saver)
+{
+    return saver->saved_step;
+}

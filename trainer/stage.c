@@ -1,0 +1,257 @@
+/* Allocation and initial values of one rank's part of the model. */
+#include "trainer/stage.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Hands out pieces of one allocation; the first pass, without one, only adds them up. */
+struct arena {
+    char *base;
+    size_t used;
+};
+
+static void *take(struct arena *arena, int64_t count, size_t element_bytes)
+{
+    void *piece = arena->base ? arena->base + arena->used : NULL;
+    size_t bytes = (size_t)count * element_bytes;
+
+    arena->used += (bytes + 255) / 256 * 256;
+    return piece;
+}
+
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+static void set_sizes(struct stage *stage)
+{
+    const struct model *model = stage->model;
+    int tp = stage->layout->tp;
+    struct stage_sizes *sizes = &stage->sizes;
+
+    *sizes = (struct stage_sizes){
+        .rows = stage->micro_batch * stage->seq_length,
+        .hidden = model->hidden_size,
+        .ffn = model->ffn_size / tp,
+        .heads = (int)(model->heads / tp),
+        .kv_heads = (int)(model->kv_heads / tp),
+        .head_dim = (int)model->head_dim,
+    };
+    sizes->qkv_width = (int64_t)(sizes->heads + 2 * sizes->kv_heads) * sizes->head_dim;
+    sizes->mixed_width = (int64_t)sizes->heads * sizes->head_dim;
+    vocabulary_shard(model, stage->layout, stage->place.tp, &sizes->vocab_first,
+                     &sizes->vocab_count);
+    /* Enough rows for an efficient product, few enough that logits stay small. */
+    sizes->head_rows = sizes->rows < 1024 ? sizes->rows : 1024;
+}
+
+static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena *arena)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    size_t act = dtype_bytes(stage->kernels->dtype);
+
+    for (int64_t i = 0; i < stage->layers; i++) {
+        struct block_activations *block = &slot->blocks[i];
+
+        block->input = take(arena, n->rows * n->hidden, act);
+        block->normed = take(arena, n->rows * n->hidden, act);
+        block->rstd = take(arena, n->rows, sizeof(float));
+        block->qkv = take(arena, n->rows * n->qkv_width, act);
+        block->mixed = take(arena, n->rows * n->mixed_width, act);
+        block->lse = take(arena, n->rows * n->heads, sizeof(float));
+        block->middle = take(arena, n->rows * n->hidden, act);
+        block->middle_normed = take(arena, n->rows * n->hidden, act);
+        block->middle_rstd = take(arena, n->rows, sizeof(float));
+        block->gate_up = take(arena, n->rows * 2 * n->ffn, act);
+        block->gated = take(arena, n->rows * n->ffn, act);
+    }
+}
+
+static void lay_out_scratch(struct stage *stage, struct arena *arena)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    struct scratch *scratch = &stage->scratch;
+    size_t act = dtype_bytes(stage->kernels->dtype);
+
+    scratch->branch = take(arena, n->rows * n->hidden, act);
+    scratch->dnormed = take(arena, n->rows * n->hidden, act);
+    scratch->dwide = take(arena, n->rows * larger(2 * n->ffn, n->qkv_width), act);
+    scratch->dmixed = take(arena, n->rows * larger(n->ffn, n->mixed_width), act);
+    if (!stage->last)
+        return;
+    scratch->final_normed = take(arena, n->rows * n->hidden, act);
+    scratch->final_rstd = take(arena, n->rows, sizeof(float));
+    scratch->logits = take(arena, n->head_rows * n->vocab_count, act);
+    scratch->maximum = take(arena, n->head_rows, sizeof(float));
+    scratch->global = take(arena, n->head_rows, sizeof(float));
+    scratch->sums = take(arena, 2 * n->head_rows, sizeof(float));
+    scratch->loss = take(arena, n->rows, sizeof(float));
+    scratch->best = take(arena, n->head_rows, sizeof(int32_t));
+}
+
+static void lay_out(struct stage *stage, bool training, struct arena *arena)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    size_t act = dtype_bytes(stage->kernels->dtype);
+    int64_t elements = stage->parameters.elements;
+
+    stage->weights = take(arena, elements, act);
+    if (training) {
+        stage->gradients = take(arena, elements, sizeof(float));
+        stage->exp_avg = take(arena, elements, sizeof(float));
+        stage->exp_avg_sq = take(arena, elements, sizeof(float));
+        if (stage->kernels->dtype != DTYPE_F32)
+            stage->master = take(arena, elements, sizeof(float));
+    }
+    stage->loss_sum = take(arena, 1, sizeof(double));
+    stage->cosine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
+    stage->sine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
+    stage->positions = take(arena, n->rows, sizeof(int32_t));
+    lay_out_scratch(stage, arena);
+    for (int i = 0; i < stage->slot_count; i++) {
+        struct slot *slot = &stage->slots[i];
+
+        if (stage->first)
+            slot->tokens = take(arena, n->rows, sizeof(int32_t));
+        if (stage->last) {
+            slot->targets = take(arena, n->rows, sizeof(int32_t));
+            slot->weights = take(arena, n->rows, sizeof(float));
+        }
+        lay_out_blocks(stage, slot, arena);
+        slot->output = take(arena, n->rows * n->hidden, act);
+        if (training)
+            slot->gradient = take(arena, n->rows * n->hidden, act);
+    }
+}
+
+/* cos and sin of position * theta^(-2i/d), from the fp32 angle, as transformers takes them. */
+static int set_positions(struct stage *stage)
+{
+    int64_t half = stage->model->head_dim / 2, count = stage->seq_length * half;
+    float *cosine = malloc((size_t)count * sizeof(float));
+    float *sine = malloc((size_t)count * sizeof(float));
+    int32_t *positions = malloc((size_t)stage->sizes.rows * sizeof(int32_t));
+    const struct kernels *k = stage->kernels;
+    struct error error;
+    int result = -1;
+
+    if (!cosine || !sine || !positions)
+        goto out;
+    for (int64_t i = 0; i < half; i++) {
+        float frequency =
+            (float)pow(stage->model->rope_theta, -2.0 * (double)i / (double)stage->model->head_dim);
+
+        for (int64_t position = 0; position < stage->seq_length; position++) {
+            float angle = (float)position * frequency;
+
+            cosine[position * half + i] = (float)cos((double)angle);
+            sine[position * half + i] = (float)sin((double)angle);
+        }
+    }
+    for (int64_t row = 0; row < stage->sizes.rows; row++)
+        positions[row] = (int32_t)(row % stage->seq_length);
+    for (int64_t i = 0; i <= stage->micro_batch; i++)
+        stage->sequence_starts[i] = (int32_t)(i * stage->seq_length);
+    k->to_device(stage->stream, stage->cosine, cosine, (size_t)count * sizeof(float));
+    k->to_device(stage->stream, stage->sine, sine, (size_t)count * sizeof(float));
+    k->to_device(stage->stream, stage->positions, positions,
+                 (size_t)stage->sizes.rows * sizeof(int32_t));
+    result = k->stream_sync(stage->stream, &error);
+out:
+    free(cosine);
+    free(sine);
+    free(positions);
+    return result;
+}
+
+int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,
+                 const struct layout *layout, struct layout_place place,
+                 const struct comm_groups *groups, int64_t micro_batch, int64_t seq_length,
+                 int64_t microbatches, bool training, struct error *error)
+{
+    struct arena arena = {0};
+    int64_t in_flight = layout->pp - place.pp;
+
+    *stage = (struct stage){
+        .kernels = kernels,
+        .model = model,
+        .layout = layout,
+        .place = place,
+        .groups = groups,
+        .micro_batch = micro_batch,
+        .seq_length = seq_length,
+        .first_layer = layout_first_layer(layout, model, place.pp),
+        .first = place.pp == 0,
+        .last = place.pp == layout->pp - 1,
+    };
+    stage->layers = layout_first_layer(layout, model, place.pp + 1) - stage->first_layer;
+    set_sizes(stage);
+    if (parameters_create(&stage->parameters, model, layout, place, error) < 0)
+        return -1;
+    stage->slot_count = (int)(in_flight < microbatches ? in_flight : microbatches);
+    stage->slots = calloc((size_t)stage->slot_count, sizeof(*stage->slots));
+    stage->sequence_starts = calloc((size_t)micro_batch + 1, sizeof(*stage->sequence_starts));
+    if (!stage->slots || !stage->sequence_starts)
+        goto no_memory;
+    for (int i = 0; i < stage->slot_count; i++) {
+        stage->slots[i].blocks = calloc((size_t)stage->layers, sizeof(*stage->slots[i].blocks));
+        if (!stage->slots[i].blocks)
+            goto no_memory;
+    }
+    lay_out(stage, training, &arena);
+    stage->memory_bytes = arena.used;
+    stage->memory = kernels->allocate(arena.used);
+    if (!stage->memory)
+        goto no_memory;
+    arena = (struct arena){.base = stage->memory};
+    lay_out(stage, training, &arena);
+    if (set_positions(stage) < 0)
+        goto no_memory;
+    return 0;
+no_memory:
+    error_set(error, EXIT_STATUS_SYSTEM,
+              "out of memory: this rank needs %.2f GiB; use more ranks (--tp, --pp) or a smaller "
+              "--micro-batch-size",
+              (double)stage->memory_bytes / (1 << 30));
+    stage_destroy(stage);
+    return -1;
+}
+
+void stage_destroy(struct stage *stage)
+{
+    if (!stage->kernels)
+        return;
+    if (stage->memory)
+        stage->kernels->release(stage->memory);
+    for (int i = 0; stage->slots && i < stage->slot_count; i++)
+        free(stage->slots[i].blocks);
+    free(stage->slots);
+    free(stage->sequence_starts);
+    parameters_destroy(&stage->parameters);
+    *stage = (struct stage){0};
+}
+
+void *stage_weight(const struct stage *stage, int64_t offset)
+{
+    return (char *)stage->weights + (size_t)offset * dtype_bytes(stage->kernels->dtype);
+}
+
+void stage_randomize(struct stage *stage, uint64_t seed)
+{
+    const struct kernels *k = stage->kernels;
+
+    for (size_t i = 0; i < stage->parameters.count; i++) {
+        const struct parameter *parameter = &stage->parameters.list[i];
+        void *weight = stage_weight(stage, parameter->offset);
+
+        if (parameter->count == 0)
+            continue;
+        if (parameter->dimensions == 1)
+            k->fill(stage->stream, weight, 1, parameter->count);
+        else
+            k->random_normal(stage->stream, weight, &parameter->local, parameter->init_std, seed,
+                             parameter->random);
+    }
+}

@@ -1,0 +1,132 @@
+/* One rank's part of the model: the layers of a pipeline stage, split over tensor parallelism,
+ * with their weights, optimizer state and the activations of the microbatches in flight.
+ *
+ * All device memory is taken once, by stage_create(). The arithmetic of layers is in block.c, of
+ * the embedding and the loss in ends.c; the order of microbatches is pipeline.c's business.
+ */
+#ifndef MTLLM_TRAINER_STAGE_H
+#define MTLLM_TRAINER_STAGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/layout.h"
+#include "core/model.h"
+#include "kernels/kernels.h"
+#include "trainer/comm.h"
+#include "trainer/parameter.h"
+
+/* What a layer keeps from forward to backward. rows = tokens of a microbatch. */
+struct block_activations {
+    void *input;  /* [rows, hidden] the residual stream before the layer */
+    void *normed; /* [rows, hidden] */
+    float *rstd;  /* [rows] */
+    void *qkv;    /* [rows, (heads + 2 kv_heads) head_dim] after rotation */
+    void *mixed;  /* [rows, heads head_dim] out of attention */
+    float *lse;   /* [heads, rows] */
+    void *middle; /* [rows, hidden] the residual stream between attention and MLP */
+    void *middle_normed;
+    float *middle_rstd;
+    void *gate_up; /* [rows, 2 ffn] */
+    void *gated;   /* [rows, ffn] */
+};
+
+/* One microbatch in flight. */
+struct slot {
+    int32_t *tokens;  /* [rows] device; first stage */
+    int32_t *targets; /* [rows] device; last stage; negative: no target */
+    float *weights;   /* [rows] device; last stage: d(batch loss) / d(token's loss) */
+    struct block_activations *blocks;
+    void *output;   /* [rows, hidden] for the next stage; on the last the final residual stream */
+    void *gradient; /* [rows, hidden] of output on the way back, of the input at the end */
+    struct comm_request sent_forward, sent_backward;
+};
+
+/* The sizes of this rank's shards. */
+struct stage_sizes {
+    int64_t rows, hidden, ffn;
+    int heads, kv_heads, head_dim;
+    int64_t qkv_width, mixed_width;
+    int64_t vocab_first, vocab_count;
+    int64_t head_rows; /* tokens whose logits exist at one time */
+};
+
+/* Memory that lives for a part of one microbatch only. */
+struct scratch {
+    void *branch;            /* [rows, hidden] what a branch adds to the residual stream */
+    void *dnormed;           /* [rows, hidden] */
+    void *dwide;             /* [rows, max(2 ffn, qkv_width)] */
+    void *dmixed;            /* [rows, max(ffn, mixed_width)] */
+    void *final_normed;      /* [rows, hidden] */
+    float *final_rstd;       /* [rows] */
+    void *logits;            /* [head_rows, vocab_count] */
+    float *maximum, *global; /* [head_rows] */
+    float *sums;             /* [2][head_rows] sums of exponentials, then targets' logits */
+    float *loss;             /* [rows] */
+    int32_t *best;           /* [head_rows] */
+};
+
+struct stage {
+    const struct kernels *kernels;
+    struct stream *stream;
+    const struct model *model;
+    const struct layout *layout;
+    struct layout_place place;
+    const struct comm_groups *groups;
+    int64_t micro_batch, seq_length, first_layer, layers;
+    bool first, last;
+    struct stage_sizes sizes;
+    struct parameters parameters;
+
+    void *weights;    /* [parameters.elements], of kernels->dtype */
+    float *gradients; /* fp32, like all that follow */
+    float *master;    /* NULL when the weights are fp32 */
+    float *exp_avg, *exp_avg_sq;
+    double *loss_sum;         /* device: sum of weight * loss over microbatches */
+    float *cosine, *sine;     /* [seq_length, head_dim / 2] */
+    int32_t *positions;       /* [rows] */
+    int32_t *sequence_starts; /* [micro_batch + 1] host */
+    struct scratch scratch;
+    struct slot *slots;
+    int slot_count;
+
+    void *memory; /* the one allocation */
+    size_t memory_bytes;
+};
+
+/* Lay out and allocate everything. `training` false: no gradients and no optimizer state.
+ * `microbatches` bounds how many can be in flight. model, layout and groups must outlive the stage.
+ * Error: EXIT_STATUS_SYSTEM with the bytes asked for. */
+int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,
+                 const struct layout *layout, struct layout_place place,
+                 const struct comm_groups *groups, int64_t micro_batch, int64_t seq_length,
+                 int64_t microbatches, bool training, struct error *error);
+void stage_destroy(struct stage *stage);
+
+/* Initial weights, the same whatever the layout. */
+void stage_randomize(struct stage *stage, uint64_t seed);
+
+/* Element `offset` of the weights. */
+void *stage_weight(const struct stage *stage, int64_t offset);
+
+/* --- arithmetic of one microbatch --------------------------------------------------------- */
+
+/* Layers: from slot->blocks[0].input to slot->output. */
+void blocks_forward(struct stage *stage, struct slot *slot);
+/* slot->gradient, of the output, becomes that of the input; weights' gradients accumulate. */
+void blocks_backward(struct stage *stage, struct slot *slot);
+
+/* slot->tokens to slot->blocks[0].input, and back. First stage only. */
+void embedding_forward(struct stage *stage, struct slot *slot);
+void embedding_backward(struct stage *stage, struct slot *slot);
+
+/* Called with the logits of tokens [row, row + rows) of the microbatch, [rows, vocab_count] of this
+ * rank, before the loss is taken. */
+typedef void (*logits_callback)(void *user, int64_t row, int64_t rows, const void *logits);
+
+/* The loss of slot->output, added to loss_sum; with `backward` its gradient too, into
+ * slot->gradient, and the head's. Last stage only. `see` may be NULL. */
+void head_forward_backward(struct stage *stage, struct slot *slot, bool backward,
+                           logits_callback see, void *user);
+
+#endif

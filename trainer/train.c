@@ -1,0 +1,275 @@
+/* The training loop.
+ *
+ * Between two steps the run is in a state that a checkpoint can record: everything here is
+ * arranged so that stopping there and going on later gives the same bits as never stopping.
+ * All ranks decide alike, because they decide by sums over all of them.
+ */
+#include "trainer/training.h"
+
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/log.h"
+
+/* The sums of one step; every rank adds its part. */
+enum step_sum {
+    SUM_LOSS,
+    SUM_SQUARED_NORM,
+    SUM_SIGNALLED, /* ranks that were told to stop */
+    SUM_TIME_UP,   /* ranks whose clock says that the job's time is up */
+    SUM_SAVER,     /* two numbers, the saver's */
+    SUM_SAVER_FAILED,
+    SUM_COUNT
+};
+
+struct step {
+    double loss, norm, lr, seconds;
+    bool skipped;
+    enum stop_reason stop;
+};
+
+static double now_s(clockid_t clock)
+{
+    struct timespec time;
+
+    clock_gettime(clock, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* Gradients of the mean loss over the global batch, summed over replicas. */
+static int compute_gradients(struct training *t, double sums[SUM_COUNT], struct error *error)
+{
+    struct stage *stage = &t->stage;
+    const struct kernels *k = stage->kernels;
+    double total, loss = 0;
+    int result = batch_read(&t->batch, t->train_data, t->progress.samples, &t->layout, t->place.dp,
+                            t->model.vocab_size, error);
+
+    if (team_agree(&t->team, result, error) < 0)
+        return -1;
+    total = stage->last && t->place.tp == 0 ? t->batch.weight_sum : 0;
+    if (team_sum(&t->team, &total, 1, error) < 0)
+        return -1;
+    batch_scale_weights(&t->batch, total > 0 ? 1 / total : 0);
+    optimizer_zero_gradients(stage);
+    k->zero(stage->stream, stage->loss_sum, sizeof(double));
+    pipeline_train(stage, &t->batch);
+    optimizer_reduce_gradients(stage);
+    k->to_host(stage->stream, &loss, stage->loss_sum, sizeof(loss));
+    if (stage->last && t->place.tp == 0)
+        sums[SUM_LOSS] = loss;
+    return optimizer_squared_norm(&t->optimizer, stage, &sums[SUM_SQUARED_NORM], error);
+}
+
+static void tell_saver_event(const struct training *t, enum saver_event event)
+{
+    if (event == SAVER_FAILED)
+        log_warning("a checkpoint could not be written; the newest is that of step %lld",
+                    (long long)saver_saved_step(t->saver));
+}
+
+/* One update. A gradient that is not finite changes nothing but the count of skipped steps. */
+static int run_step(struct training *t, struct step *step, struct error *error)
+{
+    double sums[SUM_COUNT] = {0}, start_s = now_s(CLOCK_MONOTONIC);
+    enum stop_reason reason = stop_requested(t->stop);
+    int64_t updates = t->progress.step - t->progress.skipped;
+
+    *step = (struct step){.lr = lr_at(&t->schedule, updates * t->global_batch)};
+    if (compute_gradients(t, sums, error) < 0)
+        return -1;
+    sums[SUM_SIGNALLED] = reason > STOP_TIME_LIMIT;
+    sums[SUM_TIME_UP] = reason == STOP_TIME_LIMIT;
+    saver_report(t->saver, &sums[SUM_SAVER]);
+    if (team_sum(&t->team, sums, SUM_COUNT, error) < 0)
+        return -1;
+    tell_saver_event(t, saver_advance(t->saver, &sums[SUM_SAVER]));
+    step->loss = sums[SUM_LOSS];
+    step->norm = sqrt(sums[SUM_SQUARED_NORM]);
+    step->skipped = !isfinite(step->norm) || !isfinite(step->loss);
+    if (step->skipped)
+        t->progress.skipped++;
+    else
+        optimizer_update(&t->optimizer, &t->stage, step->lr, updates + 1, step->norm);
+    if (t->stage.kernels->stream_sync(t->stage.stream, error) < 0)
+        return -1;
+    t->progress.step++;
+    t->progress.samples += t->global_batch;
+    t->progress.tokens += t->global_batch * t->seq_length;
+    step->seconds = now_s(CLOCK_MONOTONIC) - start_s;
+    if (sums[SUM_SIGNALLED] > 0)
+        step->stop = reason > STOP_TIME_LIMIT ? reason : STOP_SIGTERM;
+    else if (sums[SUM_TIME_UP] > 0)
+        step->stop = STOP_TIME_LIMIT;
+    return 0;
+}
+
+static void report_step(struct training *t, const struct step *step)
+{
+    double tokens_per_s = (double)(t->global_batch * t->seq_length) / step->seconds;
+    double flops = model_flops_per_token(&t->model, t->seq_length, true);
+    int64_t every = setting_integer(t->settings, SETTING_LOG_EVERY);
+    struct metrics_row row = {0}, line = {0};
+
+    if (!t->metrics)
+        return;
+    metrics_set(&row, METRIC_STEP, (double)t->progress.step);
+    metrics_set(&row, METRIC_LOSS, step->loss);
+    metrics_set(&row, METRIC_LR, step->lr);
+    metrics_set(&row, METRIC_GRAD_NORM, step->norm);
+    metrics_set(&row, METRIC_SAMPLES, (double)t->progress.samples);
+    metrics_set(&row, METRIC_TOKENS, (double)t->progress.tokens);
+    metrics_set(&row, METRIC_TOKENS_PER_S, tokens_per_s);
+    metrics_set(&row, METRIC_TFLOPS, tokens_per_s * flops / 1e12 / t->world->size);
+    metrics_set(&row, METRIC_STEP_S, step->seconds);
+    metrics_set(&row, METRIC_TIME, now_s(CLOCK_REALTIME));
+    metrics_set(&row, METRIC_SKIPPED, (double)t->progress.skipped);
+    metrics_write(t->metrics, &row);
+    metrics_interval_add(&t->interval, &row);
+    if (t->progress.step % every == 0 || t->progress.step == t->steps) {
+        metrics_interval_take(&t->interval, &line);
+        metrics_print(&line, t->steps, t->global_batch);
+    }
+    if (step->skipped)
+        log_warning("step %lld: the gradient is not finite; the update was skipped (%lld so far)",
+                    (long long)t->progress.step, (long long)t->progress.skipped);
+}
+
+static void report_evaluation(struct training *t, const struct evaluation *evaluation)
+{
+    struct metrics_row row = {.eval = "valid"};
+
+    if (t->world->rank != 0)
+        return;
+    metrics_set(&row, METRIC_STEP, (double)t->progress.step);
+    metrics_set(&row, METRIC_LOSS, evaluation->loss);
+    metrics_set(&row, METRIC_PERPLEXITY, exp(evaluation->loss));
+    metrics_set(&row, METRIC_TOKENS, (double)t->progress.tokens);
+    metrics_set(&row, METRIC_TIME, now_s(CLOCK_REALTIME));
+    if (t->metrics)
+        metrics_write(t->metrics, &row);
+    metrics_print(&row, t->steps, t->global_batch);
+}
+
+/* Begin to save, after the save before it. */
+static int save(struct training *t, struct error *error)
+{
+    if (saver_busy(t->saver)) {
+        log_info("step %lld: waiting for the checkpoint before this one",
+                 (long long)t->progress.step);
+        tell_saver_event(t, saver_finish(t->saver, &t->team, error));
+    }
+    return saver_start(t->saver, &t->progress, error);
+}
+
+/* Save now and wait until it is durable. */
+static int save_durably(struct training *t, struct error *error)
+{
+    if (save(t, error) < 0)
+        return -1;
+    if (saver_finish(t->saver, &t->team, error) == SAVER_SAVED)
+        return 0;
+    error_set(error, EXIT_STATUS_IO,
+              "the checkpoint of step %lld could not be written (see above); the run can go on "
+              "from the one before it when there is room again",
+              (long long)t->progress.step);
+    return team_agree(&t->team, -1, error);
+}
+
+/* The run ends here for now. */
+static int finish(struct training *t, enum stop_reason stop, struct error *error)
+{
+    bool complete = t->progress.step >= t->steps;
+
+    if (saver_busy(t->saver))
+        tell_saver_event(t, saver_finish(t->saver, &t->team, error));
+    if (t->progress.step > t->start_step && saver_saved_step(t->saver) != t->progress.step &&
+        save_durably(t, error) < 0)
+        return -1;
+    if (complete)
+        return EXIT_STATUS_OK;
+    if (stop == STOP_TIME_LIMIT && t->progress.step == t->start_step) {
+        error_set(error, EXIT_STATUS_CONFIGURATION,
+                  "no step was possible before the job's time limit less the margin (margin=%s): "
+                  "give the job more time or a smaller --margin",
+                  setting_text(t->settings, SETTING_MARGIN));
+        return team_agree(&t->team, -1, error);
+    }
+    log_info("stopped by %s at step %lld of %lld; the same command goes on from there",
+             stop_reason_text(stop), (long long)t->progress.step, (long long)t->steps);
+    return EXIT_STATUS_UNFINISHED;
+}
+
+/* All ranks learn what any of them has been told. */
+static int agree_to_stop(struct training *t, enum stop_reason *stop, struct error *error)
+{
+    enum stop_reason reason = stop_requested(t->stop);
+    double sums[2] = {reason > STOP_TIME_LIMIT, reason == STOP_TIME_LIMIT};
+
+    if (team_sum(&t->team, sums, 2, error) < 0)
+        return -1;
+    *stop = sums[0] > 0   ? (reason > STOP_TIME_LIMIT ? reason : STOP_SIGTERM)
+            : sums[1] > 0 ? STOP_TIME_LIMIT
+                          : STOP_NONE;
+    return 0;
+}
+
+static int validate(struct training *t, enum stop_reason *stop, struct error *error)
+{
+    struct evaluation evaluation;
+
+    if (evaluate(t, NULL, &evaluation, error) < 0)
+        return -1;
+    if (evaluation.stopped)
+        return agree_to_stop(t, stop, error);
+    report_evaluation(t, &evaluation);
+    return 0;
+}
+
+static int evaluate_only(struct training *t, struct error *error)
+{
+    struct evaluation evaluation;
+
+    if (evaluate(t, setting_text(t->settings, SETTING_DUMP_LOGITS), &evaluation, error) < 0)
+        return -1;
+    if (evaluation.stopped) {
+        error_set(error, EXIT_STATUS_UNFINISHED, "stopped before the validation was over");
+        return team_agree(&t->team, -1, error);
+    }
+    report_evaluation(t, &evaluation);
+    return EXIT_STATUS_OK;
+}
+
+int training_run(struct training *t, struct error *error)
+{
+    int64_t eval_interval = setting_integer(t->settings, SETTING_EVAL_INTERVAL);
+    int64_t save_interval = setting_integer(t->settings, SETTING_SAVE_INTERVAL);
+    enum stop_reason stop = STOP_NONE;
+
+    if (setting_boolean(t->settings, SETTING_EVAL_ONLY))
+        return evaluate_only(t, error);
+    if (t->progress.step >= t->steps)
+        log_info("step %lld of %lld: there is nothing left to do; give more --steps to go on",
+                 (long long)t->progress.step, (long long)t->steps);
+    if (agree_to_stop(t, &stop, error) < 0)
+        return -1;
+    while (stop == STOP_NONE) {
+        struct step step;
+
+        /* Also where a run goes on that was stopped while it validated. */
+        if (eval_interval > 0 && t->progress.step > 0 && t->progress.step % eval_interval == 0 &&
+            validate(t, &stop, error) < 0)
+            return -1;
+        if (stop != STOP_NONE || t->progress.step >= t->steps)
+            break;
+        if (run_step(t, &step, error) < 0)
+            return -1;
+        report_step(t, &step);
+        stop = step.stop;
+        if (stop == STOP_NONE && save_interval > 0 && t->progress.step % save_interval == 0 &&
+            save(t, error) < 0)
+            return -1;
+    }
+    return finish(t, stop, error);
+}

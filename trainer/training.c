@@ -1,0 +1,448 @@
+/* Setting up a run. Whatever can fail on one rank alone is followed by an agreement, so that all
+ * ranks go on or all of them end. */
+#include "trainer/training.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "ckpt/hf_config.h"
+#include "core/log.h"
+#include "trainer/restore.h"
+
+/* This rank's share of the cores it may run on. */
+static int default_threads(const struct world *world)
+{
+    cpu_set_t set;
+    int cores = 1;
+
+    if (sched_getaffinity(0, sizeof(set), &set) == 0)
+        cores = CPU_COUNT(&set);
+    return cores / world->local_size > 1 ? cores / world->local_size : 1;
+}
+
+static int threads_of(const struct settings *settings, const struct world *world)
+{
+    const char *omp = getenv("OMP_NUM_THREADS");
+
+    if (setting_is_set(settings, SETTING_THREADS))
+        return (int)setting_integer(settings, SETTING_THREADS);
+    if (omp && atoi(omp) > 0)
+        return atoi(omp);
+    return default_threads(world);
+}
+
+static int check_device(const struct settings *settings, struct error *error)
+{
+    if (strcmp(setting_text(settings, SETTING_DEVICE), "cuda") == 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "device=cuda: this build has no CUDA backend; use --device=cpu");
+    return 0;
+}
+
+/* The model that a checkpoint's config.json describes. */
+static int model_from_checkpoint(struct model *model, const struct checkpoint *checkpoint,
+                                 struct error *error)
+{
+    const struct checkpoint_state *state = checkpoint_get_state(checkpoint);
+
+    return hf_config_read(model, state->config, strlen(state->config),
+                          checkpoint_directory(checkpoint), error);
+}
+
+/* The model, from the settings or, where they name none, from the checkpoint; both must agree. */
+static int settle_model(struct training *t, const struct checkpoint *checkpoint,
+                        struct error *error)
+{
+    struct model stored;
+    const char *difference;
+
+    if (checkpoint && model_from_checkpoint(&stored, checkpoint, error) < 0)
+        return -1;
+    if (checkpoint && !setting_is_set(t->settings, SETTING_LAYERS)) {
+        t->model = stored;
+    } else {
+        if (model_from_settings(&t->model, t->settings, error) < 0)
+            return -1;
+        difference = checkpoint ? model_difference(&t->model, &stored) : NULL;
+        if (difference)
+            return error_set(error, EXIT_STATUS_CONFIGURATION,
+                             "%s: its model has another %s than the settings say; leave --model "
+                             "away to take the checkpoint's",
+                             checkpoint_directory(checkpoint), difference);
+        if (checkpoint) {
+            t->model.bos_token = stored.bos_token;
+            t->model.eos_token = stored.eos_token;
+        }
+    }
+    t->seq_length = setting_is_set(t->settings, SETTING_SEQ_LENGTH)
+                        ? setting_integer(t->settings, SETTING_SEQ_LENGTH)
+                        : t->model.max_positions;
+    if (t->seq_length > t->model.max_positions)
+        log_warning("seq-length=%lld is beyond the model's max-positions=%lld",
+                    (long long)t->seq_length, (long long)t->model.max_positions);
+    return layout_from_settings(&t->layout, t->settings, &t->model, t->world->size, "--", error);
+}
+
+/* What a fresh run begins with. */
+static int begin_progress(struct training *t, struct error *error)
+{
+    unsigned char bytes[8];
+    char id[2 * sizeof(bytes) + 1];
+
+    if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes))
+        return error_set_errno(error, "no random bytes for the run's id");
+    for (size_t i = 0; i < sizeof(bytes); i++)
+        snprintf(id + 2 * i, 3, "%02x", bytes[i]);
+    if (team_share(&t->team, id, sizeof(id), error) < 0)
+        return -1;
+    t->progress = (struct checkpoint_state){.loss_scale = 1, .run_id = strdup(id)};
+    return t->progress.run_id ? 0 : error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+}
+
+static int adopt_progress(struct training *t, const struct checkpoint *checkpoint,
+                          struct error *error)
+{
+    const struct checkpoint_state *state = checkpoint_get_state(checkpoint);
+
+    t->progress = (struct checkpoint_state){
+        .step = state->step,
+        .samples = state->samples,
+        .tokens = state->tokens,
+        .skipped = state->skipped,
+        .loss_scale = state->loss_scale,
+        .run_id = strdup(state->run_id),
+    };
+    return t->progress.run_id ? 0 : error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+}
+
+/* What checkpoints will record, besides the progress. */
+static int describe_run(struct training *t, struct error *error)
+{
+    struct checkpoint_state *progress = &t->progress;
+    size_t size;
+    FILE *stream = open_memstream(&progress->settings, &size);
+
+    if (!stream || settings_write(t->settings, stream) < 0 || fclose(stream) != 0)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    progress->config = hf_config_write(&t->model, t->stage.kernels->dtype);
+    if (!progress->config)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    snprintf(progress->layout, sizeof(progress->layout), "tp%d pp%d dp%d", t->layout.tp,
+             t->layout.pp, t->layout.dp);
+    progress->files = t->tokenizer.list;
+    progress->file_count = t->tokenizer.count;
+    return 0;
+}
+
+static int open_stage(struct training *t, struct error *error)
+{
+    bool training = !setting_boolean(t->settings, SETTING_EVAL_ONLY);
+
+    if (layout_microbatches(&t->layout, t->settings, "--", &t->microbatches, error) < 0)
+        return -1;
+    t->micro_batch = setting_integer(t->settings, SETTING_MICRO_BATCH_SIZE);
+    t->global_batch = t->microbatches * t->micro_batch * t->layout.dp;
+    if (stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups,
+                     t->micro_batch, t->seq_length, t->microbatches, training, error) < 0 ||
+        batch_create(&t->batch, t->microbatches, t->micro_batch, t->seq_length, error) < 0)
+        return -1;
+    return training ? optimizer_create(&t->optimizer, t->settings, &t->stage, error) : 0;
+}
+
+static int open_dataset(struct training *t, const struct token_file *file, const char *split,
+                        enum dataset_split which, int64_t samples, struct dataset **dataset,
+                        struct error *error)
+{
+    return dataset_open(dataset, file, split, which, samples, t->seq_length,
+                        (uint32_t)setting_integer(t->settings, SETTING_SEED), error);
+}
+
+/* Training and validation samples, as many as the whole run will take (Megatron's counts: the order
+ * of samples depends on them). */
+static int open_data(struct training *t, struct error *error)
+{
+    const struct settings *settings = t->settings;
+    const char *split = setting_text(settings, SETTING_SPLIT);
+    int64_t interval = setting_integer(settings, SETTING_EVAL_INTERVAL);
+    int64_t eval_batches = setting_integer(settings, SETTING_EVAL_STEPS);
+    bool eval_only = setting_boolean(settings, SETTING_EVAL_ONLY);
+    bool own_valid = setting_is_set(settings, SETTING_VALID_DATA);
+
+    if (!setting_is_set(settings, SETTING_DATA) && !(eval_only && own_valid))
+        return error_set(error, EXIT_STATUS_USAGE,
+                         "--data: give the PREFIX of PREFIX.bin and PREFIX.idx, which mtllm-data "
+                         "tokenize writes");
+    if (setting_is_set(settings, SETTING_DATA) &&
+        token_file_open(&t->train_file, setting_text(settings, SETTING_DATA), error) < 0)
+        return -1;
+    if (own_valid &&
+        token_file_open(&t->valid_file, setting_text(settings, SETTING_VALID_DATA), error) < 0)
+        return -1;
+    if (!eval_only && open_dataset(t, t->train_file, own_valid ? "1,0,0" : split, DATASET_TRAIN,
+                                   t->steps * t->global_batch, &t->train_data, error) < 0)
+        return -1;
+    if (interval > 0)
+        eval_batches *= t->steps / interval + 1;
+    if (interval > 0 || eval_only)
+        return open_dataset(t, own_valid ? t->valid_file : t->train_file,
+                            own_valid ? "0,1,0" : split, DATASET_VALID,
+                            eval_batches * t->global_batch, &t->valid_data, error);
+    return 0;
+}
+
+static int open_tokenizer(struct training *t, const struct checkpoint *checkpoint,
+                          struct error *error)
+{
+    if (setting_is_set(t->settings, SETTING_TOKENIZER))
+        return tokenizer_files_read(&t->tokenizer, setting_text(t->settings, SETTING_TOKENIZER),
+                                    error);
+    if (checkpoint)
+        return tokenizer_files_copy(&t->tokenizer, checkpoint_get_state(checkpoint), error);
+    return 0;
+}
+
+/* The checkpoint directory of --resume=DIR, a run or its ckpt/. */
+static void resume_root(const char *resume, char *root, size_t size)
+{
+    size_t length = strlen(resume);
+
+    if (length >= 5 && strcmp(resume + length - 5, "/ckpt") == 0)
+        snprintf(root, size, "%s", resume);
+    else
+        snprintf(root, size, "%s/ckpt", resume);
+}
+
+static int none_usable(struct training *t, const struct candidates *candidates, struct error *error)
+{
+    error_set(error, EXIT_STATUS_DATA,
+              "%s: none of the %zu checkpoints can be used (see above); restore one, or start "
+              "anew with --resume=never",
+              candidates->root, candidates->count);
+    return team_agree(&t->team, -1, error);
+}
+
+/* The newest checkpoint to go on from; *checkpoint stays NULL when the run begins. The run's own
+ * checkpoints come before those of another directory: after a requeue they are newer. */
+static int find_checkpoint(struct training *t, struct candidates *candidates,
+                           struct checkpoint **checkpoint, struct error *error)
+{
+    const char *resume = setting_text(t->settings, SETTING_RESUME);
+    char root[PATH_MAX + 8];
+
+    *checkpoint = NULL;
+    if (candidates_list(candidates, t->run.checkpoints, &t->team, error) < 0)
+        return -1;
+    if (strcmp(resume, "never") == 0) {
+        int result = 0;
+
+        if (t->world->rank == 0 && candidates->count > 0)
+            result = run_directory_set_aside(&t->run, error);
+        candidates->count = 0;
+        return team_agree(&t->team, result, error);
+    }
+    if (candidates->count == 0 && strcmp(resume, "auto") != 0) {
+        resume_root(resume, root, sizeof(root));
+        candidates_destroy(candidates);
+        if (candidates_list(candidates, root, &t->team, error) < 0)
+            return -1;
+        if (candidates->count == 0) {
+            error_set(error, EXIT_STATUS_DATA, "resume=%s: no checkpoint in %s", resume, root);
+            return team_agree(&t->team, -1, error);
+        }
+    }
+    if (candidates_open(candidates, &t->team, checkpoint) || candidates->count == 0)
+        return 0;
+    return none_usable(t, candidates, error);
+}
+
+static int open_init(struct training *t, struct checkpoint **init, struct error *error)
+{
+    int result = 0;
+
+    if (setting_is_set(t->settings, SETTING_INIT)) {
+        result = checkpoint_open(init, setting_text(t->settings, SETTING_INIT), error);
+        if (result < 0)
+            error_prefix(error, "init: ");
+    }
+    return team_agree(&t->team, result, error);
+}
+
+/* Load the checkpoint to go on from; one whose bytes turn out wrong gives way to the one before. */
+static int load_resume(struct training *t, struct candidates *candidates,
+                       struct checkpoint **checkpoint, struct error *error)
+{
+    for (;;) {
+        struct error reason = {0};
+        bool moments = !setting_boolean(t->settings, SETTING_EVAL_ONLY);
+        int result = restore_stage(&t->stage, *checkpoint, moments, &reason);
+
+        if (team_agree(&t->team, result, &reason) == 0)
+            return adopt_progress(t, *checkpoint, error);
+        if (reason.status != EXIT_STATUS_DATA && reason.status != EXIT_STATUS_IO) {
+            *error = reason;
+            return -1;
+        }
+        if (reason.text[0])
+            log_warning_any_rank("%s; trying the checkpoint before it", reason.text);
+        checkpoint_close(*checkpoint);
+        *checkpoint = NULL;
+        if (!candidates_open(candidates, &t->team, checkpoint))
+            return none_usable(t, candidates, error);
+    }
+}
+
+static int load_weights(struct training *t, struct candidates *candidates,
+                        struct checkpoint **checkpoint, struct checkpoint *init,
+                        struct error *error)
+{
+    int result = 0;
+
+    if (*checkpoint) {
+        if (load_resume(t, candidates, checkpoint, error) < 0)
+            return -1;
+        log_info("resuming from %s, step %lld", checkpoint_directory(*checkpoint),
+                 (long long)t->progress.step);
+        return 0;
+    }
+    if (init) {
+        result = restore_stage(&t->stage, init, false, error);
+        log_info("initial weights from %s", checkpoint_directory(init));
+    } else {
+        stage_randomize(&t->stage, (uint64_t)setting_integer(t->settings, SETTING_SEED));
+    }
+    if (team_agree(&t->team, result, error) < 0)
+        return -1;
+    return begin_progress(t, error);
+}
+
+/* Only rank 0 writes into the run directory, apart from the shards. */
+static int open_outputs(struct training *t, struct error *error)
+{
+    int result = 0;
+
+    if (setting_boolean(t->settings, SETTING_EVAL_ONLY))
+        return 0;
+    if (t->world->rank == 0) {
+        struct error trouble = {0};
+
+        if (checkpoint_clean(t->run.checkpoints, &trouble) < 0)
+            log_warning("%s", trouble.text);
+        result = metrics_open(&t->metrics, t->run.metrics, t->progress.step, error);
+    }
+    if (team_agree(&t->team, result, error) < 0)
+        return -1;
+    result = saver_create(&t->saver, &t->stage, &t->team, t->run.checkpoints,
+                          (int)setting_integer(t->settings, SETTING_KEEP), error);
+    return team_agree(&t->team, result, error);
+}
+
+/* What can be judged by the settings alone. The model may still be inside a checkpoint, so the
+ * layout is checked against it later. */
+static int settle_job(struct training *t, struct error *error)
+{
+    bool eval_only = setting_boolean(t->settings, SETTING_EVAL_ONLY);
+
+    if (!setting_is_set(t->settings, SETTING_STEPS) && !eval_only)
+        return error_set(error, EXIT_STATUS_USAGE, "--steps: say how many steps to train for");
+    if (setting_is_set(t->settings, SETTING_STEPS))
+        t->steps = setting_integer(t->settings, SETTING_STEPS);
+    if (check_device(t->settings, error) < 0)
+        return -1;
+    return layout_from_settings(&t->layout, t->settings, NULL, t->world->size, "--", error);
+}
+
+static int open_team(struct training *t, struct error *error)
+{
+    if (settle_job(t, error) < 0) {
+        if (t->world->rank != 0)
+            error->text[0] = '\0'; /* the same on every rank */
+        return -1;
+    }
+    t->place = layout_place(&t->layout, t->world->rank);
+    if (comm_open(&t->groups, t->world, &t->layout, error) < 0)
+        return -1;
+    return team_create(&t->team, t->groups.world, kernels_cpu(threads_of(t->settings, t->world)),
+                       error);
+}
+
+static int open_directory(struct training *t, struct error *error)
+{
+    int result = 0;
+
+    run_directory_name(&t->run, t->settings, t->world);
+    if (t->world->rank == 0 && !setting_boolean(t->settings, SETTING_EVAL_ONLY))
+        result = run_directory_open(&t->run, t->settings, error);
+    return team_agree(&t->team, result, error);
+}
+
+static int open_parts(struct training *t, const struct checkpoint *from, struct error *error)
+{
+    int result = settle_model(t, from, error);
+
+    if (result == 0)
+        result = open_stage(t, error);
+    if (result == 0 && !setting_boolean(t->settings, SETTING_EVAL_ONLY))
+        result = lr_schedule_from_settings(&t->schedule, t->settings, t->global_batch, "--", error);
+    if (result == 0)
+        result = open_tokenizer(t, from, error);
+    if (result == 0)
+        result = open_data(t, error);
+    return team_agree(&t->team, result, error);
+}
+
+int training_open(struct training *t, const struct settings *settings, const struct world *world,
+                  struct stop *stop, struct error *error)
+{
+    struct candidates candidates = {0};
+    struct checkpoint *checkpoint = NULL, *init = NULL;
+    int result = -1;
+
+    *t = (struct training){.settings = settings, .world = world, .stop = stop, .run.lock = -1};
+    if (!setting_is_set(settings, SETTING_STEPS) && !setting_boolean(settings, SETTING_EVAL_ONLY))
+        return error_set(error, EXIT_STATUS_USAGE, "--steps: say how many steps to train for");
+    t->steps =
+        setting_is_set(settings, SETTING_STEPS) ? setting_integer(settings, SETTING_STEPS) : 0;
+    if (open_team(t, error) < 0)
+        return -1;
+    if (open_directory(t, error) < 0 || find_checkpoint(t, &candidates, &checkpoint, error) < 0)
+        goto out;
+    if (!checkpoint && open_init(t, &init, error) < 0)
+        goto out;
+    if (open_parts(t, checkpoint ? checkpoint : init, error) < 0 ||
+        load_weights(t, &candidates, &checkpoint, init, error) < 0)
+        goto out;
+    t->start_step = t->progress.step;
+    if (team_agree(&t->team, describe_run(t, error), error) < 0 || open_outputs(t, error) < 0)
+        goto out;
+    result = 0;
+out:
+    checkpoint_close(checkpoint);
+    checkpoint_close(init);
+    candidates_destroy(&candidates);
+    return result;
+}
+
+void training_close(struct training *t)
+{
+    saver_destroy(t->saver);
+    metrics_close(t->metrics);
+    free(t->progress.config);
+    free(t->progress.settings);
+    free(t->progress.run_id);
+    tokenizer_files_destroy(&t->tokenizer);
+    dataset_close(t->train_data);
+    dataset_close(t->valid_data);
+    token_file_close(t->train_file);
+    token_file_close(t->valid_file);
+    batch_destroy(&t->batch);
+    optimizer_destroy(&t->optimizer, &t->stage);
+    stage_destroy(&t->stage);
+    run_directory_close(&t->run);
+    if (t->team.scalars)
+        team_destroy(&t->team);
+    if (t->groups.world)
+        comm_close(&t->groups);
+}

@@ -1,0 +1,73 @@
+/* A training run: everything it holds, how it is set up and how it ends. */
+#ifndef MTLLM_TRAINER_TRAINING_H
+#define MTLLM_TRAINER_TRAINING_H
+
+#include "core/settings.h"
+#include "data/dataset.h"
+#include "trainer/batch.h"
+#include "trainer/metrics.h"
+#include "trainer/optimizer.h"
+#include "trainer/pipeline.h"
+#include "trainer/run_directory.h"
+#include "trainer/saver.h"
+#include "trainer/schedule.h"
+#include "trainer/stage.h"
+#include "trainer/stop.h"
+#include "trainer/team.h"
+#include "trainer/tokenizer_files.h"
+#include "trainer/world.h"
+
+struct training {
+    const struct settings *settings;
+    const struct world *world;
+    struct stop *stop;
+
+    struct layout layout;
+    struct layout_place place;
+    struct model model;
+    struct comm_groups groups;
+    struct team team;
+    struct run_directory run;
+    struct tokenizer_files tokenizer;
+
+    int64_t steps, seq_length, micro_batch, microbatches, global_batch;
+    struct stage stage;
+    struct optimizer optimizer;
+    struct lr_schedule schedule;
+    struct saver *saver;
+    struct metrics *metrics;          /* rank 0; NULL elsewhere */
+    struct metrics_interval interval; /* since the last line on the console */
+
+    struct token_file *train_file, *valid_file;
+    struct dataset *train_data, *valid_data;
+    struct batch batch;
+
+    struct checkpoint_state progress; /* where the run is; what a checkpoint records */
+    int64_t start_step;               /* progress.step when this process began */
+};
+
+/* Open everything, up to the state of the checkpoint to go on from. Collective. On failure every
+ * rank has the same error status, and those that have something to say a text. training_close()
+ * belongs to both cases. */
+int training_open(struct training *training, const struct settings *settings,
+                  const struct world *world, struct stop *stop, struct error *error);
+void training_close(struct training *training);
+
+/* Train until --steps, or until stopped. Returns EXIT_STATUS_OK or EXIT_STATUS_UNFINISHED, alike on
+ * every rank; -1 with `error`. Collective. */
+int training_run(struct training *training, struct error *error);
+
+/* --- validation (evaluate.c) ---------------------------------------------------------------- */
+
+struct evaluation {
+    double loss;    /* mean over targets */
+    int64_t tokens; /* targets */
+    bool stopped;   /* asked to stop before it was over: no result */
+};
+
+/* Validate on the batches that belong to this step; with `dump` the first batch's tokens and logits
+ * are written to that file. Collective. */
+int evaluate(struct training *training, const char *dump, struct evaluation *evaluation,
+             struct error *error);
+
+#endif
