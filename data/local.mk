@@ -8,10 +8,49 @@ data_libdata_la_SOURCES = \
 	data/token_writer.c
 data_libdata_la_LIBADD = core/libcore.la -lm
 
+# SentencePiece is C++; only what tokenizes is linked with it.
+noinst_LTLIBRARIES += data/libtokenizer.la
+EXTRA_DIST += data/tokenizer.cc data/tokenizer_none.c
+if HAVE_SENTENCEPIECE
+data_libtokenizer_la_SOURCES = data/tokenizer.cc data/tokenizer.h
+data_libtokenizer_la_CXXFLAGS = $(AM_CXXFLAGS) $(SENTENCEPIECE_CFLAGS)
+data_libtokenizer_la_LIBADD = core/libcore.la $(SENTENCEPIECE_LIBS)
+else
+data_libtokenizer_la_SOURCES = data/tokenizer_none.c data/tokenizer.h
+data_libtokenizer_la_LIBADD = core/libcore.la
+endif
+
+bin_PROGRAMS += data/mtllm-data
+data_mtllm_data_SOURCES = \
+	data/commands.h \
+	data/corpus.c data/corpus.h \
+	data/encoder.c data/encoder.h \
+	data/inspect.c \
+	data/merge.c \
+	data/mtllm_data.c \
+	data/options.c data/options.h \
+	data/progress.c data/progress.h \
+	data/tokenize.c
+nodist_EXTRA_data_mtllm_data_SOURCES = data/links_with_cxx.cc
+data_mtllm_data_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) -pthread
+data_mtllm_data_LDADD = data/libdata.la data/libtokenizer.la $(JANSSON_LIBS) -lpthread
+
 if HAVE_CMOCKA
 check_PROGRAMS += data/test_data
 TESTS += data/test_data
 data_test_data_SOURCES = data/test_data.c data/test_sha256.c data/test_sha256.h
 data_test_data_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 data_test_data_LDADD = data/libdata.la $(CMOCKA_LIBS)
+
+check_PROGRAMS += data/test_tokenizer
+TESTS += data/test_tokenizer
+data_test_tokenizer_SOURCES = data/test_tokenizer.c
+nodist_EXTRA_data_test_tokenizer_SOURCES = data/links_with_cxx.cc
+data_test_tokenizer_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
+data_test_tokenizer_LDADD = data/libtokenizer.la $(CMOCKA_LIBS) $(JANSSON_LIBS)
 endif
+
+TESTS += data/test_mtllm_data.bats
+EXTRA_DIST += data/test_mtllm_data.bats \
+	tests/golden/tokenizers/sentencepiece/golden.jsonl \
+	tests/golden/tokenizers/sentencepiece/tokenizer.model

@@ -49,6 +49,7 @@ int token_writer_append(struct token_writer *writer, const int32_t *tokens, int6
 int token_writer_end_document(struct token_writer *writer, struct error *error);
 int64_t token_writer_documents(const struct token_writer *writer); /* ended ones */
 int64_t token_writer_tokens(const struct token_writer *writer);
+const char *token_writer_dtype_name(const struct token_writer *writer);
 int token_writer_commit(struct token_writer *writer, struct error *error);
 /* Also without commit: then nothing is left behind. */
 void token_writer_close(struct token_writer *writer);

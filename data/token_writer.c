@@ -233,6 +233,11 @@ int64_t token_writer_tokens(const struct token_writer *writer)
     return writer->tokens;
 }
 
+const char *token_writer_dtype_name(const struct token_writer *writer)
+{
+    return writer->dtype->name;
+}
+
 static int write_index(struct token_writer *writer, struct error *error)
 {
     struct output *index = &writer->index;

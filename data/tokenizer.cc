@@ -1,0 +1,340 @@
+/* SentencePiece speaks C++ only; this is the one file that does. No exception leaves it. */
+extern "C" {
+#include "core/error.h"
+}
+#include "data/tokenizer.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include <sys/stat.h>
+
+#include <sentencepiece_processor.h>
+
+/* Exported by the library, in no public header; where it is not there its messages stay. */
+namespace sentencepiece
+{
+namespace logging
+{
+__attribute__((weak)) void SetMinLogLevel(int level);
+}
+} // namespace sentencepiece
+
+/* What becomes of a line end between two letters. */
+enum line_end {
+    LINE_END_UNKNOWN, /* nothing that could be relied on: never cut */
+    LINE_END_SPACE,   /* a space: a part begins behind it, and brings the space itself, as the
+                         prefix that the model puts before any text */
+    LINE_END_TOKEN,   /* tokens of its own: a part begins with it, and the prefix that the model
+                         puts before it is taken away again */
+};
+
+struct tokenizer {
+    sentencepiece::SentencePieceProcessor processor;
+    enum line_end line_end = LINE_END_UNKNOWN;
+    int space_id = -1; /* of a lone U+2581 */
+};
+
+namespace
+{
+
+const char space_symbol[] = "\xe2\x96\x81"; /* U+2581, SentencePiece's visible space */
+
+enum : size_t {
+    PART_BYTES = 8 << 10,
+    ENCODE_LIMIT_BYTES = 1 << 30, /* SentencePiece counts in int */
+};
+
+using ids_t = std::vector<int>;
+
+ids_t encode(const sentencepiece::SentencePieceProcessor &processor, const std::string &text)
+{
+    ids_t ids;
+
+    if (!processor.Encode(text, &ids).ok())
+        ids.clear();
+    return ids;
+}
+
+/* Can this piece hold both what is before a line end and what is behind it? */
+bool piece_crosses(const std::string &piece, enum line_end line_end)
+{
+    if (line_end == LINE_END_SPACE) {
+        /* A space with something else in front of it. */
+        size_t letter = 0, width = sizeof(space_symbol) - 1;
+
+        while (piece.compare(letter, width, space_symbol) == 0)
+            letter += width;
+        return piece.find(space_symbol, letter) != std::string::npos;
+    }
+    return piece.find('\n') != std::string::npos &&
+           piece.find_first_not_of('\n') != std::string::npos;
+}
+
+/* Does `whole` consist of `before`, then `after` without its first `skip` ids? */
+bool joins(const ids_t &whole, const ids_t &before, const ids_t &after, size_t skip)
+{
+    ids_t joined = before;
+
+    if (after.size() <= skip)
+        return false;
+    joined.insert(joined.end(), after.begin() + static_cast<long>(skip), after.end());
+    return joined == whole;
+}
+
+/* Find out on examples how the model treats line ends, then ask of every piece whether it could
+ * make an exception. */
+enum line_end find_line_end(const tokenizer &tokenizer)
+{
+    static const char *const examples[][2] = {
+        {"a", "b"}, {"the end.", "In the beginning"}, {"1,", "2"}, {"x", "(y)"}};
+    const auto &processor = tokenizer.processor;
+    bool space = true, token = true;
+
+    if (processor.IsUnknown(tokenizer.space_id))
+        return LINE_END_UNKNOWN; /* unknown neighbours become one token, across any cut */
+    for (const auto &example : examples) {
+        const std::string before = example[0], after = example[1];
+        const ids_t whole = encode(processor, before + "\n" + after);
+        const ids_t first = encode(processor, before);
+        const ids_t line = encode(processor, "\n" + after);
+        const size_t skip = !line.empty() && line[0] == tokenizer.space_id;
+
+        space = space && joins(whole, first, encode(processor, after), 0);
+        token = token && joins(whole, first, line, skip) && line.size() > skip &&
+                !processor.IsUnknown(line[skip]);
+    }
+    if (!space && !token)
+        return LINE_END_UNKNOWN;
+    const enum line_end line_end = space ? LINE_END_SPACE : LINE_END_TOKEN;
+    for (int id = 0; id < processor.GetPieceSize(); id++)
+        if (!processor.IsControl(id) && piece_crosses(processor.IdToPiece(id), line_end))
+            return LINE_END_UNKNOWN;
+    return line_end;
+}
+
+/* Characters that no model turns into a space and that combine with nothing before them. */
+bool safe_after(unsigned char byte)
+{
+    return (byte > ' ' && byte < 0x7f) || (byte >= 0xc3 && byte <= 0xc5) || byte == 0xd0 ||
+           byte == 0xd1 || (byte >= 0xe4 && byte <= 0xe9);
+}
+
+bool safe_before(unsigned char byte)
+{
+    return byte > ' ' && byte < 0x7f;
+}
+
+int read_file(const std::string &path, std::string &bytes, struct error *error)
+{
+    char buffer[1 << 16];
+    size_t size;
+    int result = 0;
+    std::FILE *stream = std::fopen(path.c_str(), "rb");
+
+    if (!stream)
+        return error_set_errno(error, "%s: cannot open the tokenizer", path.c_str());
+    while ((size = std::fread(buffer, 1, sizeof(buffer), stream)) > 0)
+        bytes.append(buffer, size);
+    if (std::ferror(stream))
+        result = error_set_errno(error, "%s: cannot read the tokenizer", path.c_str());
+    std::fclose(stream);
+    return result;
+}
+
+int load(tokenizer &tokenizer, const std::string &asked, struct error *error)
+{
+    struct stat status;
+    std::string path = asked, bytes;
+
+    if (stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode))
+        path += "/tokenizer.model";
+    if (read_file(path, bytes, error) < 0) {
+        if (path != asked)
+            error_prefix(error,
+                         "%s: no SentencePiece tokenizer in this directory: ", asked.c_str());
+        return -1;
+    }
+    if (sentencepiece::logging::SetMinLogLevel)
+        sentencepiece::logging::SetMinLogLevel(3);
+    const auto loaded = tokenizer.processor.LoadFromSerializedProto(bytes);
+    if (!loaded.ok())
+        return error_set(error, EXIT_STATUS_DATA,
+                         "%s: not a SentencePiece model, or a damaged one (%zu bytes; a"
+                         " tokenizer.json will not do)",
+                         path.c_str(), bytes.size());
+    tokenizer.space_id = tokenizer.processor.PieceToId(space_symbol);
+    tokenizer.line_end = find_line_end(tokenizer);
+    return 0;
+}
+
+int exception_error(struct error *error, const std::exception &exception)
+{
+    return error_set(error, EXIT_STATUS_SYSTEM, "SentencePiece: %s", exception.what());
+}
+
+} // namespace
+
+int token_list_reserve(struct token_list *list, int64_t more)
+{
+    int64_t capacity = list->capacity ? list->capacity : 1024;
+
+    if (list->count + more <= list->capacity)
+        return 0;
+    while (capacity < list->count + more)
+        capacity *= 2;
+    void *ids = std::realloc(list->ids, static_cast<size_t>(capacity) * sizeof(*list->ids));
+    if (!ids)
+        return -1;
+    list->ids = static_cast<int32_t *>(ids);
+    list->capacity = capacity;
+    return 0;
+}
+
+int tokenizer_open(struct tokenizer **result, const char *path, struct error *error)
+{
+    tokenizer *opened = nullptr;
+
+    *result = nullptr;
+    try {
+        opened = new tokenizer;
+        if (load(*opened, path, error) == 0) {
+            *result = opened;
+            return 0;
+        }
+    } catch (const std::exception &exception) {
+        exception_error(error, exception);
+        error_prefix(error, "%s: ", path);
+    }
+    delete opened;
+    return -1;
+}
+
+void tokenizer_close(struct tokenizer *tokenizer)
+{
+    delete tokenizer;
+}
+
+int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer)
+{
+    return tokenizer->processor.GetPieceSize();
+}
+
+int32_t tokenizer_bos(const struct tokenizer *tokenizer)
+{
+    return tokenizer->processor.bos_id();
+}
+
+int32_t tokenizer_eos(const struct tokenizer *tokenizer)
+{
+    return tokenizer->processor.eos_id();
+}
+
+int32_t tokenizer_unk(const struct tokenizer *tokenizer)
+{
+    return tokenizer->processor.unk_id();
+}
+
+size_t tokenizer_part(const struct tokenizer *tokenizer, const char *text, size_t bytes, bool whole,
+                      size_t *scanned)
+{
+    size_t at = *scanned > PART_BYTES ? *scanned : PART_BYTES;
+
+    if (tokenizer->line_end == LINE_END_UNKNOWN)
+        return whole ? bytes : 0;
+    while (at + 1 < bytes) {
+        const void *found = std::memchr(text + at, '\n', bytes - at);
+
+        if (!found)
+            at = bytes - 1;
+        else
+            at = static_cast<size_t>(static_cast<const char *>(found) - text);
+        if (at + 1 >= bytes)
+            break;
+        if (safe_before(static_cast<unsigned char>(text[at - 1])) &&
+            safe_after(static_cast<unsigned char>(text[at + 1])))
+            return at;
+        at++;
+    }
+    *scanned = at;
+    return whole ? bytes : 0;
+}
+
+int tokenizer_encode_part(const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                          bool first, struct token_list *list, struct error *error)
+{
+    size_t skip = 0;
+
+    if (bytes > ENCODE_LIMIT_BYTES)
+        return error_set(error, EXIT_STATUS_DATA,
+                         "%zu bytes without a line end where the text could be divided; at most"
+                         " %zu can be encoded",
+                         bytes, static_cast<size_t>(ENCODE_LIMIT_BYTES));
+    try {
+        std::vector<int> ids;
+        const bool begins_behind = !first && tokenizer->line_end == LINE_END_SPACE;
+        const auto status = tokenizer->processor.Encode(
+            absl::string_view(text + begins_behind, bytes - begins_behind), &ids);
+
+        if (!status.ok())
+            return error_set(error, EXIT_STATUS_DATA, "SentencePiece: %s",
+                             status.ToString().c_str());
+        if (!first && tokenizer->line_end == LINE_END_TOKEN && !ids.empty())
+            skip = ids[0] == tokenizer->space_id;
+        if (token_list_reserve(list, static_cast<int64_t>(ids.size())) < 0)
+            return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+        for (size_t i = skip; i < ids.size(); i++)
+            list->ids[list->count++] = ids[i];
+    } catch (const std::exception &exception) {
+        return exception_error(error, exception);
+    }
+    return 0;
+}
+
+int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                     struct token_list *list, struct error *error)
+{
+    for (size_t done = 0; done < bytes;) {
+        size_t scanned = 0;
+        size_t part = tokenizer_part(tokenizer, text + done, bytes - done, true, &scanned);
+
+        if (tokenizer_encode_part(tokenizer, text + done, part, done == 0, list, error) < 0)
+            return -1;
+        done += part;
+    }
+    return 0;
+}
+
+int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, int64_t count,
+                     char **text, size_t *bytes, struct error *error)
+{
+    *text = nullptr;
+    *bytes = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= tokenizer_vocab_size(tokenizer))
+            return error_set(error, EXIT_STATUS_DATA,
+                             "token %d is outside the tokenizer's vocabulary of %lld", ids[i],
+                             static_cast<long long>(tokenizer_vocab_size(tokenizer)));
+    try {
+        std::string decoded;
+        const auto status =
+            tokenizer->processor.Decode(std::vector<int>(ids, ids + count), &decoded);
+
+        if (!status.ok())
+            return error_set(error, EXIT_STATUS_DATA, "SentencePiece: %s",
+                             status.ToString().c_str());
+        *text = static_cast<char *>(std::malloc(decoded.size() + 1));
+        if (!*text)
+            return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+        std::memcpy(*text, decoded.c_str(), decoded.size() + 1);
+        *bytes = decoded.size();
+    } catch (const std::exception &exception) {
+        return exception_error(error, exception);
+    }
+    return 0;
+}

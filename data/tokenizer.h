@@ -1,0 +1,68 @@
+/* Text to token ids and back, with a SentencePiece model.
+ *
+ * A document of any length is encoded in parts of about 8 KB, cut at line ends where the model
+ * provably keeps no token across the cut; the ids are those of the whole document. A model that
+ * gives no such guarantee is fed whole documents. A tokenizer may be used by several threads at
+ * once.
+ *
+ * Built without SentencePiece, tokenizer_open() says which package is missing.
+ */
+#ifndef MTLLM_DATA_TOKENIZER_H
+#define MTLLM_DATA_TOKENIZER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A growing list of ids; all zeros is an empty one. */
+struct token_list {
+    int32_t *ids; /* [count], free() it */
+    int64_t count, capacity;
+};
+
+/* -1: out of memory. */
+int token_list_reserve(struct token_list *list, int64_t more);
+
+struct tokenizer;
+
+/* `path` is a SentencePiece model or a directory with a tokenizer.model. Error: EXIT_STATUS_IO
+ * (cannot be read), EXIT_STATUS_DATA (not a model), EXIT_STATUS_CONFIGURATION (built without). */
+int tokenizer_open(struct tokenizer **tokenizer, const char *path, struct error *error);
+void tokenizer_close(struct tokenizer *tokenizer);
+
+int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer);
+/* Ids of special tokens; -1 where the model has none. */
+int32_t tokenizer_bos(const struct tokenizer *tokenizer);
+int32_t tokenizer_eos(const struct tokenizer *tokenizer);
+int32_t tokenizer_unk(const struct tokenizer *tokenizer);
+
+/* Append the ids of a whole document, special tokens not added. Bytes that are no UTF-8 count as
+ * U+FFFD. Error: EXIT_STATUS_DATA or EXIT_STATUS_SYSTEM (out of memory). */
+int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                     struct token_list *list, struct error *error);
+
+/* The same by parts, for documents that do not fit in memory. The first part of the document that
+ * `text` continues ends at the returned position. `whole`: the document ends at `bytes`; else 0
+ * means that more text is needed to tell. `scanned` (0 for each new part) is where the search goes
+ * on after more text came. */
+size_t tokenizer_part(const struct tokenizer *tokenizer, const char *text, size_t bytes, bool whole,
+                      size_t *scanned);
+/* Append the ids of one part; `first`: the document begins with it. */
+int tokenizer_encode_part(const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                          bool first, struct token_list *list, struct error *error);
+
+/* *text is malloc()ed, *bytes long, and ends with a zero byte that does not count. */
+int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, int64_t count,
+                     char **text, size_t *bytes, struct error *error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
