@@ -45,3 +45,22 @@ ckpt_libckpt_la_SOURCES = \
 	ckpt/verify.c
 ckpt_libckpt_la_CFLAGS = $(AM_CFLAGS) -pthread $(HDF5_CFLAGS) $(JANSSON_CFLAGS) $(XXHASH_CFLAGS)
 ckpt_libckpt_la_LIBADD = core/libcore.la $(HDF5_LIBS) $(JANSSON_LIBS) $(XXHASH_LIBS) -lpthread
+
+# Conversion.
+noinst_LTLIBRARIES += ckpt/libconvert.la
+ckpt_libconvert_la_SOURCES = \
+	ckpt/hf_directory.c ckpt/hf_directory.h \
+	ckpt/hf_export.c ckpt/hf_export.h \
+	ckpt/hf_import.c ckpt/hf_import.h \
+	ckpt/hf_options.c ckpt/hf_options.h \
+	ckpt/hf_tokenizer.c ckpt/hf_tokenizer.h \
+	ckpt/progress.c ckpt/progress.h \
+	ckpt/tensor_check.c ckpt/tensor_check.h
+ckpt_libconvert_la_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
+ckpt_libconvert_la_LIBADD = ckpt/libckpt.la ckpt/libhf.la
+
+bin_PROGRAMS += h5-to-hf hf-to-h5
+h5_to_hf_SOURCES = ckpt/h5-to-hf.c
+h5_to_hf_LDADD = ckpt/libconvert.la
+hf_to_h5_SOURCES = ckpt/hf-to-h5.c
+hf_to_h5_LDADD = ckpt/libconvert.la

@@ -1,1 +1,2 @@
 # What is built in man/.
+dist_man_MANS += man/h5-to-hf.1 man/hf-to-h5.1

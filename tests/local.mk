@@ -23,3 +23,11 @@ tests_make_tokens_LDADD = data/libdata.la core/libcore.la
 trainer_bats = tests/layouts.bats
 TESTS += $(trainer_bats)
 EXTRA_DIST += $(trainer_bats) tests/common.bash
+
+# Converters.
+TESTS += tests/hf_convert.bats
+EXTRA_DIST += tests/hf_convert.bats
+check_PROGRAMS += tests/model_tool
+tests_model_tool_SOURCES = tests/model_tool.c
+tests_model_tool_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
+tests_model_tool_LDADD = ckpt/libhf.la $(JANSSON_LIBS)

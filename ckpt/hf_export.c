@@ -1,0 +1,468 @@
+#include "ckpt/hf_export.h"
+
+#include <fnmatch.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "ckpt/checkpoint.h"
+#include "ckpt/file.h"
+#include "ckpt/hf_config.h"
+#include "ckpt/hf_directory.h"
+#include "ckpt/hf_tensors.h"
+#include "ckpt/hf_tokenizer.h"
+#include "ckpt/progress.h"
+#include "ckpt/safetensors.h"
+#include "ckpt/tensor_check.h"
+#include "core/log.h"
+
+/* Tensors pass through memory in slices of at most this size. */
+#define SLICE_BYTES ((int64_t)64 << 20)
+
+struct exported_tensor {
+    struct hf_tensor tensor;
+    enum checkpoint_kind kind;
+    enum dtype stored, dtype; /* in the checkpoint, in the file */
+    size_t file;
+};
+
+struct export
+{
+    const struct hf_export *options;
+    struct checkpoint *checkpoint;
+    struct model model;
+    struct exported_tensor *tensors; /* in the order in which they are written */
+    size_t count, files;
+    struct hf_directory directory;
+    struct progress progress;
+    void *slice, *converted; /* SLICE_BYTES each */
+    struct error *error;
+};
+
+static int out_of_memory(struct export *export)
+{
+    return error_set(export->error, EXIT_STATUS_SYSTEM, "out of memory");
+}
+
+static int64_t tensor_bytes(const struct exported_tensor *exported)
+{
+    return exported->tensor.shape[0] * exported->tensor.shape[1] *
+           (int64_t)dtype_bytes(exported->dtype);
+}
+
+/* --- what is to be written ------------------------------------------------------------------ */
+
+static int plan_tensor(struct export *export, size_t i, struct exported_tensor *exported)
+{
+    const char *directory = checkpoint_directory(export->checkpoint);
+    const struct checkpoint_tensor *stored;
+    const struct hf_tensor *tensor = &exported->tensor;
+
+    hf_tensor_get(&export->model, i, &exported->tensor);
+    stored = checkpoint_find_tensor(export->checkpoint, tensor->name);
+    if (!stored || !stored->present[CHECKPOINT_WEIGHT])
+        return error_set(export->error, EXIT_STATUS_DATA,
+                         "%s: has no tensor %s, which its model needs", directory, tensor->name);
+    if (stored->dimensions != tensor->dimensions || stored->shape[0] != tensor->shape[0] ||
+        (tensor->dimensions == 2 && stored->shape[1] != tensor->shape[1]))
+        return error_set(export->error, EXIT_STATUS_DATA,
+                         "%s: tensor %s is [%" PRId64 ", %" PRId64 "], its model needs [%" PRId64
+                         ", %" PRId64 "]",
+                         directory, tensor->name, stored->shape[0], stored->shape[1],
+                         tensor->shape[0], tensor->shape[1]);
+    exported->kind = CHECKPOINT_WEIGHT;
+    exported->dtype = stored->dtype[CHECKPOINT_WEIGHT];
+    if (export->options->dtype >= 0)
+        exported->dtype = (enum dtype) export->options->dtype;
+    /* The master copy has the bits that 16-bit weights lost. */
+    if (exported->dtype == DTYPE_F32 && stored->present[CHECKPOINT_MASTER])
+        exported->kind = CHECKPOINT_MASTER;
+    exported->stored = stored->dtype[exported->kind];
+    return 0;
+}
+
+/* Wide types first, so that every tensor begins at a multiple of its element's size. */
+static int by_width(const void *a, const void *b)
+{
+    const struct exported_tensor *const *x = a, *const *y = b;
+    size_t left = dtype_bytes((*x)->dtype), right = dtype_bytes((*y)->dtype);
+
+    if (left != right)
+        return left > right ? -1 : 1;
+    return (*x > *y) - (*x < *y);
+}
+
+static int sort_by_width(struct export *export)
+{
+    struct exported_tensor **order = calloc(export->count, sizeof(*order));
+    struct exported_tensor *sorted = calloc(export->count, sizeof(*sorted));
+    int rc = -1;
+
+    if (order && sorted) {
+        for (size_t i = 0; i < export->count; i++)
+            order[i] = &export->tensors[i];
+        qsort(order, export->count, sizeof(*order), by_width);
+        for (size_t i = 0; i < export->count; i++)
+            sorted[i] = *order[i];
+        memcpy(export->tensors, sorted, export->count * sizeof(*sorted));
+        rc = 0;
+    }
+    free(order);
+    free(sorted);
+    return rc == 0 ? 0 : out_of_memory(export);
+}
+
+static int plan(struct export *export)
+{
+    int64_t bytes = 0;
+
+    export->count = hf_tensor_count(&export->model);
+    export->tensors = calloc(export->count, sizeof(*export->tensors));
+    if (!export->tensors)
+        return out_of_memory(export);
+    for (size_t i = 0; i < export->count; i++)
+        if (plan_tensor(export, i, &export->tensors[i]) < 0)
+            return -1;
+    for (size_t i = 0; i < checkpoint_tensor_count(export->checkpoint); i++) {
+        const struct checkpoint_tensor *stored = checkpoint_get_tensor(export->checkpoint, i);
+
+        if (!hf_tensor_known(&export->model, stored->name))
+            return error_set(export->error, EXIT_STATUS_DATA,
+                             "%s: holds tensor %.200s, which its model does not have",
+                             checkpoint_directory(export->checkpoint), stored->name);
+    }
+    if (sort_by_width(export) < 0)
+        return -1;
+    for (size_t i = 0; i < export->count; i++) {
+        int64_t more = tensor_bytes(&export->tensors[i]);
+
+        if (bytes > 0 && more > export->options->shard_bytes - bytes) {
+            export->files++;
+            bytes = 0;
+        }
+        bytes += more;
+        export->tensors[i].file = export->files;
+    }
+    export->files++;
+    return 0;
+}
+
+/* --- weights -------------------------------------------------------------------------------- */
+
+static void file_name(const struct export *export, size_t file, char *name, size_t size)
+{
+    if (export->files == 1)
+        snprintf(name, size, "model.safetensors");
+    else
+        snprintf(name, size, "model-%05zu-of-%05zu.safetensors", file + 1, export->files);
+}
+
+/* One slice, whole rows or a part of one row: from the checkpoint, converted, into the file. */
+static int copy_slice(struct export *export, const struct exported_tensor *exported,
+                      const int64_t start[2], const int64_t extent[2],
+                      struct safetensors_writer *writer)
+{
+    const char *name = exported->tensor.name;
+    int64_t count = extent[0] * extent[1], at;
+    const void *data = export->slice;
+
+    if (checkpoint_read(export->checkpoint, name, exported->kind, start, extent, exported->stored,
+                        export->slice, export->error) < 0)
+        return -1;
+    if (exported->dtype != exported->stored) {
+        data = export->converted;
+        dtype_convert(export->converted, exported->dtype, export->slice, exported->stored,
+                      (size_t)count);
+        at = tensor_find_overflow(export->slice, exported->stored, export->converted,
+                                  exported->dtype, count);
+        if (at >= 0)
+            return error_set(export->error, EXIT_STATUS_DATA,
+                             "%s: tensor %s: element [%" PRId64 ", %" PRId64
+                             "] is %g, more than %s can hold; export as fp32 or bf16",
+                             checkpoint_directory(export->checkpoint), name,
+                             start[0] + at / extent[1], start[1] + at % extent[1],
+                             tensor_element(export->slice, exported->stored, at),
+                             dtype_name(exported->dtype));
+    }
+    if (safetensors_writer_append(writer, data, (size_t)count * dtype_bytes(exported->dtype),
+                                  export->error) < 0)
+        return -1;
+    return progress_add(&export->progress, count * (int64_t)dtype_bytes(exported->dtype),
+                        export->error);
+}
+
+static int copy_tensor(struct export *export, const struct exported_tensor *exported,
+                       struct safetensors_writer *writer)
+{
+    const int64_t *shape = exported->tensor.shape;
+    struct tensor_slices slices;
+    int64_t start[2], extent[2];
+
+    tensor_slices_begin(&slices, shape, SLICE_BYTES / (int64_t)sizeof(float));
+    while (tensor_slices_next(&slices, start, extent))
+        if (copy_slice(export, exported, start, extent, writer) < 0)
+            return -1;
+    return 0;
+}
+
+/* Write file number `file`, which begins with tensor *next. */
+static int write_file(struct export *export, size_t file, size_t *next)
+{
+    struct safetensors_entry *entries = calloc(export->count, sizeof(*entries));
+    struct safetensors_writer *writer = NULL;
+    char name[64], *path = NULL;
+    size_t count = 0;
+    int rc = -1;
+
+    file_name(export, file, name, sizeof(name));
+    if (!entries || asprintf(&path, "%s/%s", export->directory.partial, name) < 0) {
+        path = NULL;
+        out_of_memory(export);
+        goto out;
+    }
+    for (size_t i = *next; i < export->count && export->tensors[i].file == file; i++) {
+        const struct exported_tensor *exported = &export->tensors[i];
+
+        entries[count++] = (struct safetensors_entry){
+            .name = exported->tensor.name,
+            .dtype = exported->dtype,
+            .dimensions = exported->tensor.dimensions,
+            .shape = {exported->tensor.shape[0], exported->tensor.shape[1]},
+        };
+    }
+    if (safetensors_writer_open(&writer, path, entries, count, export->error) < 0)
+        goto out;
+    for (size_t i = 0; i < count; i++)
+        if (copy_tensor(export, &export->tensors[*next + i], writer) < 0)
+            goto out;
+    *next += count;
+    rc = safetensors_writer_commit(writer, export->error);
+out:
+    safetensors_writer_close(writer);
+    free(entries);
+    free(path);
+    return rc;
+}
+
+/* --- the small files ------------------------------------------------------------------------ */
+
+static int write_small(struct export *export, const char *name, const void *bytes, size_t size)
+{
+    char *path;
+    int rc;
+
+    if (asprintf(&path, "%s/%s", export->directory.partial, name) < 0)
+        return out_of_memory(export);
+    rc = file_create(path, bytes, size, export->error);
+    free(path);
+    return rc;
+}
+
+/* Takes `text`. */
+static int write_text(struct export *export, const char *name, char *text)
+{
+    int rc = text ? write_small(export, name, text, strlen(text)) : out_of_memory(export);
+
+    free(text);
+    return rc;
+}
+
+static int write_index(struct export *export)
+{
+    json_t *map = json_object();
+    json_t *index;
+    int64_t bytes = 0;
+    char *text = NULL, *line = NULL;
+
+    for (size_t i = 0; i < export->count; i++) {
+        char name[64];
+
+        file_name(export, export->tensors[i].file, name, sizeof(name));
+        json_object_set_new(map, export->tensors[i].tensor.name, json_string(name));
+        bytes += tensor_bytes(&export->tensors[i]);
+    }
+    index =
+        json_pack("{s:{s:I}, s:O}", "metadata", "total_size", (json_int_t)bytes, "weight_map", map);
+    if (index && json_object_size(map) == export->count)
+        text = json_dumps(index, JSON_INDENT(2) | JSON_SORT_KEYS);
+    json_decref(index);
+    json_decref(map);
+    if (text && asprintf(&line, "%s\n", text) < 0)
+        line = NULL;
+    free(text);
+    return write_text(export, "model.safetensors.index.json", line);
+}
+
+static const struct checkpoint_file *find_file(const struct checkpoint_state *state,
+                                               const char *name)
+{
+    for (size_t i = 0; i < state->file_count; i++)
+        if (strcmp(state->files[i].name, name) == 0)
+            return &state->files[i];
+    return NULL;
+}
+
+/* The checkpoint's SentencePiece model, whatever the user called it. */
+static const struct checkpoint_file *find_sentencepiece(const struct checkpoint_state *state)
+{
+    const struct checkpoint_file *file = find_file(state, "tokenizer.model");
+
+    for (size_t i = 0; !file && i < state->file_count; i++)
+        if (fnmatch("*.model", state->files[i].name, 0) == 0)
+            file = &state->files[i];
+    return file;
+}
+
+/* Files that were kept with the checkpoint, as they are; their names come from a checkpoint that
+ * somebody else may have made. */
+static int write_carried(struct export *export, const struct checkpoint_state *state)
+{
+    const struct checkpoint_file *sentencepiece = find_sentencepiece(state);
+
+    for (size_t i = 0; i < state->file_count; i++) {
+        const struct checkpoint_file *file = &state->files[i];
+        const char *name = file == sentencepiece ? "tokenizer.model" : file->name;
+
+        if (!*name || *name == '.' || strchr(name, '/'))
+            return error_set(export->error, EXIT_STATUS_DATA,
+                             "%s: keeps a file of the impossible name \"%.100s\"",
+                             checkpoint_directory(export->checkpoint), name);
+        if (hf_file_is_model(name) && strcmp(name, "generation_config.json") != 0)
+            continue;
+        if (write_small(export, name, file->bytes, file->size) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* tokenizer_config.json where the checkpoint has a tokenizer without one. */
+static int write_tokenizer_config(struct export *export, const struct checkpoint_state *state,
+                                  const struct hf_sentencepiece *sentencepiece)
+{
+    const struct checkpoint_file *json = find_file(state, "tokenizer.json");
+    int64_t positions = export->model.max_positions;
+
+    if (find_file(state, "tokenizer_config.json"))
+        return 0;
+    if (json)
+        return write_text(export, "tokenizer_config.json",
+                          hf_tokenizer_json_config(json->bytes, json->size, export->model.bos_token,
+                                                   export->model.eos_token, positions));
+    if (!sentencepiece)
+        return 0;
+    if (sentencepiece->model_type != 2 || sentencepiece->normalizes)
+        log_warning("tokenizer.model %s, which transformers' LlamaTokenizer does not do: it will "
+                    "split some texts differently than the training data was; Llama's own are "
+                    "trained as BPE with --normalization_rule_name=identity "
+                    "--remove_extra_whitespaces=false",
+                    sentencepiece->model_type != 2 ? "is not a BPE model"
+                                                   : "normalizes text or its spaces");
+    return write_text(export, "tokenizer_config.json",
+                      hf_sentencepiece_config(sentencepiece, positions));
+}
+
+/* Takes `text`, may be NULL, and gives it the token ids of `from`. */
+static char *take_ids(char *text, const char *from, size_t length, enum hf_token_ids which)
+{
+    char *result = text ? hf_config_take_token_ids(text, from, length, which) : NULL;
+
+    free(text);
+    return result;
+}
+
+static int write_small_files(struct export *export)
+{
+    const struct checkpoint_state *state = checkpoint_get_state(export->checkpoint);
+    const struct checkpoint_file *generation = find_file(state, "generation_config.json");
+    const struct checkpoint_file *file = find_sentencepiece(state);
+    struct hf_sentencepiece sentencepiece, *known = NULL;
+    struct model model = export->model;
+    char *config;
+
+    if (file && hf_sentencepiece_read(&sentencepiece, file->bytes, file->size) == 0)
+        known = &sentencepiece;
+    /* A model that was trained from scratch learns its special tokens from its tokenizer. */
+    if (known && model.bos_token < 0 && known->bos_id < model.vocab_size)
+        model.bos_token = known->bos_id;
+    if (known && model.eos_token < 0 && known->eos_id < model.vocab_size)
+        model.eos_token = known->eos_id;
+    config = hf_config_write(&model, export->tensors[0].dtype);
+    if (export->model.bos_token >= 0 || export->model.eos_token >= 0)
+        config = take_ids(config, state->config, strlen(state->config), HF_TOKEN_IDS_ALL);
+    if (generation)
+        config = take_ids(config, generation->bytes, generation->size, HF_TOKEN_IDS_EOS_LISTS);
+    if (write_text(export, "config.json", config) < 0 || write_carried(export, state) < 0 ||
+        write_tokenizer_config(export, state, known) < 0)
+        return -1;
+    if (generation)
+        return 0;
+    return write_text(export, "generation_config.json", hf_generation_config_write(&model));
+}
+
+/* -------------------------------------------------------------------------------------------- */
+
+static int write_all(struct export *export)
+{
+    int64_t bytes = 0;
+    size_t next = 0;
+
+    for (size_t i = 0; i < export->count; i++)
+        bytes += tensor_bytes(&export->tensors[i]);
+    progress_begin(&export->progress, bytes);
+    if (write_small_files(export) < 0)
+        return -1;
+    for (size_t file = 0; file < export->files; file++)
+        if (write_file(export, file, &next) < 0)
+            return -1;
+    if (export->files > 1 && write_index(export) < 0)
+        return -1;
+    if (progress_add(&export->progress, 0, export->error) < 0)
+        return -1;
+    return hf_directory_commit(&export->directory, export->error);
+}
+
+static int read_model(struct export *export)
+{
+    const struct checkpoint_state *state = checkpoint_get_state(export->checkpoint);
+    char *name;
+    int rc;
+
+    if (asprintf(&name, "%s (its config)", checkpoint_directory(export->checkpoint)) < 0)
+        return out_of_memory(export);
+    rc = hf_config_read(&export->model, state->config, strlen(state->config), name, export->error);
+    free(name);
+    return rc;
+}
+
+int hf_export(const struct hf_export *options, struct error *error)
+{
+    struct export export = {.options = options, .error = error, .directory = {.lock = -1}};
+    int rc = -1;
+
+    if (checkpoint_open(&export.checkpoint, options->checkpoint, error) < 0)
+        goto out;
+    if (read_model(&export) < 0 || plan(&export) < 0)
+        goto out;
+    export.slice = malloc((size_t)SLICE_BYTES);
+    export.converted = malloc((size_t)SLICE_BYTES);
+    if (!export.slice || !export.converted) {
+        out_of_memory(&export);
+        goto out;
+    }
+    if (hf_directory_begin(&export.directory, options->directory, options->force, error) < 0)
+        goto out;
+    rc = write_all(&export);
+    progress_end(&export.progress);
+out:
+    hf_directory_close(&export.directory);
+    free(export.slice);
+    free(export.converted);
+    free(export.tensors);
+    if (export.checkpoint)
+        checkpoint_close(export.checkpoint);
+    return rc;
+}
