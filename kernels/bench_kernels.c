@@ -17,9 +17,12 @@
 
 enum {
     HIDDEN = 768,
+    QKV = 3 * HIDDEN,
     HEADS = 12,
     HEAD_DIM = 64,
+    HALF_HEAD = HEAD_DIM / 2,
     FFN = 2048,
+    GATE_UP = 2 * FFN,
     VOCABULARY = 32000,
     LAYERS = 12,
     SEQUENCE = 512,
@@ -189,6 +192,7 @@ static void bench_optimizer(struct bench *b, double parameters)
 {
     const int64_t n = (int64_t)VOCABULARY * HIDDEN;
     const struct adamw update = {3e-4, 0.9, 0.95, 1e-8, 0.1, 1, 10};
+    const struct tile whole = {0, VOCABULARY, 0, HIDDEN, HIDDEN};
     double squares = 0, before_s = b->step_s, whole_s;
 
     MEASURE(b, "zero gradients", 0, 4 * n, 1, b->k->zero(NULL, b->grad, (size_t)n * sizeof(float)));
@@ -196,6 +200,8 @@ static void bench_optimizer(struct bench *b, double parameters)
     MEASURE(b, "adamw", 0, 28 * n, 1,
             b->k->adamw(NULL, b->weight, NULL, b->m, b->v, b->grad, n, &update));
     whole_s = (b->step_s - before_s) * parameters / (double)n;
+    MEASURE(b, "random_normal", 0, 4 * n, 0,
+            b->k->random_normal(NULL, b->weight, &whole, 0.02, 1, 1));
     printf("%-28s %*s of all %.0f M parameters: %.1f ms\n", "", 33, "", parameters * 1e-6,
            whole_s * 1e3);
     b->step_s = before_s + whole_s;
@@ -223,13 +229,13 @@ static void bench_open(struct bench *b, const struct kernels *k, int sequences)
     b->hidden2 = allocate_random(k, rows, FFN); /* the widest input of a product */
     b->norm_weight = allocate_random(k, 1, HIDDEN);
     b->rstd = allocate(k, rows);
-    b->qkv = allocate_random(k, rows, 3 * HIDDEN);
-    b->dqkv = allocate_random(k, rows, 3 * HIDDEN);
+    b->qkv = allocate_random(k, rows, QKV);
+    b->dqkv = allocate_random(k, rows, QKV);
     b->lse = allocate(k, rows * HEADS);
     b->out = allocate_random(k, rows, HIDDEN);
-    b->cosine = allocate_random(k, SEQUENCE, HEAD_DIM / 2);
-    b->sine = allocate_random(k, SEQUENCE, HEAD_DIM / 2);
-    b->gate_up = allocate_random(k, rows, 2 * FFN);
+    b->cosine = allocate_random(k, SEQUENCE, HALF_HEAD);
+    b->sine = allocate_random(k, SEQUENCE, HALF_HEAD);
+    b->gate_up = allocate_random(k, rows, GATE_UP);
     b->product = allocate_random(k, rows, FFN);
     b->weight = allocate_random(k, VOCABULARY, HIDDEN);
     b->grad = allocate_random(k, VOCABULARY, HIDDEN);
@@ -290,9 +296,9 @@ static void bench_step(const struct kernels *k, int sequences)
         printf("sgemm %-22d %9s    %8.1f GFLOP/s\n", n, "", square = sgemm_rate(k, n, 5));
     bench_open(b, k, sequences);
     printf("%d sequences of %d:\n", sequences, SEQUENCE);
-    bench_linear(b, "qkv", b->hidden, b->dqkv, HIDDEN, 3 * HIDDEN, LAYERS);
+    bench_linear(b, "qkv", b->hidden, b->dqkv, HIDDEN, QKV, LAYERS);
     bench_linear(b, "output", b->out, b->hidden, HIDDEN, HIDDEN, LAYERS);
-    bench_linear(b, "gate_up", b->hidden, b->gate_up, HIDDEN, 2 * FFN, LAYERS);
+    bench_linear(b, "gate_up", b->hidden, b->gate_up, HIDDEN, GATE_UP, LAYERS);
     bench_linear(b, "down", b->product, b->hidden, FFN, HIDDEN, LAYERS);
     bench_linear(b, "head", b->hidden, b->logits, HIDDEN, VOCABULARY, 1);
     bench_layer(b);

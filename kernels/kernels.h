@@ -147,14 +147,16 @@ struct kernels {
     void (*adamw)(struct stream *stream, void *weight, float *master, float *m, float *v,
                   const float *grad, int64_t n, const struct adamw *update);
     /* w[tile] ~ N(0, std^2), Philox 4x32-10 keyed by (seed, tensor), counted by the element's
-     * index in the whole matrix: the same values whatever the tile. std 0 gives zeros. */
+     * index in the whole matrix (philox.h has the mapping): the same values whatever the tile.
+     * std 0 gives zeros. */
     void (*random_normal)(struct stream *stream, void *w, const struct tile *tile, double std,
                           uint64_t seed, uint64_t tensor);
     /* w[n] = value */
     void (*fill)(struct stream *stream, void *w, double value, int64_t n);
 };
 
-/* The CPU backend, with `threads` OpenMP (and BLAS) threads. Never NULL. */
+/* The CPU backend, with `threads` OpenMP (and BLAS) threads. OpenMP keeps that number with the
+ * thread that calls this: call the kernels from the same one. Never NULL. */
 const struct kernels *kernels_cpu(int threads);
 
 #endif

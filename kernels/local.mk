@@ -30,7 +30,7 @@ check_PROGRAMS += $(kernels_tests)
 TESTS += $(kernels_tests)
 kernels_test_kernels_SOURCES = kernels/test_kernels.c \
 	kernels/test_reference.c kernels/test_reference.h
-kernels_test_kernels_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+kernels_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_kernels_LDADD = kernels/libkernels.la $(CMOCKA_LIBS) -lm
 kernels_test_optimizer_SOURCES = kernels/test_optimizer.c \
 	kernels/test_reference.c kernels/test_reference.h

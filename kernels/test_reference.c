@@ -96,11 +96,12 @@ void reference_swiglu(double *y, const double *gate_up, int64_t rows, int64_t f)
 
 double reference_cross_entropy(const double *logits, int64_t target, int64_t count)
 {
-    double maximum = logits[0], sum = 0;
+    double maximum = logits[0], sum;
 
     for (int64_t i = 1; i < count; i++)
         maximum = fmax(maximum, logits[i]);
-    for (int64_t i = 0; i < count; i++)
+    sum = exp(logits[0] - maximum);
+    for (int64_t i = 1; i < count; i++)
         sum += exp(logits[i] - maximum);
     return maximum + log(sum) - logits[target];
 }

@@ -355,6 +355,7 @@ static void test_cross_entropy_extremes(void **state)
                     assert_true(fabsf(outcome.logits[row * COLUMNS + i]) <= 1);
         }
         assert_int_equal(outcome.best[4], 5);
+        assert_int_equal(outcome.best[5], 5);
         assert_int_equal(outcome.best[6], 0);
         outcome_free(&outcome);
     }

@@ -9,111 +9,105 @@
 
 #include <assert.h>
 #include <math.h>
+#include <string.h>
 
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/vector.h"
 
-/* A block of queries on its way over the keys. */
+/* So that a query's first block holds a key that it sees, and its maximum is finite from there on:
+ * with a window the block begins where the first query's window does, QUERY_BLOCK - 1 before the
+ * last one's. */
+_Static_assert(QUERY_BLOCK <= KEY_BLOCK, "a block of keys must reach into every query's window");
+
+/* A block of queries on its way over the keys; one column a query. */
 struct running_block {
-    float scores[QUERY_BLOCK * KEY_BLOCK] __attribute__((aligned(64)));
+    float scores[KEY_BLOCK * QUERY_BLOCK] __attribute__((aligned(64)));
     float maximum[QUERY_BLOCK];
+    float factor[QUERY_BLOCK]; /* what the last block made of the sums before it */
     double sum[QUERY_BLOCK];
 };
 
-VECTORIZED static float row_maximum(const float *x, int n)
+/* Turn a block of scores into exponentials, and take them into the maxima and sums. */
+VECTORIZED static void softmax_block(struct running_block *running, int keys)
 {
-    float maximum = -INFINITY;
+    float maximum[QUERY_BLOCK], sum[QUERY_BLOCK] = {0};
 
-#pragma omp simd reduction(max : maximum)
-    for (int i = 0; i < n; i++)
-        maximum = x[i] > maximum ? x[i] : maximum;
-    return maximum;
-}
+    memcpy(maximum, running->maximum, sizeof(maximum));
+    for (int64_t key = 0; key < keys; key++) {
+        const float *x = running->scores + key * QUERY_BLOCK;
 
-/* x = exp(x scale - maximum); returns their sum. */
-VECTORIZED static float row_exp(float *x, float scale, float maximum, int n)
-{
-    float sum = 0;
-
-#pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < n; i++) {
-        float p = exp_vector(x[i] * scale - maximum);
-
-        x[i] = p;
-        sum += p;
+#pragma omp simd
+        for (int i = 0; i < QUERY_BLOCK; i++)
+            maximum[i] = x[i] > maximum[i] ? x[i] : maximum[i];
     }
-    return sum;
+#pragma omp simd
+    for (int i = 0; i < QUERY_BLOCK; i++) {
+        float before = running->maximum[i];
+
+        running->maximum[i] = maximum[i];
+        running->factor[i] = exp_vector(before - maximum[i]);
+    }
+    for (int64_t key = 0; key < keys; key++) {
+        float *x = running->scores + key * QUERY_BLOCK;
+
+#pragma omp simd
+        for (int i = 0; i < QUERY_BLOCK; i++) {
+            float p = exp_vector(x[i] - maximum[i]);
+
+            x[i] = p;
+            sum[i] += p;
+        }
+    }
+#pragma omp simd
+    for (int i = 0; i < QUERY_BLOCK; i++)
+        running->sum[i] = running->sum[i] * (double)running->factor[i] + (double)sum[i];
 }
 
-VECTORIZED static void row_scale(float *x, float factor, int n)
+VECTORIZED static void scale_row(float *x, float factor, int n)
 {
 #pragma omp simd
     for (int i = 0; i < n; i++)
         x[i] *= factor;
 }
 
-/* Turn a block's products into exponentials and bring `out`, which holds the blocks before, to the
- * new maximum. */
-static void softmax_block(struct running_block *running, float *out, int64_t out_stride,
-                          const struct attention_head *head, const struct attention_block *block,
-                          bool first)
-{
-    for (int row = 0; row < block->queries; row++) {
-        float *x = running->scores + row * KEY_BLOCK;
-        struct attention_span visible = attention_visible(head, block, row);
-        float before = running->maximum[row], maximum, factor;
-
-        /* Whole rows go through the vector loops: what is not visible counts as -infinity. */
-        for (int i = 0; i < visible.begin; i++)
-            x[i] = -INFINITY;
-        for (int i = visible.end; i < block->keys; i++)
-            x[i] = -INFINITY;
-        maximum = row_maximum(x, block->keys) * head->scale;
-        maximum = maximum > before ? maximum : before;
-        running->maximum[row] = maximum;
-        /* Nothing visible yet, or nothing but NaN, which must stay NaN. */
-        if (maximum == -INFINITY)
-            maximum = 0;
-        factor = expf(before - maximum);
-        running->sum[row] *= (double)factor;
-        running->sum[row] += (double)row_exp(x, head->scale, maximum, block->keys);
-        if (!first && factor != 1)
-            row_scale(out + row * out_stride, factor, head->head_dim);
-    }
-}
-
 static void forward_head(float *out, int64_t out_stride, float *lse,
                          const struct attention_head *head)
 {
+    int dim = head->head_dim;
+    float q[dim * QUERY_BLOCK] __attribute__((aligned(64)));
     struct running_block running;
     struct attention_block block;
 
-    for (block.query = 0; block.query < head->length; block.query += QUERY_BLOCK) {
-        int64_t left = head->length - block.query;
-        int64_t first_key = attention_first_key(head, block.query), end_key;
-        float *out_block = out + block.query * out_stride;
+    for (int64_t query = 0; query < head->length; query += QUERY_BLOCK) {
+        float *out_block = out + query * out_stride;
+        int64_t first_key, end_key;
 
-        block.queries = left < QUERY_BLOCK ? (int)left : QUERY_BLOCK;
-        end_key = block.query + block.queries;
-        for (int row = 0; row < block.queries; row++) {
-            running.maximum[row] = -INFINITY;
-            running.sum[row] = 0;
+        attention_block_begin(&block, head, query);
+        attention_transpose(q, head->q + query * head->stride, head->stride, block.queries, dim,
+                            head->scale);
+        first_key = attention_first_key(head, &block);
+        end_key = attention_end_key(&block);
+        for (int i = 0; i < QUERY_BLOCK; i++) {
+            running.maximum[i] = -INFINITY;
+            running.sum[i] = 0;
         }
-        for (block.key = first_key; block.key < end_key; block.key += KEY_BLOCK) {
-            left = end_key - block.key;
-            block.keys = left < KEY_BLOCK ? (int)left : KEY_BLOCK;
-            attention_product(CblasNoTrans, CblasTrans, block.queries, block.keys, head->head_dim,
-                              1, head->q + block.query * head->stride, head->stride,
-                              head->k + block.key * head->stride, head->stride, 0, running.scores,
-                              KEY_BLOCK);
-            softmax_block(&running, out_block, out_stride, head, &block, block.key == first_key);
-            attention_product(CblasNoTrans, CblasNoTrans, block.queries, head->head_dim, block.keys,
-                              1, running.scores, KEY_BLOCK, head->v + block.key * head->stride,
-                              head->stride, block.key == first_key ? 0 : 1, out_block, out_stride);
+        for (int64_t key = first_key; key < end_key; key += KEY_BLOCK) {
+            attention_block_keys(&block, key);
+            attention_product(CblasNoTrans, block.keys, QUERY_BLOCK, dim,
+                              head->k + key * head->stride, head->stride, q, QUERY_BLOCK, 0,
+                              running.scores, QUERY_BLOCK);
+            attention_mask(running.scores, head, &block);
+            softmax_block(&running, block.keys);
+            for (int i = 0; i < block.queries && key > first_key; i++)
+                if (running.factor[i] != 1)
+                    scale_row(out_block + i * out_stride, running.factor[i], dim);
+            attention_product(CblasTrans, block.queries, dim, block.keys, running.scores,
+                              QUERY_BLOCK, head->v + key * head->stride, head->stride,
+                              key > first_key ? 1 : 0, out_block, out_stride);
         }
-        for (int row = 0; row < block.queries; row++) {
-            row_scale(out_block + row * out_stride, (float)(1 / running.sum[row]), head->head_dim);
-            lse[block.query + row] = (float)((double)running.maximum[row] + log(running.sum[row]));
+        for (int i = 0; i < block.queries; i++) {
+            scale_row(out_block + i * out_stride, (float)(1 / running.sum[i]), dim);
+            lse[query + i] = (float)((double)running.maximum[i] + log(running.sum[i]));
         }
     }
 }

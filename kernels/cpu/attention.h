@@ -1,10 +1,15 @@
-/* Geometry shared by the two directions of attention: one head of one sequence at a time, in
- * blocks of queries against blocks of keys.
+/* What both directions of attention share: one head of one sequence at a time, in blocks of
+ * queries against blocks of keys.
+ *
+ * A block of scores is held transposed, [keys, QUERY_BLOCK]: with the queries (few, and transposed
+ * once) side by side, maxima, sums and masks run along vectors, and every product is of a kind at
+ * which BLAS is fast at these sizes.
  */
 #ifndef MTLLM_KERNELS_CPU_ATTENTION_H
 #define MTLLM_KERNELS_CPU_ATTENTION_H
 
 #include <cblas.h>
+#include <math.h>
 #include <stdint.h>
 
 /* A block of scores, and with it everything a thread holds for a head, fits the second cache. */
@@ -26,41 +31,73 @@ struct attention_block {
     int queries, keys;
 };
 
-/* The columns [begin, end) of a row of the block that its query sees. */
-struct attention_span {
-    int begin, end;
-};
-
-/* The first block of keys that some query of a block starting at `query` sees. */
-static inline int64_t attention_first_key(const struct attention_head *head, int64_t query)
+/* Start at the block of queries that begins at `query`. */
+static inline void attention_block_begin(struct attention_block *block,
+                                         const struct attention_head *head, int64_t query)
 {
-    int64_t first = query - head->window + 1;
+    int64_t left = head->length - query;
+
+    block->query = query;
+    block->queries = left < QUERY_BLOCK ? (int)left : QUERY_BLOCK;
+}
+
+/* The first key that some query of the block sees, and the end of those. */
+static inline int64_t attention_first_key(const struct attention_head *head,
+                                          const struct attention_block *block)
+{
+    int64_t first = block->query - head->window + 1;
 
     return first > 0 ? first : 0;
 }
 
-static inline struct attention_span attention_visible(const struct attention_head *head,
-                                                      const struct attention_block *block, int row)
+static inline int64_t attention_end_key(const struct attention_block *block)
 {
-    int64_t query = block->query + row;
-    int64_t begin = query - head->window + 1 - block->key, end = query + 1 - block->key;
-    struct attention_span span = {begin < 0             ? 0
-                                  : begin > block->keys ? block->keys
-                                                        : (int)begin,
-                                  end < 0             ? 0
-                                  : end > block->keys ? block->keys
-                                                      : (int)end};
-
-    return span;
+    return block->query + block->queries;
 }
 
-/* c[m, n] = alpha a b + beta c for one block; transposes as in BLAS. */
-static inline void attention_product(CBLAS_TRANSPOSE transpose_a, CBLAS_TRANSPOSE transpose_b,
-                                     int m, int n, int k, float alpha, const float *a,
-                                     int64_t a_stride, const float *b, int64_t b_stride, float beta,
-                                     float *c, int64_t c_stride)
+/* Go to the keys that begin at `key`. */
+static inline void attention_block_keys(struct attention_block *block, int64_t key)
 {
-    cblas_sgemm(CblasRowMajor, transpose_a, transpose_b, m, n, k, alpha, a, (int)a_stride, b,
+    int64_t left = attention_end_key(block) - key;
+
+    block->key = key;
+    block->keys = left < KEY_BLOCK ? (int)left : KEY_BLOCK;
+}
+
+/* Scores that the mask hides become -infinity, whose exponential is 0. */
+static inline void attention_mask(float *scores, const struct attention_head *head,
+                                  const struct attention_block *block)
+{
+    for (int i = 0; i < block->keys; i++) {
+        float *row = scores + (int64_t)i * QUERY_BLOCK;
+        int64_t first = block->key + i - block->query, last = first + head->window;
+
+        /* key j is seen by queries j <= i < j + window */
+        for (int64_t query = 0; query < first && query < QUERY_BLOCK; query++)
+            row[query] = -INFINITY;
+        for (int64_t query = last > 0 ? last : 0; query < QUERY_BLOCK; query++)
+            row[query] = -INFINITY;
+    }
+}
+
+/* to[head_dim, QUERY_BLOCK] = scale * from[queries, head_dim]^T, columns beyond queries zero. */
+static inline void attention_transpose(float *to, const float *from, int64_t stride, int queries,
+                                       int head_dim, float scale)
+{
+    for (int i = 0; i < head_dim; i++) {
+        for (int query = 0; query < queries; query++)
+            to[i * QUERY_BLOCK + query] = from[query * stride + i] * scale;
+        for (int query = queries; query < QUERY_BLOCK; query++)
+            to[i * QUERY_BLOCK + query] = 0;
+    }
+}
+
+/* c[m, n] = a b + beta c for one block; a may be transposed. */
+static inline void attention_product(CBLAS_TRANSPOSE transpose_a, int m, int n, int k,
+                                     const float *a, int64_t a_stride, const float *b,
+                                     int64_t b_stride, float beta, float *c, int64_t c_stride)
+{
+    cblas_sgemm(CblasRowMajor, transpose_a, CblasNoTrans, m, n, k, 1, a, (int)a_stride, b,
                 (int)b_stride, beta, c, (int)c_stride);
 }
 

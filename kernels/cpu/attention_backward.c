@@ -15,10 +15,11 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/vector.h"
 
+/* One column a query, as everywhere. */
 struct scratch {
-    float p[QUERY_BLOCK * KEY_BLOCK] __attribute__((aligned(64)));
-    float ds[QUERY_BLOCK * KEY_BLOCK] __attribute__((aligned(64)));
-    float delta[QUERY_BLOCK];
+    float p[KEY_BLOCK * QUERY_BLOCK] __attribute__((aligned(64)));
+    float ds[KEY_BLOCK * QUERY_BLOCK] __attribute__((aligned(64)));
+    float lse[QUERY_BLOCK], delta[QUERY_BLOCK];
 };
 
 /* What belongs to one query head; k and v gradients are its key/value head's. */
@@ -39,70 +40,71 @@ VECTORIZED static float row_dot(const float *x, const float *y, int n)
     return sum;
 }
 
-/* p: products in, probabilities out; ds: dP in, dS out. */
-VECTORIZED static void row_gradient(float *p, float *ds, float scale, float lse, float delta, int n)
+/* p: scores in, probabilities out; ds: dP in, dS out. */
+VECTORIZED static void gradient_block(struct scratch *scratch, float scale, int keys)
 {
-#pragma omp simd
-    for (int i = 0; i < n; i++) {
-        float probability = exp_vector(p[i] * scale - lse);
+    for (int64_t key = 0; key < keys; key++) {
+        float *p = scratch->p + key * QUERY_BLOCK, *ds = scratch->ds + key * QUERY_BLOCK;
 
-        p[i] = probability;
-        ds[i] = probability * (ds[i] - delta) * scale;
+#pragma omp simd
+        for (int i = 0; i < QUERY_BLOCK; i++) {
+            float probability = exp_vector(p[i] - scratch->lse[i]);
+
+            p[i] = probability;
+            ds[i] = probability * (ds[i] - scratch->delta[i]) * scale;
+        }
     }
 }
 
-static void gradient_block(struct scratch *scratch, const struct attention_head *head,
-                           const struct attention_block *block, const float *lse)
+/* The block's keys, against all of its queries; `first`: dq holds nothing yet. */
+static void backward_keys(const struct head_gradient *to, const struct attention_head *head,
+                          const struct attention_block *block, struct scratch *scratch,
+                          const float *q, const float *dout, bool first)
 {
-    for (int row = 0; row < block->queries; row++) {
-        float *p = scratch->p + row * KEY_BLOCK, *ds = scratch->ds + row * KEY_BLOCK;
-        struct attention_span visible = attention_visible(head, block, row);
+    int dim = head->head_dim, queries = block->queries, keys = block->keys;
+    int64_t stride = head->stride, key = block->key * stride, query = block->query * stride;
 
-        for (int i = 0; i < visible.begin; i++)
-            p[i] = -INFINITY;
-        for (int i = visible.end; i < block->keys; i++)
-            p[i] = -INFINITY;
-        row_gradient(p, ds, head->scale, lse[block->query + row], scratch->delta[row], block->keys);
-    }
+    attention_product(CblasNoTrans, keys, QUERY_BLOCK, dim, head->k + key, stride, q, QUERY_BLOCK,
+                      0, scratch->p, QUERY_BLOCK);
+    attention_product(CblasNoTrans, keys, QUERY_BLOCK, dim, head->v + key, stride, dout,
+                      QUERY_BLOCK, 0, scratch->ds, QUERY_BLOCK);
+    attention_mask(scratch->p, head, block);
+    gradient_block(scratch, head->scale, keys);
+    attention_product(CblasNoTrans, keys, dim, queries, scratch->p, QUERY_BLOCK,
+                      to->dout + block->query * to->out_stride, to->out_stride, 1, to->dv + key,
+                      stride);
+    attention_product(CblasNoTrans, keys, dim, queries, scratch->ds, QUERY_BLOCK, head->q + query,
+                      stride, 1, to->dk + key, stride);
+    attention_product(CblasTrans, queries, dim, keys, scratch->ds, QUERY_BLOCK, head->k + key,
+                      stride, first ? 0 : 1, to->dq + query, stride);
 }
 
 static void backward_head(const struct head_gradient *to, const struct attention_head *head)
 {
-    struct scratch scratch;
-    struct attention_block block;
     int dim = head->head_dim;
+    float q[dim * QUERY_BLOCK] __attribute__((aligned(64)));
+    float dout[dim * QUERY_BLOCK] __attribute__((aligned(64)));
+    struct scratch scratch = {.lse = {0}};
+    struct attention_block block;
 
-    for (block.query = 0; block.query < head->length; block.query += QUERY_BLOCK) {
-        int64_t left = head->length - block.query;
-        int64_t first_key = attention_first_key(head, block.query), end_key;
-        const float *q = head->q + block.query * head->stride;
-        const float *dout = to->dout + block.query * to->out_stride;
-        const float *out = to->out + block.query * to->out_stride;
+    for (int64_t query = 0; query < head->length; query += QUERY_BLOCK) {
+        const float *dout_rows = to->dout + query * to->out_stride;
+        const float *out_rows = to->out + query * to->out_stride;
+        int64_t first_key;
 
-        block.queries = left < QUERY_BLOCK ? (int)left : QUERY_BLOCK;
-        end_key = block.query + block.queries;
-        for (int row = 0; row < block.queries; row++)
-            scratch.delta[row] =
-                row_dot(dout + row * to->out_stride, out + row * to->out_stride, dim);
-        for (block.key = first_key; block.key < end_key; block.key += KEY_BLOCK) {
-            const float *k = head->k + block.key * head->stride;
-            const float *v = head->v + block.key * head->stride;
-            int m = block.queries, n;
-
-            left = end_key - block.key;
-            n = block.keys = left < KEY_BLOCK ? (int)left : KEY_BLOCK;
-            attention_product(CblasNoTrans, CblasTrans, m, n, dim, 1, q, head->stride, k,
-                              head->stride, 0, scratch.p, KEY_BLOCK);
-            attention_product(CblasNoTrans, CblasTrans, m, n, dim, 1, dout, to->out_stride, v,
-                              head->stride, 0, scratch.ds, KEY_BLOCK);
-            gradient_block(&scratch, head, &block, to->lse);
-            attention_product(CblasTrans, CblasNoTrans, n, dim, m, 1, scratch.p, KEY_BLOCK, dout,
-                              to->out_stride, 1, to->dv + block.key * head->stride, head->stride);
-            attention_product(CblasTrans, CblasNoTrans, n, dim, m, 1, scratch.ds, KEY_BLOCK, q,
-                              head->stride, 1, to->dk + block.key * head->stride, head->stride);
-            attention_product(CblasNoTrans, CblasNoTrans, m, dim, n, 1, scratch.ds, KEY_BLOCK, k,
-                              head->stride, block.key == first_key ? 0 : 1,
-                              to->dq + block.query * head->stride, head->stride);
+        attention_block_begin(&block, head, query);
+        attention_transpose(q, head->q + query * head->stride, head->stride, block.queries, dim,
+                            head->scale);
+        attention_transpose(dout, dout_rows, to->out_stride, block.queries, dim, 1);
+        for (int i = 0; i < block.queries; i++) {
+            scratch.lse[i] = to->lse[query + i];
+            scratch.delta[i] =
+                row_dot(dout_rows + i * to->out_stride, out_rows + i * to->out_stride, dim);
+        }
+        first_key = attention_first_key(head, &block);
+        for (int64_t key = first_key; key < attention_end_key(&block); key += KEY_BLOCK) {
+            attention_block_keys(&block, key);
+            backward_keys(to, head, &block, &scratch, q, dout, key == first_key);
         }
     }
 }

@@ -37,12 +37,6 @@ VECTORIZED static float block_sum_exp(const float *x, float maximum, int64_t n)
     return sum;
 }
 
-/* exp(from - to) for a maximum that rose from `from` to `to`; 1 when it stayed, infinite or not. */
-static double rescale_factor(float from, float to)
-{
-    return from == to ? 1 : exp((double)from - (double)to);
-}
-
 /* One pass: block by block, with the sum rescaled whenever a block raises the maximum. */
 static void partial_row(float *maximum, float *sum, int32_t *best, const float *x, int64_t first,
                         int64_t count)
@@ -56,7 +50,7 @@ static void partial_row(float *maximum, float *sum, int32_t *best, const float *
         float block = block_maximum(x + begin, n);
 
         if (block > highest) {
-            total *= rescale_factor(highest, block);
+            total *= exp((double)highest - (double)block);
             highest = block;
             best_block = begin;
         }
@@ -91,7 +85,7 @@ void cpu_cross_entropy_rescale(struct stream *stream, float *sum, const float *l
 {
     (void)stream;
     for (int64_t row = 0; row < rows; row++)
-        sum[row] = (float)(sum[row] * rescale_factor(local_maximum[row], maximum[row]));
+        sum[row] = (float)(sum[row] * exp((double)local_maximum[row] - (double)maximum[row]));
 }
 
 VECTORIZED static void gradient_row(float *x, float maximum, float scale, int64_t n)

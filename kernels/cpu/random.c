@@ -21,13 +21,13 @@ static void normal_group(double normal[4], uint64_t group, uint64_t seed, uint64
     uint32_t x[4];
 
     philox(x, counter, key);
-    for (int pair = 0; pair < 2; pair++) {
-        double radius = sqrt(-2 * log(uniform(x[2 * pair])));
+    for (int first = 0; first < 4; first += 2) {
+        double radius = sqrt(-2 * log(uniform(x[first])));
         double sine, cosine;
 
-        sincos(2 * M_PI * uniform(x[2 * pair + 1]), &sine, &cosine);
-        normal[2 * pair] = radius * cosine;
-        normal[2 * pair + 1] = radius * sine;
+        sincos(2 * M_PI * uniform(x[first + 1]), &sine, &cosine);
+        normal[first] = radius * cosine;
+        normal[first + 1] = radius * sine;
     }
 }
 

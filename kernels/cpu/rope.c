@@ -11,7 +11,7 @@ VECTORIZED static void rotate_row(float *row, const float *cosine, const float *
                                   int64_t half, float direction)
 {
     for (int head = 0; head < heads; head++) {
-        float *first = row + head * 2 * half, *second = first + half;
+        float *first = row + 2 * half * head, *second = first + half;
 
 #pragma omp simd
         for (int64_t i = 0; i < half; i++) {
