@@ -1,7 +1,7 @@
 /* RMSNorm (Zhang and Sennrich, 2019) with the residual addition in front of it.
  *
- * With r = 1 / sqrt(mean(s^2) + eps):  y = s r w,
- *   ds = r w dy - s r^3 mean-free part:  r^3 / columns * sum(dy w s)
+ * With r = 1 / sqrt(mean(s^2) + eps) and y = s r w:
+ *   ds = r w dy - s r^3 sum(dy w s) / columns     (the sum over the row)
  *   dw = sum over rows of dy s r
  * Sums over a row are kept in double. The sum over rows runs over fixed blocks of rows for fixed
  * slices of columns, so it does not depend on the number of threads.
