@@ -117,7 +117,7 @@ static int check_tokens(const struct dataset *dataset, int64_t document, int64_t
                              "%s.bin: document %lld has token %d at position %lld, but the model's"
                              " vocabulary is %lld (0 to %lld); was it tokenized for another model?",
                              token_file_prefix(dataset->file), (long long)document, tokens[k],
-                             (long long)(offset + k), (long long)vocab_size,
+                             (long long)offset + k, (long long)vocab_size,
                              (long long)vocab_size - 1);
     return 0;
 }

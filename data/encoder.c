@@ -32,7 +32,7 @@ struct encoder {
 static bool is_blank(const char *text, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i++)
-        if (!memchr(" \t\n\v\f\r", text[i], 6))
+        if (text[i] != ' ' && (text[i] < '\t' || text[i] > '\r'))
             return false;
     return true;
 }

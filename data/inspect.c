@@ -100,7 +100,7 @@ static int read_document(const struct token_file *file, int64_t document, struct
                          struct error *error)
 {
     list->count = document_length(file, document);
-    list->ids = malloc((size_t)list->count * sizeof(*list->ids) + 1);
+    list->ids = calloc((size_t)list->count + 1, sizeof(*list->ids));
     if (!list->ids)
         return error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", token_file_prefix(file));
     for (int64_t i = token_file_document(file, document), at = 0;

@@ -1,5 +1,6 @@
 /* Megatron's sample order (its GPT dataset: doc_idx, sample_idx, shuffle_idx). One generator is
  * used for all draws, in the order of this file. */
+#include <assert.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -23,10 +24,11 @@ static int count_epochs(struct epochs *epochs, const int32_t *sizes, int64_t fir
 {
     int64_t needed;
 
+    assert(seq_length > 0 && first >= 0);
     memset(epochs, 0, sizeof(*epochs));
     for (int64_t i = first; i < last; i++)
         epochs->tokens += sizes[i];
-    if (epochs->tokens < seq_length + 1)
+    if (epochs->tokens <= seq_length)
         return error_set(error, EXIT_STATUS_DATA,
                          "%lld documents with %lld tokens, but one sample takes %lld",
                          (long long)(last > first ? last - first : 0), (long long)epochs->tokens,

@@ -293,18 +293,17 @@ static void test_bytes(void **state)
 static void test_dtypes(void **state)
 {
     static const struct {
-        int code;
+        int code, width;
         const char *name;
         uint8_t bytes[16];
-        int width;
         int32_t tokens[2];
     } cases[] = {
-        {1, "uint8", {255, 7}, 1, {255, 7}},
-        {2, "int8", {255, 7}, 1, {-1, 7}},
-        {3, "int16", {255, 255, 0, 125}, 2, {-1, 32000}},
-        {4, "int32", {255, 255, 255, 127, 1, 0, 0, 128}, 4, {INT32_MAX, -INT32_MAX}},
-        {5, "int64", {9, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 1}, 8, {9, INT32_MAX}},
-        {8, "uint16", {255, 255, 0, 125}, 2, {65535, 32000}},
+        {1, 1, "uint8", {255, 7}, {255, 7}},
+        {2, 1, "int8", {255, 7}, {-1, 7}},
+        {3, 2, "int16", {255, 255, 0, 125}, {-1, 32000}},
+        {4, 4, "int32", {255, 255, 255, 127, 1, 0, 0, 128}, {INT32_MAX, -INT32_MAX}},
+        {5, 8, "int64", {9, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 1}, {9, INT32_MAX}},
+        {8, 2, "uint16", {255, 255, 0, 125}, {65535, 32000}},
     };
     struct error error = {0};
     (void)state;

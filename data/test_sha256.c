@@ -31,11 +31,11 @@ static uint32_t prime_root(int n, int power)
 
 static void digest_block(uint32_t state[8], const uint8_t *block)
 {
-    uint32_t w[64], s[8];
+    uint32_t w[64] = {0}, s[8];
 
     for (int i = 0; i < 16; i++)
-        w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 |
-               (uint32_t)block[4 * i + 2] << 8 | block[4 * i + 3];
+        for (int k = 0; k < 4; k++)
+            w[i] = w[i] << 8 | *block++;
     for (int i = 16; i < 64; i++)
         w[i] = w[i - 16] + w[i - 7] +
                (rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ w[i - 15] >> 3) +

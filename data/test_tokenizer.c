@@ -51,7 +51,8 @@ static void check_line(const struct tokenizer *tokenizer, const char *line, int 
             fail_msg("line %d: id %lld is %d", number, (long long)i, list.ids[i]);
     if (tokenizer_decode(tokenizer, list.ids, list.count, &back, &bytes, &error) < 0)
         fail_msg("line %d: %s", number, error.text);
-    if (bytes != json_string_length(decoded) || memcmp(back, json_string_value(decoded), bytes))
+    if (bytes != json_string_length(decoded) ||
+        memcmp(back, json_string_value(decoded), bytes) != 0)
         fail_msg("line %d: decoded to \"%s\"", number, back);
     free(back);
     free(list.ids);

@@ -172,6 +172,7 @@ static int check_sequences(struct token_file *file, struct error *error)
     for (int64_t i = 0; i < file->sequences; i++) {
         int32_t length = load_i32(file->lengths + 4 * i);
         int64_t offset = load_i64(file->offsets + 8 * i);
+        uint64_t bytes = (uint64_t)length * width;
 
         if (length < 0)
             return error_set(error, EXIT_STATUS_DATA, "%s: sequence %lld has length %d; damaged",
@@ -182,13 +183,13 @@ static int check_sequences(struct token_file *file, struct error *error)
                              " end of the one before); damaged",
                              file->index.path, (long long)i, (long long)offset,
                              (unsigned long long)end);
-        if ((uint64_t)length * width > file->data.size - end)
+        if (bytes > file->data.size - end)
             return error_set(error, EXIT_STATUS_DATA,
                              "%s: %zu bytes, but %s has sequence %lld end at %llu; one of the two"
                              " is damaged or cut short",
                              file->data.path, file->data.size, file->index.path, (long long)i,
-                             (unsigned long long)(end + (uint64_t)length * width));
-        end += (uint64_t)length * width;
+                             (unsigned long long)end + bytes);
+        end += bytes;
         file->tokens += length;
     }
     if (end != file->data.size)
@@ -328,7 +329,7 @@ void token_file_read(const struct token_file *file, int64_t i, int64_t offset, i
         break;
     case 2:
         for (int64_t k = 0; k < count; k++)
-            tokens[k] = (int8_t)from[k];
+            tokens[k] = (from[k] ^ 0x80) - 0x80;
         break;
     case 3:
         for (int64_t k = 0; k < count; k++)
