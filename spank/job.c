@@ -32,6 +32,7 @@ int job_load(uint32_t job_id, struct job *job, struct error *error)
             continue;
         job->end_time = info->end_time;
         job->restarts = info->restart_cnt;
+        job->cancelled = (info->job_state & JOB_STATE_BASE) == JOB_CANCELLED;
         if (info->array_job_id && info->array_task_id != NO_VAL)
             snprintf(job->name, sizeof(job->name), "%u_%u", info->array_job_id,
                      info->array_task_id);

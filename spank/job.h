@@ -2,6 +2,7 @@
 #ifndef MTLLM_SPANK_JOB_H
 #define MTLLM_SPANK_JOB_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -10,6 +11,7 @@
 struct job {
     time_t end_time;   /* when its time limit ends it; 0 if it has none */
     uint32_t restarts; /* how often it was requeued */
+    bool cancelled;    /* by its user or an administrator */
     char name[32];     /* as scontrol takes it: "12", or "12_3" for one task of an array */
 };
 

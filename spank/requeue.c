@@ -33,6 +33,9 @@ void requeue_job(uint32_t job_id, int64_t limit)
                     job_id, error.text, job_id);
         return;
     }
+    /* scancel reaches the tasks as SIGTERM like a preemption does, but it means the end. */
+    if (job.cancelled)
+        return;
     if (job.restarts >= limit) {
         slurm_spank_log("mtllm: job %s stopped unfinished and is not requeued: it was %u times, "
                         "and --llm-max-requeue=%lld",

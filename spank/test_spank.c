@@ -495,6 +495,19 @@ static void unfinished_jobs_are_requeued(void **state)
     end();
 }
 
+/* scancel is a SIGTERM to the tasks too. */
+static void a_cancelled_job_is_not_requeued(void **state)
+{
+    (void)state;
+    begin(S_CTX_REMOTE);
+    give("llm-tp", "2");
+    assert_int_equal(post_opt(), 0);
+    slurm.jobs[0].job_state = JOB_CANCELLED | JOB_COMPLETING;
+    ended(75 << 8);
+    assert_int_equal(slurm.requeues, 0);
+    end();
+}
+
 /* The environment belongs to the user, so it names no job: one could name somebody else's. */
 static void an_array_task_is_requeued_alone(void **state)
 {
@@ -602,6 +615,7 @@ int main(void)
         cmocka_unit_test(other_steps_get_nothing),
         cmocka_unit_test(a_task_without_environment_fails),
         cmocka_unit_test(unfinished_jobs_are_requeued),
+        cmocka_unit_test(a_cancelled_job_is_not_requeued),
         cmocka_unit_test(an_array_task_is_requeued_alone),
         cmocka_unit_test(requeue_limits),
         cmocka_unit_test(a_requeue_that_fails_is_told),
