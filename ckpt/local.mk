@@ -46,6 +46,23 @@ ckpt_libckpt_la_SOURCES = \
 ckpt_libckpt_la_CFLAGS = $(AM_CFLAGS) -pthread $(HDF5_CFLAGS) $(JANSSON_CFLAGS) $(XXHASH_CFLAGS)
 ckpt_libckpt_la_LIBADD = core/libcore.la $(HDF5_LIBS) $(JANSSON_LIBS) $(XXHASH_LIBS) -lpthread
 
+if HAVE_CMOCKA
+checkpoint_tests = ckpt/test_checkpoint
+check_PROGRAMS += $(checkpoint_tests)
+TESTS += $(checkpoint_tests)
+checkpoint_test_cflags = $(AM_CFLAGS) -pthread $(CMOCKA_CFLAGS) $(HDF5_CFLAGS)
+checkpoint_test_ldadd = ckpt/libckpt.la core/libcore.la $(CMOCKA_LIBS) $(HDF5_LIBS)
+
+ckpt_test_checkpoint_SOURCES = ckpt/test_checkpoint.c ckpt/test_fixture.c ckpt/test_fixture.h
+ckpt_test_checkpoint_CFLAGS = $(checkpoint_test_cflags)
+ckpt_test_checkpoint_LDADD = $(checkpoint_test_ldadd)
+endif
+
+# Run by tests/bench.
+check_PROGRAMS += ckpt/bench_shard
+ckpt_bench_shard_SOURCES = ckpt/bench_shard.c
+ckpt_bench_shard_LDADD = ckpt/libckpt.la core/libcore.la
+
 # Conversion.
 noinst_LTLIBRARIES += ckpt/libconvert.la
 ckpt_libconvert_la_SOURCES = \
