@@ -8,12 +8,12 @@
 #include <unistd.h>
 
 const struct fixture_tensor fixture_tensors[FIXTURE_TENSORS] = {
-    {"model.embed_tokens.weight", 2, {320, 512}, DTYPE_BF16},
+    {"model.embed_tokens.weight", 2, {160, 512}, DTYPE_BF16},
     {"model.layers.2.mlp.down_proj.weight", 2, {7, 3}, DTYPE_BF16},
     {"model.layers.10.mlp.down_proj.weight", 2, {96, 130}, DTYPE_F16},
-    {"model.layers.10.self_attn.q_proj.weight", 2, {320, 320}, DTYPE_BF16},
+    {"model.layers.10.self_attn.q_proj.weight", 2, {192, 192}, DTYPE_BF16},
     {"model.norm.weight", 1, {512, 1}, DTYPE_F32},
-    {"lm_head.weight", 2, {320, 512}, DTYPE_F32},
+    {"lm_head.weight", 2, {160, 512}, DTYPE_F32},
 };
 
 void fixture_directory(char path[FIXTURE_PATH])
