@@ -47,7 +47,7 @@ ckpt_libckpt_la_CFLAGS = $(AM_CFLAGS) -pthread $(HDF5_CFLAGS) $(JANSSON_CFLAGS) 
 ckpt_libckpt_la_LIBADD = core/libcore.la $(HDF5_LIBS) $(JANSSON_LIBS) $(XXHASH_LIBS) -lpthread
 
 if HAVE_CMOCKA
-checkpoint_tests = ckpt/test_checkpoint ckpt/test_fault
+checkpoint_tests = ckpt/test_checkpoint ckpt/test_damage ckpt/test_fault
 check_PROGRAMS += $(checkpoint_tests)
 TESTS += $(checkpoint_tests)
 checkpoint_test_cflags = $(AM_CFLAGS) -pthread $(CMOCKA_CFLAGS) $(HDF5_CFLAGS)
@@ -56,6 +56,10 @@ checkpoint_test_ldadd = ckpt/libckpt.la core/libcore.la $(CMOCKA_LIBS) $(HDF5_LI
 ckpt_test_checkpoint_SOURCES = ckpt/test_checkpoint.c ckpt/test_fixture.c ckpt/test_fixture.h
 ckpt_test_checkpoint_CFLAGS = $(checkpoint_test_cflags)
 ckpt_test_checkpoint_LDADD = $(checkpoint_test_ldadd)
+
+ckpt_test_damage_SOURCES = ckpt/test_damage.c ckpt/test_fixture.c ckpt/test_fixture.h
+ckpt_test_damage_CFLAGS = $(checkpoint_test_cflags)
+ckpt_test_damage_LDADD = $(checkpoint_test_ldadd)
 
 # Every call of the library that changes a file goes to the test first.
 ckpt_test_fault_SOURCES = ckpt/test_fault.c ckpt/test_fixture.c ckpt/test_fixture.h

@@ -37,13 +37,15 @@ static const struct manifest_part *part_of(const struct manifest *manifest, size
     return &manifest->shards[i - 1];
 }
 
-/* Is every file there, with its size? */
-static void check_sizes(const struct checkpoint *checkpoint, struct report *report)
+/* Is every file there, with its size? Returns whether the index is. */
+static bool check_sizes(const struct checkpoint *checkpoint, struct report *report)
 {
+    bool index_there = true;
+
     for (size_t i = 0; i <= checkpoint->manifest.shard_count; i++) {
         char name[FORMAT_NAME_SIZE];
         const struct manifest_part *part = part_of(&checkpoint->manifest, i, name);
-        struct error reason;
+        struct error reason = {0};
         struct stat status;
 
         if (fstatat(checkpoint->directory_fd, name, &status, 0) < 0) {
@@ -52,14 +54,17 @@ static void check_sizes(const struct checkpoint *checkpoint, struct report *repo
                           name);
             else
                 error_set_errno(&reason, "%s/%s", checkpoint->directory, name);
-            say(report, &reason);
         } else if (!S_ISREG(status.st_mode) || (uint64_t)status.st_size != part->size) {
             error_set(&reason, EXIT_STATUS_DATA, "%s/%s: has %lld bytes, not the %llu written",
                       checkpoint->directory, name, (long long)status.st_size,
                       (unsigned long long)part->size);
+        }
+        if (reason.status) {
             say(report, &reason);
+            index_there = index_there && i != 0;
         }
     }
+    return index_there;
 }
 
 static int compare_index(const struct checkpoint *checkpoint, const char *path, struct error *error)
@@ -154,17 +159,15 @@ int reader_check(struct checkpoint *checkpoint, const char *directory, bool *ind
         say(&report, &reason);
         return report.count;
     }
-    check_sizes(checkpoint, &report);
-    if (read_index(checkpoint, &reason) == 0) {
-        *index_good = true;
-    } else if (reason.status == EXIT_STATUS_SYSTEM) {
+    if (!check_sizes(checkpoint, &report))
+        return report.count;
+    *index_good = read_index(checkpoint, &reason) == 0;
+    if (!*index_good && reason.status == EXIT_STATUS_SYSTEM) {
         *error = reason;
         return -1;
-    } else if (report.count == 0) { /* a short index was reported already */
-        say(&report, &reason);
-    } else {
-        report.count++;
     }
+    if (!*index_good)
+        say(&report, &reason);
     return report.count;
 }
 
