@@ -67,3 +67,31 @@ wait_for() {
 reached() {
     [ "$(steps_seen "$1")" -ge "$2" ]
 }
+
+# Start training in the background: sets run_pid. Output goes to LOG.
+train_in_background() {
+    local log=$1
+    shift
+    train "$@" > "$log" 2>&1 3>&- &
+    run_pid=$!
+}
+
+# The pids of the trainer's processes that this test started: children of children of run_pid.
+trainer_pids() {
+    local pid children=$run_pid all=
+    while [ -n "$children" ]; do
+        children=$(for pid in $children; do cat "/proc/$pid/task/$pid/children" 2>/dev/null; done)
+        all="$all $children"
+    done
+    for pid in $all; do
+        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = mtllm-train ] && echo "$pid"
+    done
+    return 0
+}
+
+# The newest complete checkpoint of a run: its step, or 0.
+newest_step() {
+    local name
+    name=$(ls -d "$1"/ckpt/step-* 2>/dev/null | tail -n 1)
+    [ -n "$name" ] && echo $((10#${name##*step-})) || echo 0
+}

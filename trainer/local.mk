@@ -65,3 +65,11 @@ trainer_libtraining_la_LIBADD = trainer/libtrainer.la kernels/libkernels.la ckpt
 bin_PROGRAMS += mtllm-train
 mtllm_train_SOURCES = trainer/main.c
 mtllm_train_LDADD = trainer/libtraining.la
+
+if HAVE_CMOCKA
+check_PROGRAMS += trainer/test_model
+TESTS += trainer/test_model
+trainer_test_model_SOURCES = trainer/test_model.c
+trainer_test_model_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+trainer_test_model_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)
+endif

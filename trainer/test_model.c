@@ -1,0 +1,303 @@
+/* Guards: the model computes what transformers computes, and trains as PyTorch trains it.
+ *
+ * Golden models (tests/golden/models): logits within 1e-4; the loss and gradient norm of 50 steps
+ * of AdamW, and the logits after them, within 1e-4 relative. Also: weights start the same whatever
+ * the layout, and every rank's parts tile every tensor. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ckpt/hf_config.h"
+#include "ckpt/safetensors.h"
+#include "trainer/optimizer.h"
+#include "trainer/pipeline.h"
+#include "trainer/stage.h"
+
+enum { BATCH = 2, LENGTH = 64, STEPS = 50 };
+
+struct golden {
+    char directory[512];
+    struct model model;
+    struct layout layout;
+    struct world world;
+    struct comm_groups groups;
+    struct stage stage;
+    struct batch batch;
+    struct safetensors *values;
+};
+
+/* Every failure of a set-up is a failure of the test. */
+static void check(int result, const struct error *error)
+{
+    if (result < 0)
+        fail_msg("%s", error->text);
+}
+
+static void *read_tensor(const struct safetensors *set, const char *name)
+{
+    const struct safetensors_tensor *tensor = safetensors_find(set, name);
+    struct error error = {0};
+    void *data;
+
+    assert_non_null(tensor);
+    data = malloc((size_t)tensor->bytes);
+    assert_non_null(data);
+    check(safetensors_read(set, tensor, 0, tensor->bytes, data, &error), &error);
+    return data;
+}
+
+static void read_model(struct golden *golden)
+{
+    char path[600], text[8192];
+    struct error error = {0};
+    size_t length;
+    FILE *stream;
+
+    snprintf(path, sizeof(path), "%s/config.json", golden->directory);
+    stream = fopen(path, "r");
+    assert_non_null(stream);
+    length = fread(text, 1, sizeof(text), stream);
+    fclose(stream);
+    check(hf_config_read(&golden->model, text, length, path, &error), &error);
+}
+
+static void load_weights(struct golden *golden)
+{
+    struct safetensors *set;
+    struct error error = {0};
+
+    check(safetensors_open_model(&set, golden->directory, &error), &error);
+    for (size_t i = 0; i < golden->stage.parameters.count; i++) {
+        const struct parameter *parameter = &golden->stage.parameters.list[i];
+        void *data = read_tensor(set, parameter->name);
+
+        golden->stage.kernels->to_device(NULL, stage_weight(&golden->stage, parameter->offset),
+                                         data, (size_t)parameter->count * sizeof(float));
+        free(data);
+    }
+    safetensors_close(set);
+}
+
+static void golden_open(struct golden *golden, const char *name)
+{
+    const char *source = getenv("srcdir");
+    char path[600];
+    struct error error = {0};
+
+    *golden = (struct golden){.layout = {1, 1, 1}, .world = {.size = 1}};
+    snprintf(golden->directory, sizeof(golden->directory), "%s/tests/golden/models/%s",
+             source ? source : ".", name);
+    read_model(golden);
+    snprintf(path, sizeof(path), "%s/golden.safetensors", golden->directory);
+    check(safetensors_open(&golden->values, path, &error), &error);
+    check(comm_open(&golden->groups, &golden->world, &golden->layout, &error), &error);
+    check(stage_create(&golden->stage, kernels_cpu(1), &golden->model, &golden->layout,
+                       (struct layout_place){0}, &golden->groups, BATCH, LENGTH, 1, true, &error),
+          &error);
+    check(batch_create(&golden->batch, 1, BATCH, LENGTH, &error), &error);
+    load_weights(golden);
+}
+
+static void golden_close(struct golden *golden)
+{
+    batch_destroy(&golden->batch);
+    stage_destroy(&golden->stage);
+    comm_close(&golden->groups);
+    safetensors_close(golden->values);
+}
+
+/* Where the logits of the batch go. */
+struct seen {
+    float *logits;
+    int64_t vocabulary;
+};
+
+static void see(void *user, int64_t microbatch, int64_t row, int64_t rows, const void *logits)
+{
+    struct seen *seen = user;
+
+    (void)microbatch;
+    memcpy(seen->logits + row * seen->vocabulary, logits,
+           (size_t)(rows * seen->vocabulary) * sizeof(float));
+}
+
+/* The greatest absolute difference between the logits of `input_ids` and a golden tensor. */
+static double logits_difference(struct golden *golden, const char *name)
+{
+    int64_t count = BATCH * LENGTH * golden->model.vocab_size;
+    struct seen seen = {malloc((size_t)count * sizeof(float)), golden->model.vocab_size};
+    int32_t *ids = read_tensor(golden->values, "input_ids");
+    float *expected = read_tensor(golden->values, name);
+    double most = 0;
+
+    assert_non_null(seen.logits);
+    memcpy(golden->batch.tokens, ids, BATCH * LENGTH * sizeof(*ids));
+    memset(golden->batch.targets, 0, BATCH * LENGTH * sizeof(*ids));
+    pipeline_evaluate(&golden->stage, &golden->batch, see, &seen);
+    for (int64_t i = 0; i < count; i++)
+        most = fmax(most, isnan(seen.logits[i]) ? INFINITY : fabs(seen.logits[i] - expected[i]));
+    free(seen.logits);
+    free(ids);
+    free(expected);
+    return most;
+}
+
+/* One row of train_ids: [BATCH, LENGTH + 1]. */
+static void set_batch(struct batch *batch, const int32_t *ids)
+{
+    for (int i = 0; i < BATCH; i++) {
+        memcpy(batch->tokens + i * LENGTH, ids + i * (LENGTH + 1), LENGTH * sizeof(*ids));
+        memcpy(batch->targets + i * LENGTH, ids + i * (LENGTH + 1) + 1, LENGTH * sizeof(*ids));
+    }
+    for (int i = 0; i < BATCH * LENGTH; i++)
+        batch->weights[i] = 1.0F / (BATCH * LENGTH);
+}
+
+static void train_as_pytorch(struct golden *golden)
+{
+    int32_t *ids = read_tensor(golden->values, "train_ids");
+    float *losses = read_tensor(golden->values, "train_loss");
+    float *norms = read_tensor(golden->values, "train_grad_norm");
+    struct settings *settings = settings_create();
+    struct optimizer optimizer;
+    struct error error = {0};
+
+    assert_non_null(settings);
+    check(optimizer_create(&optimizer, settings, &golden->stage, &error), &error);
+    for (int step = 0; step < STEPS; step++) {
+        double squared;
+
+        set_batch(&golden->batch, ids + step * BATCH * (LENGTH + 1));
+        optimizer_zero_gradients(&golden->stage);
+        *golden->stage.loss_sum = 0;
+        pipeline_train(&golden->stage, &golden->batch);
+        check(optimizer_squared_norm(&optimizer, &golden->stage, &squared, &error), &error);
+        optimizer_update(&optimizer, &golden->stage, 1e-3, step + 1, sqrt(squared));
+        if (!(fabs(*golden->stage.loss_sum / losses[step] - 1) <= 1e-4) ||
+            !(fabs(sqrt(squared) / norms[step] - 1) <= 1e-3))
+            fail_msg("step %d: loss %.7f, norm %.6f; PyTorch has %.7f and %.6f", step + 1,
+                     *golden->stage.loss_sum, sqrt(squared), losses[step], norms[step]);
+    }
+    optimizer_destroy(&optimizer, &golden->stage);
+    settings_destroy(settings);
+    free(ids);
+    free(losses);
+    free(norms);
+}
+
+static void test_golden(void **state)
+{
+    static const char *const names[] = {"llama-mha", "llama-gqa-tied", "codellama"};
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        struct golden golden;
+        double before, after;
+
+        golden_open(&golden, names[i]);
+        before = logits_difference(&golden, "logits");
+        assert_true(before <= 1e-4);
+        train_as_pytorch(&golden);
+        after = logits_difference(&golden, "final_logits");
+        print_message("%s: logits differ by %.1e, after 50 steps by %.1e\n", names[i], before,
+                      after);
+        assert_true(after <= 1e-3);
+        golden_close(&golden);
+    }
+}
+
+static const struct model small = {
+    .layers = 4,
+    .hidden_size = 16,
+    .ffn_size = 24,
+    .heads = 4,
+    .kv_heads = 4,
+    .head_dim = 4,
+    .vocab_size = 13,
+    .max_positions = 8,
+    .norm_eps = 1e-5,
+    .rope_theta = 1e4,
+    .init_std = 0.02,
+};
+
+/* Put the initial weights of one rank into the whole model's, by tensor; every element once. */
+static void gather_rank(const struct layout *layout, int rank, const struct parameters *whole,
+                        float *weights)
+{
+    struct comm_groups groups = {0};
+    struct stage stage;
+    struct error error = {0};
+
+    check(stage_create(&stage, kernels_cpu(1), &small, layout, layout_place(layout, rank), &groups,
+                       1, 8, 1, false, &error),
+          &error);
+    stage_randomize(&stage, 7);
+    for (size_t i = 0; i < stage.parameters.count; i++) {
+        const struct parameter *part = &stage.parameters.list[i];
+        const struct parameter *all = parameters_find(whole, part->role, part->layer);
+        const float *from = stage_weight(&stage, part->offset);
+
+        assert_non_null(all);
+        assert_string_equal(part->name, all->name);
+        for (int64_t r = 0; r < part->local.rows; r++) {
+            float *to =
+                weights + all->offset + (part->local.row + r) * all->shape[1] + part->local.column;
+
+            for (int64_t c = 0; c < part->local.columns; c++) {
+                assert_true(isnan(to[c]) || (part->replicated && to[c] == 1));
+                to[c] = from[r * part->local.columns + c];
+            }
+        }
+    }
+    stage_destroy(&stage);
+}
+
+static void test_layouts_start_alike(void **state)
+{
+    static const struct layout layouts[] = {{2, 1, 1}, {1, 4, 1}, {4, 2, 1}};
+    struct layout one = {1, 1, 1};
+    struct comm_groups groups = {0};
+    struct stage stage;
+    struct error error = {0};
+    (void)state;
+
+    check(stage_create(&stage, kernels_cpu(1), &small, &one, (struct layout_place){0}, &groups, 1,
+                       8, 1, false, &error),
+          &error);
+    stage_randomize(&stage, 7);
+    for (size_t i = 0; i < sizeof(layouts) / sizeof(*layouts); i++) {
+        size_t bytes = (size_t)stage.parameters.elements * sizeof(float);
+        float *weights = malloc(bytes);
+
+        assert_non_null(weights);
+        memset(weights, 0xff, bytes); /* NaN */
+        for (int rank = 0; rank < layout_world(&layouts[i]); rank++)
+            gather_rank(&layouts[i], rank, &stage.parameters, weights);
+        for (size_t j = 0; j < stage.parameters.count; j++) {
+            const struct parameter *parameter = &stage.parameters.list[j];
+
+            assert_memory_equal(weights + parameter->offset,
+                                stage_weight(&stage, parameter->offset),
+                                (size_t)parameter->count * sizeof(float));
+        }
+        free(weights);
+    }
+    stage_destroy(&stage);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_layouts_start_alike),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
