@@ -199,7 +199,7 @@ static int read_file(hid_t group, hsize_t number, size_t limit, struct checkpoin
 static int read_files(hid_t file, size_t limit, struct checkpoint_state *state)
 {
     hid_t group = H5Gopen2(file, "tokenizer", H5P_DEFAULT);
-    H5G_info_t about;
+    H5G_info_t about = {0};
     int result = -1;
 
     if (group >= 0 && H5Gget_info(group, &about) >= 0 && about.nlinks <= limit)

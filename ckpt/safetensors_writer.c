@@ -155,7 +155,7 @@ void safetensors_writer_close(struct safetensors_writer *writer)
         return;
     if (writer->descriptor >= 0)
         close(writer->descriptor);
-    if (writer->stands)
+    if (writer->stands && writer->temporary)
         unlink(writer->temporary);
     free(writer->temporary);
     free(writer->path);

@@ -344,8 +344,10 @@ static void check_golden(const char *name, const struct model *model)
 
         hf_tensor_get(model, i, &tensor);
         found = safetensors_find(set, tensor.name);
-        if (!found)
+        if (!found) {
             fail_msg("no %s", tensor.name);
+            return;
+        }
         assert_true(hf_tensor_known(model, tensor.name));
         assert_int_equal(found->dimensions, tensor.dimensions);
         assert_int_equal(found->shape[0], tensor.shape[0]);

@@ -1,4 +1,7 @@
 #include "core/error.h"
+#undef error_set
+#undef error_set_errno
+#undef error_prefix
 
 #include <errno.h>
 #include <stdarg.h>

@@ -41,4 +41,11 @@ int error_prefix(struct error *error, const char *format, ...)
  * at the end of main(). */
 int error_print(const struct error *error);
 
+#ifdef __clang_analyzer__
+/* What the analyzer cannot see from other files: these return -1. */
+#define error_set(...)       (error_set(__VA_ARGS__), -1)
+#define error_set_errno(...) (error_set_errno(__VA_ARGS__), -1)
+#define error_prefix(...)    (error_prefix(__VA_ARGS__), -1)
+#endif
+
 #endif

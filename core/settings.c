@@ -242,7 +242,9 @@ int settings_set(struct settings *settings, enum setting_id id, const char *text
     }
     free(value->text);
     free(value->origin);
-    *value = (struct value){new_text, new_origin, source};
+    value->text = new_text;
+    value->origin = new_origin;
+    value->source = source;
     return 0;
 }
 

@@ -63,6 +63,7 @@ static void begin(spank_context_t context)
 static void end(void)
 {
     assert_int_equal(slurm_spank_exit(NULL, 0, NULL), 0);
+    slurm.argv = NULL; /* the test's own, which end with it */
 }
 
 /* As Slurm does it when it meets --NAME=TEXT. */

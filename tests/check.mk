@@ -7,7 +7,7 @@ AM_BATS_LOG_FLAGS = --tap --timing --print-output-on-failure
 
 # The tests that need no daemons: what runs under the sanitizers, and first.
 check-unit: check-programs
-	@$(MAKE) $(AM_MAKEFLAGS) check TESTS="`$(MAKE) -s show-unit-tests | tr '\n' ' '`"
+	@$(MAKE) $(AM_MAKEFLAGS) check TESTS="`$(MAKE) -s --no-print-directory show-unit-tests | tr '\n' ' '`"
 check-programs: all $(check_PROGRAMS) $(check_SCRIPTS)
 show-tests:
 	@printf '%s\n' $(TESTS)
@@ -21,7 +21,8 @@ show-compiler-flags:
 		$(XXHASH_CFLAGS) $(BLAS_CFLAGS) $(OPENMP_CFLAGS) $(MPI_CFLAGS) $(CMOCKA_CFLAGS) \
 		$(SLURM_CFLAGS)
 show-man-pages: $(dist_man_MANS) $(nodist_man_MANS)
-	@printf '%s\n' $(dist_man_MANS:%=$(abs_top_srcdir)/%) $(nodist_man_MANS:%=$(abs_top_builddir)/%)
+	@for page in $(dist_man_MANS); do echo $(abs_top_srcdir)/$$page; done
+	@for page in $(nodist_man_MANS); do echo $(abs_top_builddir)/$$page; done
 check-hygiene:
 	@for look in format cppcheck clang-tidy man scripts; do \
 		$(abs_top_srcdir)/tests/hygiene.sh $$look . || exit 1; \

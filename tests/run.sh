@@ -135,7 +135,7 @@ make_check() { # DIR TARGET [TEST...]
 }
 
 make_distcheck() { # DIR: with the unit tests alone; the others have run already
-    make -C "$1" distcheck TESTS="$(make -s -C "$1" show-unit-tests | tr '\n' ' ')" \
+    make -C "$1" distcheck TESTS="$(make -s --no-print-directory -C "$1" show-unit-tests | tr '\n' ' ')" \
         DISTCHECK_CONFIGURE_FLAGS=--enable-werror AM_MAKEFLAGS="-j$jobs"
 }
 
@@ -157,7 +157,7 @@ fi
 # -k means parts, or else single test files of the part "check".
 tests=()
 [ "$pattern" = . ] || matches check ||
-    mapfile -t tests < <(make -s -C "$build/plain" show-tests | grep -E -e "$pattern")
+    mapfile -t tests < <(make -s --no-print-directory -C "$build/plain" show-tests | grep -E -e "$pattern")
 if matches check || [ ${#tests[@]} -gt 0 ]; then
     part_trs check 1500 "$build/plain" bash -c 'make_check "$build/plain" check "$@"' check \
         "${tests[@]}"
@@ -171,7 +171,7 @@ for look in format cppcheck clang-tidy man scripts; do
     part $look 600 tests/hygiene.sh $look "$build/plain"
 done
 part distcheck 900 bash -c 'make_distcheck "$build/plain"'
-if make -s -C "$build/plain" -n check-hf >/dev/null 2>&1; then
+if make -s --no-print-directory -C "$build/plain" -n check-hf >/dev/null 2>&1; then
     part parity 1200 make -C "$build/plain" check-hf VENV="$build/venv"
 fi
 finish

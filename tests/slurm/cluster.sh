@@ -103,6 +103,7 @@ cluster_kill_steps() {
     for inode in $(awk -v prefix="$dir/spool/${node:+$node/}" \
         'index($NF, prefix) == 1 { print $(NF - 1) }' /proc/net/unix); do
         for pid in $(pgrep -x slurmstepd); do
+            # shellcheck disable=SC2010
             ls -l "/proc/$pid/fd" 2>/dev/null | grep -qF "socket:[$inode]" || continue
             kill -KILL $(cluster_descendants "$pid") "$pid" 2>/dev/null
         done
@@ -130,10 +131,10 @@ cluster_end() {
 # cluster_ports COUNT: the first of COUNT ports in a row that nobody listens on, below the range
 # from which the kernel takes ports for outgoing connections.
 cluster_ports() {
-    local count=$1 try base used
+    local count=$1 base used
     used=$(awk 'FNR > 1 { split($2, address, ":"); print address[2] }' /proc/net/tcp /proc/net/tcp6 \
         2>/dev/null)
-    for try in $(seq 50); do
+    for _ in $(seq 50); do
         base=$((12000 + RANDOM % 20000))
         for port in $(seq "$base" $((base + count - 1))); do
             grep -qx "$(printf %04X "$port")" <<< "$used" && continue 2
@@ -258,7 +259,7 @@ cluster_start_daemons() {
 }
 
 cluster_start() {
-    local dir nodes=4 cpus=4 grace=30 plugin= cli_filter= conf=() option try port node
+    local dir nodes=4 cpus=4 grace=30 plugin= cli_filter= conf=() option port node
     mkdir -p "$1" && dir=$(cd "$1" && pwd -P) || return 1
     shift
     for option in "$@"; do
@@ -307,7 +308,7 @@ cluster_start() {
         return 1
     }
     # Somebody may take a port between our look and the daemon's: then again with others.
-    for try in 1 2 3; do
+    for _ in 1 2 3; do
         port=$(cluster_ports $((nodes + 1))) || break
         cluster_write_conf "$dir" "$port" "$nodes" "$cpus" "$grace" "${conf[@]}"
         cluster_start_daemons "$dir" "$nodes" && return 0
