@@ -107,6 +107,9 @@ void checkpoint_path(const char *root, int64_t step, char *path, size_t size);
 int checkpoint_resolve(const char *path, char *directory, size_t size,
                        checkpoint_complaint complain, void *user, struct error *error);
 
+/* Is this directory one checkpoint, whole or not, rather than a run or its ckpt/? */
+bool checkpoint_is_one(const char *path);
+
 /* The directory of checkpoints that a run directory, or that directory itself, means. */
 void checkpoint_root(const char *path, char *root, size_t size);
 

@@ -46,6 +46,18 @@ ckpt_libckpt_la_SOURCES = \
 ckpt_libckpt_la_CFLAGS = $(AM_CFLAGS) -pthread $(HDF5_CFLAGS) $(JANSSON_CFLAGS) $(XXHASH_CFLAGS)
 ckpt_libckpt_la_LIBADD = core/libcore.la $(HDF5_LIBS) $(JANSSON_LIBS) $(XXHASH_LIBS) -lpthread
 
+bin_PROGRAMS += mtllm-ckpt
+mtllm_ckpt_SOURCES = \
+	ckpt/command.c ckpt/command.h \
+	ckpt/command_diff.c \
+	ckpt/command_list.c \
+	ckpt/command_prune.c \
+	ckpt/command_show.c \
+	ckpt/command_verify.c \
+	ckpt/mtllm-ckpt.c
+mtllm_ckpt_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS) $(JANSSON_CFLAGS)
+mtllm_ckpt_LDADD = ckpt/libckpt.la core/libcore.la $(JANSSON_LIBS) -lm
+
 if HAVE_CMOCKA
 checkpoint_tests = ckpt/test_checkpoint ckpt/test_damage ckpt/test_fault
 check_PROGRAMS += $(checkpoint_tests)
@@ -69,6 +81,12 @@ ckpt_test_fault_LDFLAGS = -Wl,--wrap=open,--wrap=mkdir,--wrap=fallocate,--wrap=p
 	-Wl,--wrap=fsync,--wrap=close,--wrap=rename,--wrap=renameat2,--wrap=symlink \
 	-Wl,--wrap=unlink,--wrap=rmdir
 endif
+
+check_PROGRAMS += ckpt/make_checkpoint
+ckpt_make_checkpoint_SOURCES = ckpt/make_checkpoint.c ckpt/test_fixture.c ckpt/test_fixture.h
+ckpt_make_checkpoint_LDADD = ckpt/libckpt.la core/libcore.la
+TESTS += ckpt/test_mtllm_ckpt.bats
+EXTRA_DIST += ckpt/test_mtllm_ckpt.bats
 
 # Run by tests/bench.
 check_PROGRAMS += ckpt/bench_shard

@@ -197,8 +197,7 @@ static void keep_first(void *user, const char *text)
         error_set(first, EXIT_STATUS_DATA, "%s", text);
 }
 
-/* Is this one checkpoint, whole or not, rather than a directory of several? */
-static bool is_checkpoint(const char *path)
+bool checkpoint_is_one(const char *path)
 {
     static const char *const signs[] = {FORMAT_MANIFEST, FORMAT_INDEX};
     char inside[DISK_PATH_SIZE], *real;
@@ -251,7 +250,7 @@ int checkpoint_resolve(const char *path, char *directory, size_t size,
         return error_set(error, EXIT_STATUS_DATA,
                          "%s: no such directory; name a run, its ckpt/ or one checkpoint in it",
                          path);
-    if (is_checkpoint(path)) {
+    if (checkpoint_is_one(path)) {
         snprintf(directory, size, "%s", path);
         return 0;
     }
