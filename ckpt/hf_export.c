@@ -86,34 +86,20 @@ static int plan_tensor(struct export *export, size_t i, struct exported_tensor *
 }
 
 /* Wide types first, so that every tensor begins at a multiple of its element's size. */
-static int by_width(const void *a, const void *b)
-{
-    const struct exported_tensor *const *x = a, *const *y = b;
-    size_t left = dtype_bytes((*x)->dtype), right = dtype_bytes((*y)->dtype);
-
-    if (left != right)
-        return left > right ? -1 : 1;
-    return (*x > *y) - (*x < *y);
-}
-
 static int sort_by_width(struct export *export)
 {
-    struct exported_tensor **order = calloc(export->count, sizeof(*order));
     struct exported_tensor *sorted = calloc(export->count, sizeof(*sorted));
-    int rc = -1;
+    size_t used = 0;
 
-    if (order && sorted) {
+    if (!sorted)
+        return out_of_memory(export);
+    for (size_t width = 4; width >= 2; width -= 2)
         for (size_t i = 0; i < export->count; i++)
-            order[i] = &export->tensors[i];
-        qsort(order, export->count, sizeof(*order), by_width);
-        for (size_t i = 0; i < export->count; i++)
-            sorted[i] = *order[i];
-        memcpy(export->tensors, sorted, export->count * sizeof(*sorted));
-        rc = 0;
-    }
-    free(order);
-    free(sorted);
-    return rc == 0 ? 0 : out_of_memory(export);
+            if (dtype_bytes(export->tensors[i].dtype) == width)
+                sorted[used++] = export->tensors[i];
+    free(export->tensors);
+    export->tensors = sorted;
+    return 0;
 }
 
 static int plan(struct export *export)

@@ -1,5 +1,6 @@
 #include "ckpt/hf_import.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -143,13 +144,13 @@ static int refuse_unexpected(struct import *import)
     return 0;
 }
 
-/* Equal as numbers, in whatever types. */
+/* Where two tensors first differ when both are widened to fp32, bit by bit; -1: nowhere. */
 static int compare_slices(struct import *import, const struct safetensors_tensor *a,
-                          const struct safetensors_tensor *b, float *left, float *right,
+                          const struct safetensors_tensor *b, uint32_t *left, uint32_t *right,
                           int64_t first, int64_t count, int64_t *differs)
 {
     const struct safetensors_tensor *sources[] = {a, b};
-    float *values[] = {left, right};
+    uint32_t *values[] = {left, right};
 
     for (int i = 0; i < 2; i++) {
         int64_t bytes = (int64_t)dtype_bytes((enum dtype)sources[i]->dtype);
@@ -161,10 +162,9 @@ static int compare_slices(struct import *import, const struct safetensors_tensor
                       (size_t)count);
     }
     *differs = -1;
-    if (memcmp(left, right, (size_t)count * sizeof(float)) != 0)
-        for (int64_t i = 0; i < count && *differs < 0; i++)
-            if (memcmp(&left[i], &right[i], sizeof(float)) != 0)
-                *differs = first + i;
+    for (int64_t i = 0; i < count && *differs < 0; i++)
+        if (left[i] != right[i])
+            *differs = first + i;
     return 0;
 }
 
@@ -173,8 +173,8 @@ static int check_redundant_head(struct import *import)
 {
     const struct safetensors_tensor *head = safetensors_find(import->set, HF_HEAD);
     const struct safetensors_tensor *embedding = import->sources[0];
-    int64_t most = SLICE_BYTES / (int64_t)sizeof(float), differs = -1;
-    float *left, *right;
+    int64_t most = SLICE_BYTES / (int64_t)sizeof(uint32_t), differs = -1;
+    uint32_t *left, *right;
     int rc = 0;
 
     if (!import->model.tied_embeddings || !head || head == embedding)
@@ -487,6 +487,7 @@ static int take_buffers(struct import *import)
     /* One slice fits in whole whatever its type, and small models take no more than they need. */
     for (size_t i = 0; i < import->count; i++)
         bytes += import->sources[i]->elements * (int64_t)sizeof(float) + PIECE_ALIGNMENT;
+    assert(bytes > 0);
     import->shard_room = bytes < SHARD_BYTES ? bytes : SHARD_BYTES;
     import->shard = malloc((size_t)import->shard_room);
     return import->shard ? 0 : out_of_memory(import);

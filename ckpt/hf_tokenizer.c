@@ -51,7 +51,7 @@ static int next_field(struct bytes *in, struct field *field)
     if (read_varint(in, &tag) < 0 || tag >> 3 == 0 || tag >> 3 > 536870911)
         return -1;
     field->number = (uint32_t)(tag >> 3);
-    field->wire = tag & 7;
+    field->wire = (int)(tag & 7);
     switch (field->wire) {
     case 0:
         return read_varint(in, &field->value) < 0 ? -1 : 1;

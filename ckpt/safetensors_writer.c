@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,20 +66,18 @@ static int write_header(struct safetensors_writer *writer, const struct safetens
     json_t *json = header_json(entries, count, &writer->expected);
     char *text = json ? json_dumps(json, JSON_COMPACT) : NULL, *header = NULL;
     size_t length = text ? strlen(text) : 0;
-    size_t padded = (8 + length + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    uint64_t size = htole64(padded - 8);
+    size_t padded = (8 + length + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT - 8;
+    uint64_t size = htole64(padded);
     int rc = -1;
 
-    if (text)
-        header = malloc(padded);
-    if (header) {
-        memset(header, ' ', padded);
-        memcpy(header, &size, 8);
-        memcpy(header + 8, text, length);
-        rc = file_write_all(writer->descriptor, writer->temporary, header, padded, error);
-    } else {
+    if (text && padded < INT_MAX && asprintf(&header, "%-*s", (int)padded, text) < 0)
+        header = NULL;
+    if (header)
+        rc = file_write_all(writer->descriptor, writer->temporary, &size, sizeof(size), error) < 0
+                 ? -1
+                 : file_write_all(writer->descriptor, writer->temporary, header, padded, error);
+    else
         error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", writer->path);
-    }
     free(header);
     free(text);
     json_decref(json);

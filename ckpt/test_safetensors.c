@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <endian.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,8 +24,10 @@ static void write_bytes(const char *path, const void *bytes, size_t size)
 {
     FILE *stream = fopen(path, "wb");
 
-    if (!stream)
+    if (!stream) {
         fail_msg("%s: %s", path, strerror(errno));
+        return;
+    }
     assert_int_equal(fwrite(bytes, 1, size, stream), size);
     assert_int_equal(fclose(stream), 0);
 }
@@ -32,16 +35,18 @@ static void write_bytes(const char *path, const void *bytes, size_t size)
 /* A file of a given header and `data` bytes of data, all 7. */
 static void write_tensors(const char *path, const char *header, size_t data)
 {
-    uint64_t length = strlen(header);
-    char *bytes = malloc(8 + length + data);
+    uint64_t length = strlen(header), little_endian = htole64(length);
+    FILE *stream = fopen(path, "wb");
 
-    assert_non_null(bytes);
-    for (int i = 0; i < 8; i++)
-        bytes[i] = (char)(length >> 8 * i);
-    memcpy(bytes + 8, header, length);
-    memset(bytes + 8 + length, 7, data);
-    write_bytes(path, bytes, 8 + length + data);
-    free(bytes);
+    if (!stream) {
+        fail_msg("%s: %s", path, strerror(errno));
+        return;
+    }
+    assert_int_equal(fwrite(&little_endian, 8, 1, stream), 1);
+    assert_int_equal(fwrite(header, 1, length, stream), length);
+    for (size_t i = 0; i < data; i++)
+        assert_int_equal(fputc(7, stream), 7);
+    assert_int_equal(fclose(stream), 0);
 }
 
 static void assert_open_refused(const char *words)

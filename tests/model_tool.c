@@ -123,8 +123,11 @@ static void edit(char *text)
     }
     tensor = find(name);
     if (strcmp(text, "drop") == 0) {
-        free(tensor->data);
+        char *dropped = tensor->data;
+
         *tensor = tensors[--count];
+        free(dropped);
+        tensors[count].data = NULL;
     } else if (strcmp(text, "rename") == 0 && second) {
         snprintf(tensor->name, sizeof(tensor->name), "%s", second);
     } else if (strcmp(text, "copy") == 0 && second) {
