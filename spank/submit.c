@@ -36,14 +36,11 @@ static int submit_directory(char *directory, size_t size, struct error *error)
     return 0;
 }
 
-static int refuse_components(void)
+static int components_error(struct error *error)
 {
-    struct error error;
-
-    error_set(&error, EXIT_STATUS_CONFIGURATION,
-              "a run cannot be spread over the components of a heterogeneous job (\":\" on the "
-              "command line, or #SBATCH hetjob); ask for all nodes in one");
-    return refuse(&error);
+    return error_set(error, EXIT_STATUS_CONFIGURATION,
+                     "a run cannot be spread over the components of a heterogeneous job (\":\" on "
+                     "the command line, or #SBATCH hetjob); ask for all nodes in one");
 }
 
 /* Every value by itself. */
@@ -138,9 +135,8 @@ int submit_allocator_options(const struct arguments *arguments)
 {
     struct error error = {0};
 
-    if (++components > 1)
-        return refuse_components();
-    if (export_arguments(arguments, &error) < 0 || check_values(&error) < 0 ||
+    if ((++components > 1 && components_error(&error) < 0) ||
+        export_arguments(arguments, &error) < 0 || check_values(&error) < 0 ||
         check_job(&error) < 0)
         return refuse(&error);
     /* The ranks find each other through PMIx; not every site makes that the default. */
@@ -243,10 +239,16 @@ int submit_srun_step(spank_t spank)
         return refuse(&error);
     }
     if (is_trainer(argc, argv)) {
-        if (components > 1 || (het_size && strtol(het_size, NULL, 10) > 1))
-            return refuse_components();
-        if (check_step(argc, argv, (int)world, &error) < 0)
-            return refuse(&error);
+        bool heterogeneous = components > 1 || (het_size && strtol(het_size, NULL, 10) > 1);
+
+        if ((heterogeneous && components_error(&error) < 0) ||
+            check_step(argc, argv, (int)world, &error) < 0) {
+            char status[16];
+
+            slurm_error("mtllm: %s", error.text);
+            snprintf(status, sizeof(status), "%d", error.status);
+            return setenv(TASK_REFUSED, status, 1);
+        }
     }
     export_job(job_id);
     return 0;

@@ -16,7 +16,9 @@ int submit_allocator_options(const struct arguments *arguments);
 /* srun, all options read. */
 int submit_srun_options(const struct arguments *arguments);
 
-/* srun, with its allocation, before the step starts. */
+/* srun, with its allocation and the step created. A step that is refused here starts all the same
+ * and its tasks exit at once, with the status that the trainer would have given: should srun fail
+ * instead, slurmctld would keep the step, and the job's next srun would wait for ever for it. */
 int submit_srun_step(spank_t spank);
 
 /* At the command's end. */

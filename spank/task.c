@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "core/settings.h"
 #include "spank/options.h"
@@ -63,12 +64,26 @@ static int pass_on(spank_t spank, const char *from)
     return set_variable(spank, from + strlen("SLURM_"), value, 1);
 }
 
+/* The status with which srun wants all tasks to end, or 0. */
+static int refused(spank_t spank)
+{
+    char text[16];
+    long status;
+
+    if (spank_getenv(spank, TASK_REFUSED, text, sizeof(text)) != ESPANK_SUCCESS)
+        return 0;
+    status = strtol(text, NULL, 10);
+    return status > 0 && status < 126 ? (int)status : 0;
+}
+
 int task_init(spank_t spank, const struct arguments *arguments)
 {
     char directory[PATH_MAX], value[2 * PATH_MAX], name[64];
 
     if (!is_ordinary_step(spank))
         return 0;
+    if (refused(spank))
+        _exit(refused(spank));
     if (spank_getenv(spank, "SLURM_SUBMIT_DIR", directory, sizeof(directory)) != ESPANK_SUCCESS)
         directory[0] = '\0';
     for (int i = 0; i < SETTING_COUNT; i++) {

@@ -14,12 +14,13 @@
 #define TASK_JOB_END_TIME  "SLURM_MTLLM_JOB_END_TIME"
 #define TASK_RESTART_COUNT "SLURM_MTLLM_RESTART_COUNT"
 #define TASK_REQUEUE_LIMIT "SLURM_MTLLM_REQUEUE_LIMIT" /* 0 for never */
+#define TASK_REFUSED       "SLURM_MTLLM_REFUSED"       /* exit with this status at once */
 
 /* All options read, in slurmstepd itself. */
 void task_options(void);
 
 /* In each task, as its user, just before its command: the environment. Returns 0, or -1 after
- * saying why, on which the task exits with 1. */
+ * saying why, on which the task exits with 1. Does not return if srun refused the step. */
 int task_init(spank_t spank, const struct arguments *arguments);
 
 /* In slurmstepd, when a task has ended, before srun hears of it: the requeue. */

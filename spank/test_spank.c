@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -39,6 +40,7 @@ static void begin(spank_context_t context)
                                         "SLURM_MTLLM_JOB_END_TIME",
                                         "SLURM_MTLLM_RESTART_COUNT",
                                         "SLURM_MTLLM_REQUEUE_LIMIT",
+                                        "SLURM_MTLLM_REFUSED",
                                         "MTLLM_TP",
                                         "MTLLM_MAX_REQUEUE"};
     char models[4096];
@@ -237,6 +239,21 @@ static void submission_is_accepted(void **state)
     end();
 }
 
+/* The status with which srun tells the tasks of a step to end at once; 0 for go on. */
+static int srun(int world, int argc, char **argv)
+{
+    const char *status;
+
+    slurm.world = (uint32_t)world;
+    slurm.argc = argc;
+    slurm.argv = argv;
+    slurm.messages[0] = '\0';
+    unsetenv("SLURM_MTLLM_REFUSED");
+    assert_int_equal(slurm_spank_local_user_init(NULL, 0, NULL), 0);
+    status = getenv("SLURM_MTLLM_REFUSED");
+    return status ? (int)strtol(status, NULL, 10) : 0;
+}
+
 static void heterogeneous_jobs_are_refused(void **state)
 {
     (void)state;
@@ -252,9 +269,8 @@ static void heterogeneous_jobs_are_refused(void **state)
     setenv("SLURM_HET_SIZE", "2", 1);
     give("llm-tp", "2");
     assert_int_equal(post_opt(), 0);
-    assert_int_equal(slurm_spank_local_user_init(NULL, 0, NULL), -1);
-    slurm.argv = other_command;
-    assert_int_equal(slurm_spank_local_user_init(NULL, 0, NULL), 0);
+    assert_int_equal(srun(4, 1, other_command), 0);
+    assert_int_equal(srun(4, 1, train_command), 78);
     end();
 }
 
@@ -304,15 +320,6 @@ static void plugin_arguments(void **state)
     end();
 }
 
-static int srun(int world, int argc, char **argv)
-{
-    slurm.world = (uint32_t)world;
-    slurm.argc = argc;
-    slurm.argv = argv;
-    slurm.messages[0] = '\0';
-    return slurm_spank_local_user_init(NULL, 0, NULL);
-}
-
 static void world_size_is_checked(void **state)
 {
     char tp[] = "--tp=4", limit[] = "--max-requeue=7", no[] = "--requeue=no", help[] = "--help";
@@ -328,13 +335,13 @@ static void world_size_is_checked(void **state)
     assert_int_equal(post_opt(), 0);
     assert_int_equal(srun(8, 1, train_command), 0);
     assert_string_equal(getenv("SLURM_MTLLM_REQUEUE_LIMIT"), "1000");
-    assert_int_equal(srun(6, 1, train_command), -1);
+    assert_int_equal(srun(6, 1, train_command), 78);
     assert_said("mtllm: --llm-tp=2 --llm-pp=2: one replica takes 2 x 2 = 4 ranks, which does not "
                 "divide the 6 that were started");
     /* An srun of something else is none of our business. */
     assert_int_equal(srun(6, 1, other_command), 0);
     /* The trainer's own command line counts for more. */
-    assert_int_equal(srun(4, 3, with_tp), -1);
+    assert_int_equal(srun(4, 3, with_tp), 78);
     assert_said("mtllm: --tp=4 --pp=2: one replica takes 4 x 2 = 8 ranks");
     assert_int_equal(srun(8, 3, with_tp), 0);
     assert_string_equal(getenv("SLURM_MTLLM_REQUEUE_LIMIT"), "7");
@@ -459,6 +466,32 @@ static void a_task_without_environment_fails(void **state)
     assert_int_equal(slurm_spank_task_init(NULL, 0, NULL), -1);
     assert_said("mtllm: --llm-run-dir: the value is too long");
     end();
+}
+
+static void a_refused_step_ends_at_once(void **state)
+{
+    static const struct {
+        const char *value;
+        int status;
+    } cases[] = {{"78", 78}, {"0", 0}, {"-1", 0}, {"256", 0}, {"x", 0}};
+
+    (void)state;
+    for (size_t i = 0; i < LENGTH(cases); i++) {
+        pid_t task;
+        int status;
+
+        begin(S_CTX_REMOTE);
+        give("llm-tp", "2");
+        spank_setenv(NULL, "SLURM_MTLLM_REFUSED", cases[i].value, 1);
+        task = fork();
+        assert_true(task >= 0);
+        if (task == 0)
+            _exit(slurm_spank_task_init(NULL, 0, NULL));
+        assert_int_equal(waitpid(task, &status, 0), task);
+        assert_true(WIFEXITED(status));
+        assert_int_equal(WEXITSTATUS(status), cases[i].status);
+        end();
+    }
 }
 
 /* A step of job 12 whose task ended with `exit_status` (as of wait()). */
@@ -615,6 +648,7 @@ int main(void)
         cmocka_unit_test(tasks_get_the_environment),
         cmocka_unit_test(other_steps_get_nothing),
         cmocka_unit_test(a_task_without_environment_fails),
+        cmocka_unit_test(a_refused_step_ends_at_once),
         cmocka_unit_test(unfinished_jobs_are_requeued),
         cmocka_unit_test(a_cancelled_job_is_not_requeued),
         cmocka_unit_test(an_array_task_is_requeued_alone),
