@@ -13,7 +13,13 @@ BATS_LOG_COMPILER = bats
 AM_TESTS_ENVIRONMENT = srcdir='$(srcdir)'; export srcdir; \
 	builddir='$(abs_builddir)'; export builddir;
 
-EXTRA_DIST += tests/slurm/cluster.sh
+# The plugin, in Slurm's commands alone and in a private Slurm.
+EXTRA_DIST += tests/slurm/cluster.sh tests/slurm/plugin.bash tests/plugin.bats \
+	tests/slurm/plugin.bats tests/bench/plugin.sh
+if HAVE_SLURM
+TESTS += tests/plugin.bats tests/slurm/plugin.bats
+tests/plugin.log tests/slurm/plugin.log: mtllm.la
+endif
 
 # What the trainer's tests train on.
 check_PROGRAMS += tests/make_tokens
