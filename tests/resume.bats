@@ -7,8 +7,8 @@ load common
 
 model="--family=llama --layers=4 --hidden-size=64 --ffn-size=96 --heads=8 --kv-heads=4
     --vocab-size=259 --max-positions=32"
-run="--data=$BATS_FILE_TMPDIR/data --steps=60 --lr=3e-3 --lr-warmup-steps=3 --global-batch-size=8
-    --seed=5 --run-dir=run"
+run="--data=$BATS_FILE_TMPDIR/data --steps=60 --lr=3e-3 --lr-warmup-steps=3 --global-batch-size=64
+    --seed=5 --run-dir=run --log-every=1000"
 
 setup_file() {
     "${builddir:-$PWD}/tests/make_tokens" "$BATS_FILE_TMPDIR/data" 259 300 1
@@ -82,7 +82,7 @@ stop_at() {
     # During a validation of many batches that is not over when the signal comes.
     status=0
     train_in_background log 4 $model $run --tp=2 --pp=2 --eval-interval=$(($(newest_step run) + 5)) \
-        --eval-steps=100000
+        --eval-steps=2000
     wait_for 60 reached run/metrics.jsonl $(($(newest_step run) + 5))
     kill -TERM $(trainer_pids)
     wait "$run_pid" || status=$?

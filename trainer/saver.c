@@ -18,6 +18,7 @@ struct saver {
     int rank, ranks, keep;
 
     struct checkpoint_piece *pieces; /* of this rank, data in the staging memory */
+    const struct parameter **sources;
     size_t count;
     char *staging;
     size_t staging_bytes;
@@ -34,6 +35,9 @@ struct saver {
     struct error error;
     int result;
     atomic_bool done;
+    pthread_mutex_t mutex;
+    pthread_cond_t copied_condition;
+    bool copied; /* the state is in the staging memory; under the mutex */
 };
 
 static double now_s(void)
@@ -93,6 +97,7 @@ static void list_pieces(struct saver *saver)
 
             if (!writes(stage, parameter))
                 continue;
+            saver->sources[saver->count] = parameter;
             saver->pieces[saver->count++] = (struct checkpoint_piece){
                 .tensor = parameter->name,
                 .kind = kinds[kind],
@@ -122,8 +127,11 @@ int saver_create(struct saver **result, const struct stage *stage, const struct 
     saver->keep = keep;
     saver->saved_step = -1;
     saver->root = strdup(root);
+    pthread_mutex_init(&saver->mutex, NULL);
+    pthread_cond_init(&saver->copied_condition, NULL);
     saver->pieces = calloc(stage->parameters.count * CHECKPOINT_KINDS, sizeof(*saver->pieces));
-    if (!saver->root || !saver->pieces)
+    saver->sources = calloc(stage->parameters.count * CHECKPOINT_KINDS, sizeof(*saver->sources));
+    if (!saver->root || !saver->pieces || !saver->sources)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     list_pieces(saver);
     saver->staging = aligned_alloc(64, saver->staging_bytes ? saver->staging_bytes : 64);
@@ -176,7 +184,10 @@ void saver_destroy(struct saver *saver)
     state_clear(&saver->state);
     free(saver->root);
     free(saver->pieces);
+    free((void *)saver->sources);
     free(saver->staging);
+    pthread_mutex_destroy(&saver->mutex);
+    pthread_cond_destroy(&saver->copied_condition);
     free(saver);
 }
 
@@ -185,14 +196,51 @@ bool saver_busy(const struct saver *saver)
     return saver->phase != PHASE_IDLE;
 }
 
+/* Copy this rank's state to the staging memory. */
+static int copy_state(struct saver *saver)
+{
+    const struct stage *stage = saver->stage;
+
+    for (size_t i = 0; i < saver->count; i++) {
+        struct checkpoint_piece *piece = &saver->pieces[i];
+        const struct parameter *parameter = saver->sources[i];
+        size_t bytes = dtype_bytes(piece->dtype);
+
+        stage->kernels->to_host(stage->stream, (void *)piece->data,
+                                (const char *)array_of(stage, piece->kind) +
+                                    (size_t)parameter->offset * bytes,
+                                (size_t)parameter->count * bytes);
+    }
+    return stage->kernels->stream_sync(stage->stream, &saver->error);
+}
+
 static void *write_shard(void *user)
 {
     struct saver *saver = user;
 
-    saver->result = checkpoint_write_shard(saver->root, saver->state.step, saver->rank,
-                                           saver->pieces, saver->count, &saver->error);
+    saver->result = copy_state(saver);
+    pthread_mutex_lock(&saver->mutex);
+    saver->copied = true;
+    pthread_cond_signal(&saver->copied_condition);
+    pthread_mutex_unlock(&saver->mutex);
+    if (saver->result == 0)
+        saver->result = checkpoint_write_shard(saver->root, saver->state.step, saver->rank,
+                                               saver->pieces, saver->count, &saver->error);
     atomic_store(&saver->done, true);
     return NULL;
+}
+
+void saver_release_state(struct saver *saver)
+{
+    double start_s = now_s();
+
+    if (saver->phase != PHASE_WRITING)
+        return;
+    pthread_mutex_lock(&saver->mutex);
+    while (!saver->copied)
+        pthread_cond_wait(&saver->copied_condition, &saver->mutex);
+    pthread_mutex_unlock(&saver->mutex);
+    saver->held_s += now_s() - start_s;
 }
 
 static void *commit(void *user)
@@ -234,19 +282,6 @@ int saver_start(struct saver *saver, const struct checkpoint_state *state, struc
 
     assert(saver->phase == PHASE_IDLE);
     saver->started_s = now_s();
-    for (size_t i = 0; i < saver->count; i++) {
-        const struct checkpoint_piece *piece = &saver->pieces[i];
-        const struct parameter *parameter = NULL;
-        size_t bytes = dtype_bytes(piece->dtype);
-
-        for (size_t j = 0; !parameter; j++)
-            if (stage->parameters.list[j].name == piece->tensor)
-                parameter = &stage->parameters.list[j];
-        stage->kernels->to_host(stage->stream, (void *)piece->data,
-                                (const char *)array_of(stage, piece->kind) +
-                                    (size_t)parameter->offset * bytes,
-                                (size_t)parameter->count * bytes);
-    }
     if (stage->kernels->stream_sync(stage->stream, error) < 0)
         return -1;
     state_clear(&saver->state);
@@ -254,6 +289,7 @@ int saver_start(struct saver *saver, const struct checkpoint_state *state, struc
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     saver->phase = PHASE_WRITING;
     saver->abandoned = false;
+    saver->copied = false;
     if (start_thread(saver, write_shard, error) < 0)
         return -1;
     saver->held_s = now_s() - saver->started_s;

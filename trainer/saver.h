@@ -1,9 +1,10 @@
 /* Checkpoints written while training goes on.
  *
- * saver_start() holds the step for one copy of this rank's state to host memory; a thread then
- * writes it. When every rank's shard is on disk, rank 0's thread makes the checkpoint complete.
- * Ranks learn of each other's state by two numbers that travel with the sums of every step
- * (saver_report, saver_advance); nothing waits.
+ * saver_start() starts a thread that copies this rank's state to host memory and then writes it;
+ * only an update of the weights has to wait for the copy (saver_release_state). When every rank's
+ * shard is on disk, rank 0's thread makes the checkpoint complete. Ranks learn of each other's
+ * state by two numbers that travel with the sums of every step (saver_report, saver_advance);
+ * nothing waits.
  *
  * A save that fails is reported and given up; training goes on and the checkpoints before it stay.
  */
@@ -30,6 +31,9 @@ bool saver_busy(
 /* Begin to save; not while saver_busy(). `state` is copied. Error: the device's, or
  * EXIT_STATUS_SYSTEM when no thread can be had. */
 int saver_start(struct saver *saver, const struct checkpoint_state *state, struct error *error);
+
+/* Wait until weights and optimizer state may be changed. */
+void saver_release_state(struct saver *saver);
 
 /* This rank's two numbers, to be summed over the world. */
 void saver_report(struct saver *saver, double numbers[2]);

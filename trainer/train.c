@@ -88,10 +88,12 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     step->loss = sums[SUM_LOSS];
     step->norm = sqrt(sums[SUM_SQUARED_NORM]);
     step->skipped = !isfinite(step->norm) || !isfinite(step->loss);
-    if (step->skipped)
+    if (step->skipped) {
         t->progress.skipped++;
-    else
+    } else {
+        saver_release_state(t->saver);
         optimizer_update(&t->optimizer, &t->stage, step->lr, updates + 1, step->norm);
+    }
     if (t->stage.kernels->stream_sync(t->stage.stream, error) < 0)
         return -1;
     t->progress.step++;
