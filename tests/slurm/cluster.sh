@@ -259,7 +259,7 @@ cluster_start_daemons() {
 }
 
 cluster_start() {
-    local dir nodes=4 cpus=4 grace=30 plugin= cli_filter= conf=() option port node
+    local dir nodes=4 cpus=4 grace=30 plugin='' cli_filter='' conf=() option port node
     mkdir -p "$1" && dir=$(cd "$1" && pwd -P) || return 1
     shift
     for option in "$@"; do

@@ -248,6 +248,30 @@ END
     [ "$(grep -c '^task . starts' log)" -eq 8 ]
 }
 
+@test "a run that stops before its time limit is requeued, one that is requeued by hand not again" {
+    cat > mtllm-train <<'END'
+#!/bin/bash
+trap 'exit 75' TERM
+[ "$MTLLM_RESTART_COUNT" -gt 0 ] && exit 0
+touch "started.$SLURM_JOB_ID"
+while [ "$(date +%s)" -lt $((MTLLM_JOB_END_TIME - 45)) ]; do sleep 0.1; done
+exit 75
+END
+    script '#SBATCH -n2' 'srun ./mtllm-train'
+    submit -t 1 --llm-tp=1
+    limited=$job
+    submit -t 60 --llm-tp=1 -o log.2
+    wait_for 30 test -e "started.$job"
+    $as_user scontrol requeue "$job"
+    for job in "$limited" "$job"; do
+        wait_for 90 job_is_over "$job"
+        [ "$(field "$job" Restarts)" -eq 1 ]
+        [ "$(field "$job" JobState)" = COMPLETED ]
+    done
+    grep -q "^mtllm: job $limited stopped unfinished and goes back to the queue" log
+    ! grep '^mtllm:' log.2 || false
+}
+
 @test "a job that is cancelled stays cancelled, though its run stops unfinished" {
     cat > mtllm-train <<'END'
 #!/bin/bash
