@@ -178,7 +178,8 @@ int disk_read(int fd, void *bytes, size_t size, uint64_t offset)
 
 int disk_read_file(const char *path, size_t limit, void **bytes, size_t *size, struct error *error)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC), result = -1;
+    /* Nonblocking: a pipe of that name is refused, not waited for. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), result = -1;
     struct stat status;
     char *buffer = NULL;
 

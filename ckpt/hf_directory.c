@@ -1,6 +1,5 @@
 #include "ckpt/hf_directory.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
@@ -11,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "ckpt/file.h"
+#include "ckpt/disk.h"
 #include "core/log.h"
 
 static bool matches(const char *name, const char *const *patterns)
@@ -57,35 +56,6 @@ bool hf_file_is_tokenizer(const char *name)
     return matches(name, hf_tokenizer_files);
 }
 
-/* Calls `visit` for every entry but . and .. until it returns other than 0, and returns that. */
-static int each_entry(const char *path, int (*visit)(void *user, const char *name), void *user)
-{
-    DIR *stream = opendir(path);
-    struct dirent *entry;
-    int rc = 0;
-
-    if (!stream)
-        return -1;
-    while (rc == 0 && (entry = readdir(stream)))
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            rc = visit(user, entry->d_name);
-    closedir(stream);
-    return rc;
-}
-
-static int any(void *user, const char *name)
-{
-    (void)user;
-    (void)name;
-    return 1;
-}
-
-static int unlink_in(void *user, const char *name)
-{
-    unlinkat(*(int *)user, name, 0);
-    return 0;
-}
-
 /* The absolute name of `path` with symbolic links followed; its last component need not exist. */
 static char *resolve(const char *path, struct error *error)
 {
@@ -123,6 +93,7 @@ out:
 static int check_existing(struct hf_directory *directory, const char *path, bool force,
                           struct error *error)
 {
+    struct disk_names names;
     struct stat status;
 
     if (stat(directory->path, &status) < 0) {
@@ -132,13 +103,38 @@ static int check_existing(struct hf_directory *directory, const char *path, bool
     }
     if (!S_ISDIR(status.st_mode))
         return error_set(error, EXIT_STATUS_USAGE, "%s: exists and is not a directory", path);
-    directory->exists = each_entry(directory->path, any, NULL) != 0;
+    if (disk_list(directory->path, &names, error) < 0)
+        return -1;
+    directory->exists = names.count > 0;
+    disk_names_free(&names);
     if (directory->exists && !force)
         return error_set(error, EXIT_STATUS_USAGE,
                          "%s: exists and is not empty; name another directory, or give --force to "
                          "replace the model in it",
                          path);
     return 0;
+}
+
+/* Remove the files in the partial directory. Unless they are all `ours`, one that is no part of a
+ * model is left alone: a run that was killed while it replaced a directory may have left it. */
+static int empty_partial(const struct hf_directory *directory, bool ours, struct error *error)
+{
+    struct disk_names names;
+    int rc = disk_list(directory->partial, &names, error);
+
+    for (size_t i = 0; rc == 0 && i < names.count; i++) {
+        const char *name = names.names[i];
+
+        if (!ours && !hf_file_is_model(name) && !hf_file_is_tokenizer(name))
+            rc = error_set(error, EXIT_STATUS_USAGE,
+                           "%s/%s: left by a run that was stopped; move it to where it belongs and "
+                           "try again",
+                           directory->partial, name);
+        else if (unlinkat(directory->lock, name, 0) < 0)
+            rc = error_set_errno(error, "%s/%s: cannot be removed", directory->partial, name);
+    }
+    disk_names_free(&names);
+    return rc;
 }
 
 /* The partial directory, empty and ours alone. One that a killed run left is used again. */
@@ -161,11 +157,11 @@ static int make_partial(struct hf_directory *directory, struct error *error)
         return error_set(error, EXIT_STATUS_IO, "%s: another process is writing it",
                          directory->path);
     }
-    each_entry(directory->partial, unlink_in, &directory->lock);
-    if (each_entry(directory->partial, any, NULL) != 0)
-        return error_set(error, EXIT_STATUS_IO, "%s: is in the way and cannot be emptied",
-                         directory->partial);
-    return 0;
+    if (empty_partial(directory, false, error) == 0)
+        return 0;
+    close(directory->lock);
+    directory->lock = -1; /* what is in it is not ours */
+    return -1;
 }
 
 int hf_directory_begin(struct hf_directory *directory, const char *path, bool force,
@@ -202,66 +198,53 @@ fail:
     return -1;
 }
 
-/* The old directory and the one that took its place. */
-struct replacement {
-    int old, new;
-};
-
-static int keep_or_remove(void *user, const char *name)
-{
-    const struct replacement *replacement = user;
-
-    if (hf_file_is_model(name) || hf_file_is_tokenizer(name) ||
-        faccessat(replacement->new, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
-        unlinkat(replacement->old, name, 0);
-    else
-        renameat(replacement->old, name, replacement->new, name);
-    return 0;
-}
-
 /* `old` holds what stood at `path`: what is no part of a model moves over, the rest goes. */
-static void clear_old(const char *old, const char *path)
+static int clear_old(const char *old, const char *path, struct error *error)
 {
-    struct replacement replacement = {
-        .old = open(old, O_RDONLY | O_DIRECTORY | O_CLOEXEC),
-        .new = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC),
-    };
+    struct disk_names names;
+    int rc = disk_list(old, &names, error);
 
-    if (replacement.old >= 0 && replacement.new >= 0)
-        each_entry(old, keep_or_remove, &replacement);
-    if (replacement.old >= 0)
-        close(replacement.old);
-    if (replacement.new >= 0)
-        close(replacement.new);
-    if (rmdir(old) < 0)
-        log_warning("%s: left over from what was in %s before: %s", old, path, strerror(errno));
+    for (size_t i = 0; rc == 0 && i < names.count; i++) {
+        const char *name = names.names[i];
+        char from[DISK_PATH_SIZE], to[DISK_PATH_SIZE];
+
+        if (disk_path(from, error, "%s/%s", old, name) < 0 ||
+            disk_path(to, error, "%s/%s", path, name) < 0)
+            rc = -1;
+        else if (hf_file_is_model(name) || hf_file_is_tokenizer(name) ||
+                 faccessat(AT_FDCWD, to, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+            rc = disk_unlink(from, error);
+        else
+            rc = disk_rename(from, to, error);
+    }
+    disk_names_free(&names);
+    if (rc == 0 && rmdir(old) < 0)
+        rc = error_set_errno(error, "cannot be removed");
+    return rc;
 }
 
 /* Where the file system cannot exchange two names, there is a moment without either. */
 static int replace(const struct hf_directory *directory, struct error *error)
 {
-    char *old;
-    int rc = -1;
+    struct error reason = {0};
+    char old[DISK_PATH_SIZE];
+    int exchanged = disk_exchange(directory->partial, directory->path, error);
 
-    if (renameat2(AT_FDCWD, directory->partial, AT_FDCWD, directory->path, RENAME_EXCHANGE) == 0) {
-        clear_old(directory->partial, directory->path);
-        return 0;
+    if (exchanged < 0 ||
+        disk_path(old, error, "%s%s", directory->partial, exchanged ? "" : ".old") < 0)
+        return -1;
+    if (!exchanged) {
+        if (disk_rename(directory->path, old, error) < 0)
+            return -1;
+        if (disk_rename(directory->partial, directory->path, error) < 0) {
+            disk_rename(old, directory->path, &reason);
+            return -1;
+        }
     }
-    if (errno != EINVAL && errno != ENOSYS && errno != ENOTSUP)
-        return error_set_errno(error, "%s: renaming %s to it", directory->path, directory->partial);
-    if (asprintf(&old, "%s.old", directory->partial) < 0)
-        return error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", directory->path);
-    if (rename(directory->path, old) < 0) {
-        error_set_errno(error, "%s: renaming to %s", directory->path, old);
-    } else if (rename(directory->partial, directory->path) < 0) {
-        error_set_errno(error, "%s: renaming %s to it", directory->path, directory->partial);
-        rename(old, directory->path);
-    } else {
-        clear_old(old, directory->path);
-        rc = 0;
-    }
-    free(old);
-    return rc;
+    /* The new model stands; what cannot be cleared away is no reason to fail. */
+    if (clear_old(old, directory->path, &reason) < 0)
+        log_warning("%s holds what is left of the old %s: %s", old, directory->path, reason.text);
+    return 0;
 }
 
 int hf_directory_commit(struct hf_directory *directory, struct error *error)
@@ -269,12 +252,12 @@ int hf_directory_commit(struct hf_directory *directory, struct error *error)
     char *parent;
     int rc;
 
-    if (file_sync_directory(directory->partial, error) < 0)
+    if (disk_sync_directory(directory->partial, error) < 0)
         return -1;
     if (directory->exists)
         rc = replace(directory, error);
-    else if ((rc = rename(directory->partial, directory->path)) < 0)
-        error_set_errno(error, "%s: renaming %s to it", directory->path, directory->partial);
+    else
+        rc = disk_rename(directory->partial, directory->path, error);
     if (rc < 0)
         return -1;
     close(directory->lock);
@@ -282,7 +265,7 @@ int hf_directory_commit(struct hf_directory *directory, struct error *error)
     parent = strndup(directory->path, (size_t)(strrchr(directory->path, '/') - directory->path));
     if (!parent)
         return error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", directory->path);
-    rc = file_sync_directory(*parent ? parent : "/", error);
+    rc = disk_sync_directory(*parent ? parent : "/", error);
     free(parent);
     return rc;
 }
@@ -292,8 +275,10 @@ void hf_directory_close(struct hf_directory *directory)
     int saved = errno;
 
     if (directory->lock >= 0) {
-        each_entry(directory->partial, unlink_in, &directory->lock);
-        rmdir(directory->partial);
+        struct error ignored;
+
+        if (empty_partial(directory, true, &ignored) == 0)
+            rmdir(directory->partial);
         close(directory->lock);
     }
     free(directory->partial);

@@ -10,7 +10,7 @@
 #include <jansson.h>
 
 #include "ckpt/checkpoint.h"
-#include "ckpt/file.h"
+#include "ckpt/disk.h"
 #include "ckpt/hf_config.h"
 #include "ckpt/hf_directory.h"
 #include "ckpt/hf_tensors.h"
@@ -243,7 +243,7 @@ static int write_small(struct export *export, const char *name, const void *byte
 
     if (asprintf(&path, "%s/%s", export->directory.partial, name) < 0)
         return out_of_memory(export);
-    rc = file_create(path, bytes, size, export->error);
+    rc = disk_write_file(path, bytes, size, export->error);
     free(path);
     return rc;
 }

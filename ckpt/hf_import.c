@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "ckpt/checkpoint.h"
-#include "ckpt/file.h"
+#include "ckpt/disk.h"
 #include "ckpt/hf_config.h"
 #include "ckpt/hf_directory.h"
 #include "ckpt/hf_tensors.h"
@@ -20,8 +20,8 @@
 #include "ckpt/safetensors.h"
 #include "ckpt/tensor_check.h"
 
-#define CONFIG_MAX ((int64_t)16 << 20)
-#define FILE_MAX   ((int64_t)256 << 20)
+#define CONFIG_MAX ((size_t)16 << 20)
+#define FILE_MAX   ((size_t)256 << 20)
 
 /* A shard is gathered in memory and written at once; together with the library's own needs and the
  * tokenizer this stays below 1 GiB. */
@@ -66,6 +66,7 @@ static enum dtype target_dtype(const struct import *import, const struct safeten
 
 static int read_config(struct import *import)
 {
+    void *text;
     size_t size;
 
     if (asprintf(&import->config_path, "%s/config.json", import->options->directory) < 0) {
@@ -76,8 +77,9 @@ static int read_config(struct import *import)
         return error_set(import->error, EXIT_STATUS_DATA,
                          "%s: no config.json in it; is it a Hugging Face model?",
                          import->options->directory);
-    if (file_read(import->config_path, CONFIG_MAX, &import->config, &size, import->error) < 0)
+    if (disk_read_file(import->config_path, CONFIG_MAX, &text, &size, import->error) < 0)
         return -1;
+    import->config = text;
     return hf_config_read(&import->model, import->config, size, import->config_path, import->error);
 }
 
@@ -224,14 +226,15 @@ static int keep_file(struct import *import, const char *name, void *bytes, size_
 
 static int keep_if_there(struct import *import, const char *name, bool *there)
 {
-    char *path, *bytes;
+    char *path;
+    void *bytes;
     size_t size;
     int rc;
 
     if (asprintf(&path, "%s/%s", import->options->directory, name) < 0)
         return out_of_memory(import);
     *there = access(path, F_OK) == 0 || errno != ENOENT;
-    rc = *there ? file_read(path, FILE_MAX, &bytes, &size, import->error) : 0;
+    rc = *there ? disk_read_file(path, FILE_MAX, &bytes, &size, import->error) : 0;
     free(path);
     return rc == 0 && *there ? keep_file(import, name, bytes, size) : rc;
 }

@@ -1,16 +1,18 @@
 # What is built in ckpt/.
-noinst_LTLIBRARIES += ckpt/libhf.la
+noinst_LTLIBRARIES += ckpt/libdisk.la ckpt/libhf.la
+
+ckpt_libdisk_la_SOURCES = ckpt/disk.c ckpt/disk.h
+ckpt_libdisk_la_LIBADD = core/libcore.la
 
 # Hugging Face models: config.json and safetensors; needs no HDF5.
 ckpt_libhf_la_SOURCES = \
-	ckpt/file.c ckpt/file.h \
 	ckpt/hf_config.c ckpt/hf_config.h \
 	ckpt/hf_tensors.c ckpt/hf_tensors.h \
 	ckpt/safetensors.c ckpt/safetensors.h \
 	ckpt/safetensors_header.c ckpt/safetensors_header.h \
 	ckpt/safetensors_writer.c
 ckpt_libhf_la_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
-ckpt_libhf_la_LIBADD = core/libcore.la $(JANSSON_LIBS)
+ckpt_libhf_la_LIBADD = ckpt/libdisk.la core/libcore.la $(JANSSON_LIBS)
 
 if HAVE_CMOCKA
 hf_tests = ckpt/test_hf_config ckpt/test_safetensors
@@ -31,7 +33,6 @@ ckpt_libckpt_la_SOURCES = \
 	ckpt/checkpoint.h \
 	ckpt/commit.c \
 	ckpt/directory.c ckpt/directory.h \
-	ckpt/disk.c ckpt/disk.h \
 	ckpt/format.h \
 	ckpt/h5.c ckpt/h5.h \
 	ckpt/h5_table.c ckpt/h5_table.h \
@@ -44,7 +45,7 @@ ckpt_libckpt_la_SOURCES = \
 	ckpt/table.c ckpt/table.h \
 	ckpt/verify.c
 ckpt_libckpt_la_CFLAGS = $(AM_CFLAGS) -pthread $(HDF5_CFLAGS) $(JANSSON_CFLAGS) $(XXHASH_CFLAGS)
-ckpt_libckpt_la_LIBADD = core/libcore.la $(HDF5_LIBS) $(JANSSON_LIBS) $(XXHASH_LIBS) -lpthread
+ckpt_libckpt_la_LIBADD = ckpt/libdisk.la core/libcore.la $(HDF5_LIBS) $(JANSSON_LIBS) $(XXHASH_LIBS) -lpthread
 
 bin_PROGRAMS += mtllm-ckpt
 mtllm_ckpt_SOURCES = \

@@ -4,19 +4,21 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include "ckpt/file.h"
+#include "ckpt/disk.h"
 #include "ckpt/safetensors_header.h"
 
 /* The largest header the reference reader takes. */
 #define HEADER_MAX ((uint64_t)100000000)
-#define INDEX_MAX  ((int64_t)64 << 20)
+#define INDEX_MAX  ((size_t)64 << 20)
 
 struct tensor_file {
     char *path;
@@ -37,6 +39,36 @@ static int by_name(const void *a, const void *b)
     return strcmp(x->name, y->name);
 }
 
+/* Open a regular file and learn its size; a pipe would block. */
+static int open_file(const char *path, int64_t *size, struct error *error)
+{
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    struct stat status;
+
+    if (descriptor < 0)
+        return error_set_errno(error, "%s: cannot open", path);
+    if (fstat(descriptor, &status) < 0) {
+        error_set_errno(error, "%s", path);
+    } else if (!S_ISREG(status.st_mode)) {
+        error_set(error, EXIT_STATUS_DATA, "%s: not a regular file", path);
+    } else {
+        *size = status.st_size;
+        return descriptor;
+    }
+    close(descriptor);
+    return -1;
+}
+
+/* A file that ends early here was cut while it was read: its size has been looked at. */
+static int read_at(const struct tensor_file *file, int64_t offset, int64_t bytes, void *data,
+                   struct error *error)
+{
+    if (disk_read(file->descriptor, data, (size_t)bytes, (uint64_t)offset) == 0)
+        return 0;
+    return error_set_errno(error, "%s: cannot read %" PRId64 " bytes at byte %" PRId64, file->path,
+                           bytes, offset);
+}
+
 /* Add the tensors of one more file; set->files has room for it. Takes `path`. */
 static int add_file(struct safetensors *set, char *path, struct error *error)
 {
@@ -49,14 +81,14 @@ static int add_file(struct safetensors *set, char *path, struct error *error)
     int rc = -1;
 
     file->path = path;
-    file->descriptor = file_open(path, &size, error);
+    file->descriptor = open_file(path, &size, error);
     set->file_count++;
     if (file->descriptor < 0)
         return -1;
     if (size < 8)
         return error_set(error, EXIT_STATUS_DATA,
                          "%s: %" PRId64 " bytes are too short for a safetensors file", path, size);
-    if (file_read_at(file->descriptor, path, 0, 8, &header, error) < 0)
+    if (read_at(file, 0, 8, &header, error) < 0)
         return -1;
     header = le64toh(header);
     if (header > HEADER_MAX || (int64_t)header > size - 8)
@@ -68,7 +100,7 @@ static int add_file(struct safetensors *set, char *path, struct error *error)
     text = malloc((size_t)header + 1);
     if (!text)
         return error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", path);
-    if (file_read_at(file->descriptor, path, 8, (int64_t)header, text, error) < 0 ||
+    if (read_at(file, 8, (int64_t)header, text, error) < 0 ||
         safetensors_header_parse(text, (size_t)header, data, size - data, path,
                                  (int)set->file_count - 1, &tensors, &count, error) < 0)
         goto out;
@@ -157,11 +189,12 @@ static int open_indexed(struct safetensors **set, const char *directory, const c
                         struct error *error)
 {
     struct safetensors_index index = {0};
-    char *text, *file;
+    void *text;
+    char *file;
     size_t size;
     int rc = -1;
 
-    if (file_read(path, INDEX_MAX, &text, &size, error) < 0)
+    if (disk_read_file(path, INDEX_MAX, &text, &size, error) < 0)
         return -1;
     if (safetensors_index_parse(&index, text, size, path, error) < 0)
         goto out;
@@ -268,7 +301,7 @@ int safetensors_read(const struct safetensors *set, const struct safetensors_ten
                          "%s: bytes %" PRId64 " to %" PRId64
                          " of tensor %.200s, which has %" PRId64,
                          file->path, offset, offset + bytes, tensor->name, tensor->bytes);
-    return file_read_at(file->descriptor, file->path, tensor->offset + offset, bytes, data, error);
+    return read_at(file, tensor->offset + offset, bytes, data, error);
 }
 
 const char *safetensors_shape_text(const struct safetensors_tensor *tensor, char *text, size_t size)

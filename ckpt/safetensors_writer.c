@@ -2,7 +2,6 @@
 
 #include <endian.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdbool.h>
@@ -13,7 +12,7 @@
 
 #include <jansson.h>
 
-#include "ckpt/file.h"
+#include "ckpt/disk.h"
 
 /* The data begins on a page, for readers that map the file or bypass the page cache. */
 #define ALIGNMENT 4096
@@ -23,6 +22,7 @@ struct safetensors_writer {
     int descriptor;
     bool stands;               /* the temporary file is there */
     int64_t expected, written; /* bytes of data */
+    uint64_t offset;           /* where the next ones go */
 };
 
 int64_t safetensors_entry_bytes(const struct safetensors_entry *entry)
@@ -60,6 +60,7 @@ static json_t *header_json(const struct safetensors_entry *entries, size_t count
     return header;
 }
 
+/* Create the file, with room for all of it, and write its header. */
 static int write_header(struct safetensors_writer *writer, const struct safetensors_entry *entries,
                         size_t count, struct error *error)
 {
@@ -72,12 +73,20 @@ static int write_header(struct safetensors_writer *writer, const struct safetens
 
     if (text && padded < INT_MAX && asprintf(&header, "%-*s", (int)padded, text) < 0)
         header = NULL;
-    if (header)
-        rc = file_write_all(writer->descriptor, writer->temporary, &size, sizeof(size), error) < 0
-                 ? -1
-                 : file_write_all(writer->descriptor, writer->temporary, header, padded, error);
-    else
+    if (!header) {
         error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", writer->path);
+        goto out;
+    }
+    writer->offset = 8 + padded;
+    writer->descriptor =
+        disk_create(writer->temporary, writer->offset + (uint64_t)writer->expected, error);
+    if (writer->descriptor < 0)
+        goto out;
+    writer->stands = true;
+    rc = disk_write(writer->descriptor, writer->temporary, &size, sizeof(size), 0, error);
+    if (rc == 0)
+        rc = disk_write(writer->descriptor, writer->temporary, header, padded, sizeof(size), error);
+out:
     free(header);
     free(text);
     json_decref(json);
@@ -100,12 +109,6 @@ int safetensors_writer_open(struct safetensors_writer **opened, const char *path
         error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", path);
         goto fail;
     }
-    writer->descriptor = open(writer->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (writer->descriptor < 0) {
-        error_set_errno(error, "%s: creating", writer->temporary);
-        goto fail;
-    }
-    writer->stands = true;
     if (write_header(writer, entries, count, error) < 0)
         goto fail;
     *opened = writer;
@@ -121,9 +124,10 @@ int safetensors_writer_append(struct safetensors_writer *writer, const void *dat
     if ((int64_t)bytes > writer->expected - writer->written)
         return error_set(error, EXIT_STATUS_BUG, "%s: more data than its header announced",
                          writer->path);
-    if (file_write_all(writer->descriptor, writer->temporary, data, bytes, error) < 0)
+    if (disk_write(writer->descriptor, writer->temporary, data, bytes, writer->offset, error) < 0)
         return -1;
     writer->written += (int64_t)bytes;
+    writer->offset += bytes;
     return 0;
 }
 
@@ -135,13 +139,10 @@ int safetensors_writer_commit(struct safetensors_writer *writer, struct error *e
         return error_set(error, EXIT_STATUS_BUG,
                          "%s: %" PRId64 " bytes of data; its header announced %" PRId64,
                          writer->path, writer->written, writer->expected);
-    if (fsync(descriptor) < 0)
-        return error_set_errno(error, "%s: fsync", writer->temporary);
     writer->descriptor = -1;
-    if (close(descriptor) < 0)
-        return error_set_errno(error, "%s: close", writer->temporary);
-    if (rename(writer->temporary, writer->path) < 0)
-        return error_set_errno(error, "%s: renaming to %s", writer->temporary, writer->path);
+    if (disk_finish(descriptor, writer->temporary, error) < 0 ||
+        disk_rename(writer->temporary, writer->path, error) < 0)
+        return -1;
     writer->stands = false;
     return 0;
 }

@@ -168,6 +168,36 @@ round_trip() {
     h5_to_hf run new
     same hf new
     [ ! -e .new.partial ]
+    # Unless it had a file of the user's in hand.
+    mkdir .new.partial
+    echo text >.new.partial/README.md
+    refused 64 ".new.partial/README.md" h5_to_hf run new --force
+    [ "$(cat .new.partial/README.md)" = text ]
+    same hf new
+}
+
+@test "a run that is stopped leaves a whole model or none" {
+    model llama-mha fp32 1
+    hf_to_h5 hf run
+    for i in 1 2 3 4 5 6; do
+        rm -rf out
+        "$build/h5-to-hf" run out --max-shard-size=1KB &
+        pid=$!
+        # Caught at its work, or done already.
+        until [ -e .out.partial/model-00001-of-00030.safetensors ] || [ -e out ]; do
+            kill -0 $pid 2>kill.log || break
+        done
+        kill -TERM $pid || true
+        status=0
+        wait $pid || status=$?
+        echo "exit status $status"
+        [ ! -e .out.partial ]
+        case $status in
+        0) same hf out ;;
+        143) [ ! -e out ] ;;
+        *) false ;;
+        esac
+    done
 }
 
 @test "wrong tensors are refused by name" {
