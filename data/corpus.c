@@ -1,6 +1,5 @@
 #include "data/corpus.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -341,7 +340,6 @@ static int fill(struct corpus *corpus, struct corpus_batch *batch, struct error 
 
     batch->path = corpus->path;
     batch->json = corpus->json;
-    errno = 0;
     if (corpus->json || corpus->documents == CORPUS_LINE)
         result = next_lines(corpus, batch, error);
     else if (corpus->documents == CORPUS_PARAGRAPH)

@@ -55,7 +55,7 @@ int64_t corpus_bytes(const struct corpus *corpus);
 int64_t corpus_bytes_read(const struct corpus *corpus);
 
 /* Put the next parts into `batch` in place of what it holds. 1: done, 0: there is no more.
- * Error (-1): EXIT_STATUS_IO. A signal that interrupts reading is an error with errno EINTR. */
+ * Error (-1): EXIT_STATUS_IO. */
 int corpus_next(struct corpus *corpus, struct corpus_batch *batch, struct error *error);
 
 #endif

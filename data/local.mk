@@ -25,6 +25,7 @@ data_mtllm_data_SOURCES = \
 	data/commands.h \
 	data/corpus.c data/corpus.h \
 	data/encoder.c data/encoder.h \
+	data/guard.c data/guard.h \
 	data/inspect.c \
 	data/merge.c \
 	data/mtllm_data.c \

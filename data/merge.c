@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "data/commands.h"
-#include "data/token_file.h"
+#include "data/guard.h"
 
 enum { COPY_TOKENS = 1 << 16 };
 
@@ -70,7 +70,7 @@ static int run(const struct command *command, const char *const *values, char *c
             goto out;
     /* The largest vocabulary of the inputs' type. */
     vocab_size = token_file_bytes_per_token(files[0]) == 2 ? 65499 : INT32_MAX;
-    if (token_writer_open(&writer, output, vocab_size, error) < 0)
+    if (guard_open(&writer, output, vocab_size, error) < 0)
         goto out;
     for (int f = 0; f < operand_count; f++)
         for (int64_t i = 0; i < token_file_sequences(files[f]); i++)
@@ -78,14 +78,14 @@ static int run(const struct command *command, const char *const *values, char *c
                 error_prefix(error, "%s: ", operands[f]);
                 goto out;
             }
-    if (token_writer_commit(writer, error) < 0)
+    if (guard_commit(writer, error) < 0)
         goto out;
     printf("%s: %lld documents, %lld tokens of %d files\n", output,
            (long long)token_writer_documents(writer), (long long)token_writer_tokens(writer),
            operand_count);
     result = 0;
 out:
-    token_writer_close(writer);
+    guard_close(writer);
     for (int i = 0; i < operand_count; i++)
         token_file_close(files[i]);
     free(files);

@@ -60,6 +60,10 @@ wait_for() { # wait_for SECONDS COMMAND...
     done
 }
 
+ended() { # a zombie, or gone
+    ! grep -q '^State:.[^Z]' "/proc/$1/status"
+}
+
 @test "documents are what spm_encode gives line by line" {
     needs_sentencepiece
     command -v spm_encode >/dev/null || skip "no spm_encode (Debian: sentencepiece)"
@@ -263,15 +267,16 @@ END
     tokenize --output=out text
     cp out.idx before.idx
     mkfifo pipe
-    for name in INT TERM; do
+    for name in INT TERM HUP INT INT; do
         # Not through a shell's &, which would have the program ignore SIGINT.
-        env --default-signal=INT "$program" tokenize --tokenizer="$model" --output=out \
+        env --default-signal=INT,HUP "$program" tokenize --tokenizer="$model" --output=out \
             --format=text pipe 3>&- &
         background=$!
         exec 4>pipe
         english 1000 >&4
         wait_for 20 compgen -G 'out.bin.partial*'
         kill -"$name" "$background"
+        wait_for 20 ended "$background"
         rc=0
         wait "$background" || rc=$?
         exec 4>&-

@@ -49,6 +49,8 @@ int token_writer_append(struct token_writer *writer, const int32_t *tokens, int6
 int token_writer_end_document(struct token_writer *writer, struct error *error);
 int64_t token_writer_documents(const struct token_writer *writer); /* ended ones */
 int64_t token_writer_tokens(const struct token_writer *writer);
+/* Temporary name of the data (0) or the index (1); NULL once it has its final name. */
+const char *token_writer_partial_path(const struct token_writer *writer, int which);
 const char *token_writer_dtype_name(const struct token_writer *writer);
 int token_writer_commit(struct token_writer *writer, struct error *error);
 /* Also without commit: then nothing is left behind. */

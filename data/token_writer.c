@@ -233,6 +233,11 @@ int64_t token_writer_tokens(const struct token_writer *writer)
     return writer->tokens;
 }
 
+const char *token_writer_partial_path(const struct token_writer *writer, int which)
+{
+    return which == 0 ? writer->data.partial : writer->index.partial;
+}
+
 const char *token_writer_dtype_name(const struct token_writer *writer)
 {
     return writer->dtype->name;

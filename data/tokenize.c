@@ -1,7 +1,5 @@
 /* mtllm-data tokenize: text in, a token file out. */
-#include <errno.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,19 +8,11 @@
 #include "data/commands.h"
 #include "data/corpus.h"
 #include "data/encoder.h"
+#include "data/guard.h"
 #include "data/progress.h"
-#include "data/token_file.h"
 #include "data/tokenizer.h"
 
 enum { BAD_LINES_SHOWN = 20, THREADS_MOST = 512 };
-
-/* The signal that asks to stop; a signal handler can reach nothing else. */
-static volatile sig_atomic_t stop_signal;
-
-static void note_signal(int number)
-{
-    stop_signal = number;
-}
 
 struct tokenize {
     /* What was asked for. */
@@ -167,7 +157,7 @@ static int convert(struct tokenize *tokenize, struct error *error)
         struct corpus_batch *batch;
         int found;
 
-        while (more && !stop_signal && (batch = encoder_vacant(tokenize->encoder))) {
+        while (more && (batch = encoder_vacant(tokenize->encoder))) {
             found = corpus_next(tokenize->corpus, batch, error);
             if (found < 0)
                 return -1;
@@ -175,8 +165,6 @@ static int convert(struct tokenize *tokenize, struct error *error)
             if (more)
                 encoder_submit(tokenize->encoder);
         }
-        if (stop_signal)
-            return error_set(error, EXIT_STATUS_IO, "interrupted");
         found = encoder_oldest(tokenize->encoder, &batch, error);
         if (found < 0 || (found > 0 && write_batch(tokenize, batch, error) < 0))
             return -1;
@@ -198,7 +186,7 @@ static int finish(struct tokenize *tokenize, struct error *error)
         return error_set(error, EXIT_STATUS_DATA,
                          "no document in the input (%lld empty, %lld bad lines); nothing written",
                          (long long)tokenize->empty, (long long)tokenize->bad);
-    if (token_writer_commit(tokenize->writer, error) < 0)
+    if (guard_commit(tokenize->writer, error) < 0)
         return -1;
     seconds = progress_elapsed_s(&tokenize->progress);
     printf("%s: %lld documents, %lld tokens (%s), %.2f MB of text in %.1f s (%.2f MB/s)",
@@ -213,26 +201,6 @@ static int finish(struct tokenize *tokenize, struct error *error)
     return 0;
 }
 
-/* Signals end reads (no SA_RESTART) and are passed on once the partial files are gone. */
-static void catch_signals(void)
-{
-    static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
-    struct sigaction action = {.sa_handler = note_signal}, before;
-
-    for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
-        sigaction(signals[i], NULL, &before);
-        if (before.sa_handler != SIG_IGN) /* nohup */
-            sigaction(signals[i], &action, NULL);
-    }
-    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is then an error of write() */
-}
-
-static void die_of_signal(int number)
-{
-    signal(number, SIG_DFL);
-    raise(number);
-}
-
 static int run(const struct command *command, const char *const *values, char *const *operands,
                int operand_count, struct error *error)
 {
@@ -243,9 +211,8 @@ static int run(const struct command *command, const char *const *values, char *c
         corpus_open(&tokenize.corpus, operands, operand_count, tokenize.format, tokenize.documents,
                     tokenize.tokenizer, error) < 0)
         goto out;
-    catch_signals();
-    if (token_writer_open(&tokenize.writer, tokenize.output,
-                          tokenizer_vocab_size(tokenize.tokenizer), error) < 0 ||
+    if (guard_open(&tokenize.writer, tokenize.output, tokenizer_vocab_size(tokenize.tokenizer),
+                   error) < 0 ||
         encoder_start(&tokenize.encoder, tokenize.tokenizer, tokenize.key, tokenize.threads,
                       error) < 0)
         goto out;
@@ -256,11 +223,9 @@ static int run(const struct command *command, const char *const *values, char *c
         result = finish(&tokenize, error);
 out:
     encoder_stop(tokenize.encoder);
-    token_writer_close(tokenize.writer);
+    guard_close(tokenize.writer);
     corpus_close(tokenize.corpus);
     tokenizer_close(tokenize.tokenizer);
-    if (result < 0 && stop_signal)
-        die_of_signal(stop_signal);
     return result;
 }
 
