@@ -274,7 +274,7 @@ void hf_directory_close(struct hf_directory *directory)
 {
     int saved = errno;
 
-    if (directory->lock >= 0) {
+    if (directory->lock >= 0 && directory->partial) {
         struct error ignored;
 
         if (empty_partial(directory, true, &ignored) == 0)

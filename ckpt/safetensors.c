@@ -75,7 +75,7 @@ static int add_file(struct safetensors *set, char *path, struct error *error)
     struct tensor_file *file = &set->files[set->file_count];
     struct safetensors_tensor *tensors = NULL, *all;
     uint64_t header;
-    int64_t size, data;
+    int64_t size = 0, data;
     size_t count = 0;
     char *text = NULL;
     int rc = -1;
