@@ -73,15 +73,19 @@ int checkpoint_write_shard(const char *root, int64_t step, int number,
 
 /* Make the checkpoint of `shards` shards complete: index, manifest, fsyncs, rename, `latest`.
  * Called by one process after every shard was written. Refuses pieces that do not tile their
- * tensors exactly. A complete checkpoint of the same step is replaced atomically. */
+ * tensors exactly (EXIT_STATUS_BUG), naming the tensor. A complete checkpoint of the same step is
+ * replaced atomically. On failure the attempt's files are removed, all shards among them, except
+ * when the failure came after the checkpoint was in its place. */
 int checkpoint_commit(const char *root, int shards, const struct checkpoint_state *state,
                       struct error *error);
 
-/* Remove what an interrupted or abandoned attempt left (.step-*.tmp, .trash-*). Only while nobody
- * writes. */
+/* Remove what an interrupted or abandoned attempt left (.step-*.tmp, .trash-*), and give a
+ * checkpoint whose replacement was interrupted its name back. Only while nobody writes; before
+ * checkpoint_find() when a run starts. */
 int checkpoint_clean(const char *root, struct error *error);
 
-/* Remove complete checkpoints beyond the newest `keep`; never the newest that is good. */
+/* Remove complete checkpoints beyond the newest `keep` good ones; never the newest that is good,
+ * nor one that is newer than the one `latest` names: a run that fell back goes on behind it. */
 int checkpoint_prune(const char *root, int keep, struct error *error);
 
 /* Why a checkpoint was passed over. */

@@ -44,7 +44,7 @@ static void compare_state(struct comparison *comparison)
                    counts[i].other);
             comparison->differences++;
         }
-    if (memcmp(&one->loss_scale, &other->loss_scale, sizeof(one->loss_scale)) != 0) {
+    if (one->loss_scale != other->loss_scale) {
         printf("loss_scale: %.17g, %.17g\n", one->loss_scale, other->loss_scale);
         comparison->differences++;
     }

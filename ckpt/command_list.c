@@ -54,7 +54,7 @@ static int fill(struct row *row, struct error *error)
         row->described = manifest->shards != NULL;
         row->step = row->described ? manifest->step : row->step;
         row->bytes = manifest->index.size;
-        for (size_t i = 0; i < manifest->shard_count; i++)
+        for (size_t i = 0; row->described && i < manifest->shard_count; i++)
             row->bytes += manifest->shards[i].size;
         row->tensors = checkpoint->index.table.tensor_count;
         snprintf(row->created, sizeof(row->created), "%s", manifest->created);
