@@ -507,6 +507,11 @@ int settings_write(const struct settings *settings, FILE *stream)
     return ferror(stream) ? -1 : 0;
 }
 
+const char *setting_group_title(enum setting_group group)
+{
+    return group_titles[group];
+}
+
 void settings_write_help(FILE *stream)
 {
     for (int group = 0; group < SETTING_GROUP_COUNT; group++) {

@@ -126,6 +126,9 @@ void setting_environment_name(enum setting_id id, char *name, size_t size);
  * --print-settings shows and RUN/settings.ini holds. Can be read back by settings_read_file(). */
 int settings_write(const struct settings *settings, FILE *stream);
 
+/* "Optimizer and schedule". */
+const char *setting_group_title(enum setting_group group);
+
 /* The option list of --help, grouped. */
 void settings_write_help(FILE *stream);
 

@@ -1,0 +1,120 @@
+/* Puts the settings table into a man page, so that a new setting stays one line of settings.def:
+ *
+ *     fill_settings < PAGE.in > PAGE
+ *
+ * A line @OPTIONS@ becomes a list of --NAME=VALUE with what each means, for mtllm-train(1); a line
+ * @KEYS@ a list of the keys of ini files with what values they take, for mtllm.conf(5). */
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/settings.h"
+
+/* mdoc text in a line of its own, as a sentence. */
+static void write_sentence(const char *text)
+{
+    size_t length = strlen(text);
+
+    if (*text == '.' || *text == '\'')
+        fputs("\\&", stdout);
+    putchar(toupper((unsigned char)*text));
+    for (size_t i = 1; i < length; i++)
+        if (text[i] == '\\')
+            fputs("\\e", stdout);
+        else
+            putchar(text[i]);
+    if (length > 0 && text[length - 1] != '.')
+        putchar('.');
+    putchar('\n');
+}
+
+static void write_default(const struct setting *setting)
+{
+    if (*setting->default_value)
+        printf("The default is\n.Ql %s .\n", setting->default_value);
+}
+
+static void write_option(const struct setting *setting)
+{
+    printf(".It Fl -%s Ns = Ns Ar \"%s\"\n", setting->name, setting->unit);
+    write_sentence(setting->help);
+    write_default(setting);
+}
+
+static void write_number_kind(const struct setting *setting, const char *kind)
+{
+    printf("%s, %.16g to %.16g", kind, setting->minimum, setting->maximum);
+}
+
+/* What a value looks like. */
+static void write_kind(const struct setting *setting)
+{
+    const char *word = setting->choices;
+
+    switch (setting->type) {
+    case SETTING_TYPE_INTEGER:
+        write_number_kind(setting, "A whole number");
+        break;
+    case SETTING_TYPE_REAL:
+        write_number_kind(setting, "A number");
+        break;
+    case SETTING_TYPE_DURATION:
+        write_number_kind(setting, "A time in seconds, or with s, m or h behind it");
+        break;
+    case SETTING_TYPE_BOOLEAN:
+        fputs("yes or no", stdout);
+        break;
+    case SETTING_TYPE_TEXT:
+        printf("Text: %s", setting->unit);
+        break;
+    case SETTING_TYPE_PATH:
+        fputs("A path", stdout);
+        break;
+    case SETTING_TYPE_CHOICE:
+        fputs("One of: ", stdout);
+        for (; *word; word++)
+            if (*word == '|')
+                fputs(", ", stdout);
+            else
+                putchar(*word);
+        break;
+    }
+    puts(".");
+}
+
+static void write_key(const struct setting *setting)
+{
+    printf(".It Ic %s\n", setting->name);
+    write_sentence(setting->help);
+    write_kind(setting);
+    write_default(setting);
+    if (!setting->submit)
+        puts("No option of\n.Xr sbatch 1 .");
+}
+
+static void write_list(void (*write_item)(const struct setting *))
+{
+    for (int group = 0; group < SETTING_GROUP_COUNT; group++) {
+        printf(".Ss %s\n.Bl -tag -width Ds\n", setting_group_title((enum setting_group)group));
+        for (int i = 0; i < SETTING_COUNT; i++)
+            if ((int)setting_table[i].group == group)
+                write_item(&setting_table[i]);
+        puts(".El");
+    }
+}
+
+int main(void)
+{
+    char line[4096];
+
+    while (fgets(line, sizeof(line), stdin)) {
+        if (strcmp(line, "@OPTIONS@\n") == 0)
+            write_list(write_option);
+        else if (strcmp(line, "@KEYS@\n") == 0)
+            write_list(write_key);
+        else
+            fputs(line, stdout);
+    }
+    return ferror(stdin) || fflush(stdout) != 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
