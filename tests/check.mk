@@ -32,3 +32,7 @@ check-hygiene:
 
 EXTRA_DIST += .clang-tidy .ci/run tests/cppcheck.txt tests/hygiene.sh tests/packages.sh \
 	tests/packages.txt tests/run.sh
+
+# The scripts that people meet first.
+TESTS += tests/quickstart.bats
+EXTRA_DIST += tests/quickstart.bats examples/quickstart.sh examples/train.sh
