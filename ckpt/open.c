@@ -176,8 +176,9 @@ void reader_release(struct checkpoint *checkpoint)
     for (size_t i = 0; checkpoint->shard_fds && i < checkpoint->manifest.shard_count; i++)
         if (checkpoint->shard_fds[i] >= 0)
             close(checkpoint->shard_fds[i]);
-    for (int i = 0; i < READER_CACHE_BLOCKS; i++)
+    for (size_t i = 0; i < checkpoint->cache_blocks; i++)
         free(checkpoint->cache[i].bytes);
+    free(checkpoint->cache);
     if (checkpoint->directory_fd >= 0)
         close(checkpoint->directory_fd);
     pthread_mutex_destroy(&checkpoint->lock);
@@ -266,14 +267,21 @@ int checkpoint_resolve(const char *path, char *directory, size_t size,
     return found == 1 ? 0 : -1;
 }
 
-static int list_tensors(struct checkpoint *checkpoint, struct error *error)
+static int prepare(struct checkpoint *checkpoint, struct error *error)
 {
     const struct table *table = &checkpoint->index.table;
+    size_t blocks = 2 * checkpoint->manifest.shard_count;
 
+    if (blocks < READER_LEAST_BLOCKS)
+        blocks = READER_LEAST_BLOCKS;
+    if (blocks > READER_MOST_BLOCKS)
+        blocks = READER_MOST_BLOCKS;
     checkpoint->tensors = calloc(table->tensor_count + 1, sizeof(*checkpoint->tensors));
-    if (!checkpoint->tensors)
+    checkpoint->cache = calloc(blocks, sizeof(*checkpoint->cache));
+    if (!checkpoint->tensors || !checkpoint->cache)
         return error_set(error, EXIT_STATUS_SYSTEM, "%s: no memory to open it",
                          checkpoint->directory);
+    checkpoint->cache_blocks = blocks;
     for (size_t i = 0; i < table->tensor_count; i++) {
         const struct table_tensor *from = &table->tensors[i];
         struct checkpoint_tensor *to = &checkpoint->tensors[i];
@@ -308,7 +316,7 @@ int checkpoint_open(struct checkpoint **opened, const char *path, struct error *
     faults = reader_check(checkpoint, directory, &index_good, keep_first, &first, error);
     if (faults > 0)
         *error = first;
-    if (faults != 0 || list_tensors(checkpoint, error) < 0) {
+    if (faults != 0 || prepare(checkpoint, error) < 0) {
         reader_release(checkpoint);
         free(checkpoint);
         return -1;

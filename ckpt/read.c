@@ -60,7 +60,7 @@ static char *cache_take(struct checkpoint *checkpoint, uint32_t shard, uint64_t 
     char *bytes = NULL;
 
     pthread_mutex_lock(&checkpoint->lock);
-    for (int i = 0; i < READER_CACHE_BLOCKS && !bytes; i++) {
+    for (size_t i = 0; i < checkpoint->cache_blocks && !bytes; i++) {
         struct reader_block *entry = &checkpoint->cache[i];
 
         if (entry->bytes && entry->shard == shard && entry->number == number) {
@@ -81,7 +81,7 @@ static void cache_put(struct reading *reading)
     if (!reading->block.bytes)
         return;
     pthread_mutex_lock(&checkpoint->lock);
-    for (int i = 1; i < READER_CACHE_BLOCKS && oldest->bytes; i++)
+    for (size_t i = 1; i < checkpoint->cache_blocks && oldest->bytes; i++)
         if (!checkpoint->cache[i].bytes || checkpoint->cache[i].used < oldest->used)
             oldest = &checkpoint->cache[i];
     free(oldest->bytes);

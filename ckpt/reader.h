@@ -9,8 +9,9 @@
 #include "ckpt/index.h"
 #include "ckpt/manifest.h"
 
-/* Blocks whose checksum held, kept because the next tensor often begins where the last ended. */
-enum { READER_CACHE_BLOCKS = 16 };
+/* Blocks whose checksum held are kept, because the next tensor often begins where the last ended,
+ * in every shard: room for two blocks a shard, within these bounds (of MiB). */
+enum { READER_LEAST_BLOCKS = 16, READER_MOST_BLOCKS = 256 };
 
 struct reader_block {
     char *bytes; /* NULL: free */
@@ -28,7 +29,8 @@ struct checkpoint {
     int directory_fd;
     pthread_mutex_t lock; /* of what follows */
     int *shard_fds;       /* -1 until first needed */
-    struct reader_block cache[READER_CACHE_BLOCKS];
+    struct reader_block *cache;
+    size_t cache_blocks;
     uint64_t clock;
 };
 
