@@ -107,6 +107,14 @@ ckpt_libconvert_la_SOURCES = \
 ckpt_libconvert_la_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
 ckpt_libconvert_la_LIBADD = ckpt/libckpt.la ckpt/libhf.la
 
+if HAVE_CMOCKA
+check_PROGRAMS += ckpt/test_hf_convert
+TESTS += ckpt/test_hf_convert
+ckpt_test_hf_convert_SOURCES = ckpt/test_hf_convert.c
+ckpt_test_hf_convert_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
+ckpt_test_hf_convert_LDADD = ckpt/libconvert.la $(CMOCKA_LIBS) $(JANSSON_LIBS)
+endif
+
 bin_PROGRAMS += h5-to-hf hf-to-h5
 h5_to_hf_SOURCES = ckpt/h5-to-hf.c
 h5_to_hf_LDADD = ckpt/libconvert.la
