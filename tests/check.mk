@@ -36,3 +36,6 @@ EXTRA_DIST += .clang-tidy .ci/run tests/cppcheck.txt tests/hygiene.sh tests/pack
 # The scripts that people meet first.
 TESTS += tests/quickstart.bats
 EXTRA_DIST += tests/quickstart.bats examples/quickstart.sh examples/train.sh
+
+TESTS += tests/bad_input.bats
+EXTRA_DIST += tests/bad_input.bats
