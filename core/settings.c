@@ -272,6 +272,12 @@ static char *read_line(char *text, int size, void *user)
                   reader->path, reader->line, size - 2);
         return NULL;
     }
+    for (const char *c = line; c && *c; c++)
+        if (iscntrl((unsigned char)*c) && !isspace((unsigned char)*c)) {
+            error_set(reader->error, EXIT_STATUS_USAGE, "%s:%d: not a text file", reader->path,
+                      reader->line);
+            return NULL;
+        }
     return line;
 }
 

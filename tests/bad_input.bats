@@ -66,8 +66,8 @@ refused() {
     refused 64 1 "given.ini:1" --config=given.ini $good
     printf 'layers = four\n' > given.ini
     refused 64 1 "given.ini:1: layers=four: not a whole number" --config=given.ini $good
-    head -c 3000 /dev/urandom > given.ini
-    refused 64 1 "given.ini:" --config=given.ini $good
+    head -c 3000 "$(command -v mtllm-train)" > given.ini
+    refused 64 1 "given.ini:1: not a text file" --config=given.ini $good
     refused 64 1 "given-not.ini" --config=given-not.ini $good
     MTLLM_CONF=given.ini refused 64 1 "given.ini:" $model $good
 }
@@ -87,7 +87,7 @@ refused() {
 @test "settings that are missing" {
     refused 64 1 "--data" $model --steps=2 --run-dir=run
     refused 64 2 "--steps" $model --data="$BATS_FILE_TMPDIR/good" --run-dir=run
-    refused 64 1 "--model" $good
+    refused 78 1 "no model: give --model=NAME" $good
 }
 
 @test "no, unreadable, damaged data" {

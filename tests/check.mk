@@ -8,7 +8,9 @@ AM_BATS_LOG_FLAGS = --tap --timing --print-output-on-failure
 # The tests that need no daemons: what runs under the sanitizers, and first.
 check-unit: check-programs
 	@$(MAKE) $(AM_MAKEFLAGS) check TESTS="`$(MAKE) -s --no-print-directory show-unit-tests | tr '\n' ' '`"
-check-programs: all $(check_PROGRAMS) $(check_SCRIPTS)
+# One after the other: two makes at once would build the same objects.
+check-programs: all
+	@$(MAKE) $(AM_MAKEFLAGS) $(check_PROGRAMS) $(check_SCRIPTS)
 show-tests:
 	@printf '%s\n' $(TESTS)
 show-unit-tests:

@@ -401,10 +401,6 @@ int training_open(struct training *t, const struct settings *settings, const str
     int result = -1;
 
     *t = (struct training){.settings = settings, .world = world, .stop = stop, .run.lock = -1};
-    if (!setting_is_set(settings, SETTING_STEPS) && !setting_boolean(settings, SETTING_EVAL_ONLY))
-        return error_set(error, EXIT_STATUS_USAGE, "--steps: say how many steps to train for");
-    t->steps =
-        setting_is_set(settings, SETTING_STEPS) ? setting_integer(settings, SETTING_STEPS) : 0;
     if (open_team(t, error) < 0)
         return -1;
     if (open_directory(t, error) < 0 || find_checkpoint(t, &candidates, &checkpoint, error) < 0)
