@@ -172,6 +172,6 @@ for look in format cppcheck clang-tidy man scripts; do
 done
 part distcheck 900 bash -c 'make_distcheck "$build/plain"'
 if make -s --no-print-directory -C "$build/plain" -n check-hf >/dev/null 2>&1; then
-    part parity 1200 make -C "$build/plain" check-hf VENV="$build/venv"
+    part parity 1200 env CHECK_HF_VENV="$build/venv" make -C "$build/plain" check-hf
 fi
 finish
