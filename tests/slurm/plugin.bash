@@ -33,6 +33,7 @@ CredType=cred/none
 PlugStackConfig=$1/plugstack.conf
 NodeName=n1
 PartitionName=normal Nodes=ALL Default=YES
+MessageTimeout=1
 END
     echo "$2" > "$1/plugstack.conf"
     for variable in $(compgen -e); do
