@@ -376,6 +376,10 @@ static int write_small_files(struct export *export)
         model.bos_token = known->bos_id;
     if (known && model.eos_token < 0 && known->eos_id < model.vocab_size)
         model.eos_token = known->eos_id;
+    if (model.hidden_size % model.heads != 0)
+        log_warning("hidden-size %" PRId64 " is no multiple of heads=%" PRId64
+                    ": transformers 5 refuses to load such a Llama",
+                    model.hidden_size, model.heads);
     config = hf_config_write(&model, export->tensors[0].dtype);
     if (export->model.bos_token >= 0 || export->model.eos_token >= 0)
         config = take_ids(config, state->config, strlen(state->config), HF_TOKEN_IDS_ALL);

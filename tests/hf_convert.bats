@@ -14,7 +14,7 @@ setup() {
 # model NAME DTYPE FILES [EDIT]...: a source directory "hf" made from a golden model
 model() {
     mkdir -p hf
-    cp "$golden/$1/config.json" hf/
+    cp --no-preserve=mode "$golden/$1/config.json" hf/
     "$build/tests/model_tool" make "$golden/$1" hf "${@:2}"
 }
 
@@ -305,7 +305,7 @@ round_trip() {
     model llama-mha fp32 1
     hf_to_h5 hf run
     refused 64 "holds a checkpoint of step 0" hf_to_h5 hf run
-    rm -r hf
+    rm -rf hf
     model codellama bf16 1
     hf_to_h5 --force hf run
     h5_to_hf run out
@@ -322,7 +322,7 @@ round_trip() {
     [ "$status" -eq 65 ]
     [[ $output == *shard-00000.h5* ]]
     [ ! -e out ]
-    rm -r run
+    rm -rf run
     hf_to_h5 hf run
     printf X | dd of=run/ckpt/step-00000000/shard-00000.h5 bs=1 seek=300000 conv=notrunc 2>dd.log
     run h5_to_hf run out
