@@ -193,7 +193,8 @@ export MTLLM_THREADS=1
 train=$(sbatch --parsable --llm-model=llama-tiny --llm-tp=2 --llm-pp=2 \
     "$source_dir/examples/train.sh" --data="$directory/tokens" \
     --tokenizer="$directory/tokenizer.model" --steps="$steps" --seq-length=128 \
-    --micro-batch-size=4 --eval-interval=$((steps > 100 ? 100 : steps)) --eval-steps=2)
+    --global-batch-size=16 --micro-batch-size=4 --lr=2e-3 \
+    --eval-interval=$((steps > 100 ? 100 : steps)) --eval-steps=2)
 log=train-$train.out run=mtllm-$train
 echo "    job $train, its output in $log, its run in $run"
 follow 300 reached $((steps / 3))

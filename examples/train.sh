@@ -22,9 +22,6 @@
 
 # No "exec" in front of srun: the shell that waits for it is what keeps the job alive while the
 # tasks save their checkpoint.
-srun --mpi=pmix mtllm-train \
-    --global-batch-size="${GLOBAL_BATCH_SIZE:-16}" \
-    --lr="${LR:-2e-3}" \
-    --lr-warmup-steps="${LR_WARMUP_STEPS:-20}" \
-    --save-interval="${SAVE_INTERVAL:-50}" \
-    "$@"
+#
+# What is set here is what this job is about; the same option in "$@" takes its place.
+srun --mpi=pmix mtllm-train --save-interval=50 --lr-warmup-steps=20 "$@"

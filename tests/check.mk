@@ -37,7 +37,9 @@ EXTRA_DIST += .clang-tidy .ci/run tests/cppcheck.txt tests/hygiene.sh tests/pack
 
 # The scripts that people meet first.
 TESTS += tests/quickstart.bats
-EXTRA_DIST += tests/quickstart.bats examples/quickstart.sh examples/train.sh
+EXTRA_DIST += tests/quickstart.bats examples/quickstart.sh
+examplesdir = $(pkgdatadir)/examples
+dist_examples_SCRIPTS = examples/train.sh
 
 TESTS += tests/bad_input.bats
 EXTRA_DIST += tests/bad_input.bats
