@@ -9,9 +9,9 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
-#include <xxhash.h>
 
 #include "ckpt/checkpoint.h"
+#include "ckpt/checksum.h"
 #include "ckpt/directory.h"
 #include "ckpt/disk.h"
 #include "ckpt/format.h"
@@ -121,7 +121,7 @@ static int write_descriptions(struct commit *commit, struct error *error)
         disk_path(manifest_path, error, "%s/%s", commit->temporary, FORMAT_MANIFEST) < 0 ||
         index_compose(&commit->index, commit->state, manifest->created, &bytes, &size, error) < 0)
         return -1;
-    manifest->index = (struct manifest_part){.size = size, .checksum = XXH3_64bits(bytes, size)};
+    manifest->index = (struct manifest_part){.size = size, .checksum = checksum(bytes, size)};
     result = disk_write_file(index_path, bytes, size, error);
     if (result == 0)
         result = manifest_write(manifest, manifest_path, error);

@@ -1,8 +1,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <xxhash.h>
 
+#include "ckpt/checksum.h"
 #include "ckpt/disk.h"
 #include "ckpt/format.h"
 #include "ckpt/h5.h"
@@ -15,7 +15,7 @@
 
 uint64_t index_shard_checksum(const struct index_shard *shard)
 {
-    return XXH3_64bits(shard->blocks, format_block_count(shard->size) * sizeof(*shard->blocks));
+    return checksum(shard->blocks, format_block_count(shard->size) * sizeof(*shard->blocks));
 }
 
 static hid_t create_group(hid_t parent, const char *name)

@@ -30,7 +30,7 @@ endif
 noinst_LTLIBRARIES += ckpt/libckpt.la
 
 ckpt_libckpt_la_SOURCES = \
-	ckpt/checkpoint.h \
+	ckpt/checkpoint.h ckpt/checksum.h \
 	ckpt/commit.c \
 	ckpt/directory.c ckpt/directory.h \
 	ckpt/format.h \

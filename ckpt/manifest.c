@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
+#include "ckpt/checksum.h"
 #include "ckpt/disk.h"
 #include "ckpt/format.h"
 
@@ -66,7 +66,7 @@ static char *seal(const json_t *json, size_t *size)
     if (written < 0)
         return NULL;
     *size = (size_t)written;
-    snprintf(digits, sizeof(digits), "%016llx", (unsigned long long)XXH3_64bits(text, *size));
+    snprintf(digits, sizeof(digits), "%016llx", (unsigned long long)checksum(text, *size));
     memcpy(text + *size - strlen(CHECKSUM_AFTER) - DIGITS, digits, DIGITS);
     return text;
 }
@@ -101,7 +101,7 @@ static bool unseal(char *text, size_t size)
         return false;
     memcpy(found, digits, DIGITS);
     memset(digits, '0', DIGITS);
-    snprintf(expected, sizeof(expected), "%016llx", (unsigned long long)XXH3_64bits(text, size));
+    snprintf(expected, sizeof(expected), "%016llx", (unsigned long long)checksum(text, size));
     return memcmp(found, expected, DIGITS) == 0;
 }
 

@@ -5,8 +5,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
+#include "ckpt/checksum.h"
 #include "ckpt/directory.h"
 #include "ckpt/format.h"
 #include "ckpt/reader.h"
@@ -93,7 +93,7 @@ static int read_index(struct checkpoint *checkpoint, struct error *error)
     if (disk_path(path, error, "%s/%s", checkpoint->directory, FORMAT_INDEX) < 0 ||
         disk_read_file(path, manifest->index.size, &bytes, &size, error) < 0)
         return -1;
-    if (size != manifest->index.size || XXH3_64bits(bytes, size) != manifest->index.checksum) {
+    if (size != manifest->index.size || checksum(bytes, size) != manifest->index.checksum) {
         error_set(error, EXIT_STATUS_DATA, "%s: its checksum does not hold; it was altered", path);
         goto out;
     }

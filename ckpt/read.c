@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <xxhash.h>
 
+#include "ckpt/checksum.h"
 #include "ckpt/format.h"
 #include "ckpt/reader.h"
 
@@ -40,7 +40,7 @@ int reader_read_block(struct checkpoint *checkpoint, uint32_t shard, uint64_t nu
 
     if (fd < 0 || disk_read(fd, bytes, size, number * FORMAT_BLOCK) < 0)
         return -1;
-    return XXH3_64bits(bytes, size) != checkpoint->index.shards[shard].blocks[number];
+    return checksum(bytes, size) != checkpoint->index.shards[shard].blocks[number];
 }
 
 /* One call of checkpoint_read(): the rectangle wanted, and the block in hand. */

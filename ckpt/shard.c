@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "ckpt/checkpoint.h"
+#include "ckpt/checksum.h"
 #include "ckpt/disk.h"
 #include "ckpt/format.h"
 #include "ckpt/h5.h"
@@ -217,7 +217,7 @@ static int write_blocks(struct shard *shard, int fd, const char *path, struct er
             error_set_errno(error, "%s: cannot read its description back from memory", path);
             goto out;
         }
-        shard->sidecar.blocks[i] = XXH3_64bits(block, bytes);
+        shard->sidecar.blocks[i] = checksum(block, bytes);
         if (disk_write(fd, path, block, bytes, offset, error) < 0)
             goto out;
         if ((i + 1) % WRITEBACK_BLOCKS == 0) {

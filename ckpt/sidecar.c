@@ -3,8 +3,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
+#include "ckpt/checksum.h"
 #include "ckpt/disk.h"
 
 enum {
@@ -65,7 +65,7 @@ int sidecar_write(const char *path, const struct sidecar *sidecar, struct error 
     }
     if (blocks)
         memcpy(p, sidecar->blocks, blocks * sizeof(*p));
-    buffer[words - 1] = XXH3_64bits(buffer, (words - 1) * sizeof(*buffer));
+    buffer[words - 1] = checksum(buffer, (words - 1) * sizeof(*buffer));
     result = disk_write_file(path, buffer, words * sizeof(*buffer), error);
     free(buffer);
     return result;
@@ -140,7 +140,7 @@ int sidecar_read(const char *path, struct sidecar *sidecar, struct error *error)
     count = size / sizeof(*header);
     error->text[0] = '\0';
     if (size % sizeof(*header) != 0 || count <= HEADER_WORDS || header[0] != MAGIC_WORD ||
-        XXH3_64bits(header, (count - 1) * sizeof(*header)) != header[count - 1])
+        checksum(header, (count - 1) * sizeof(*header)) != header[count - 1])
         goto bad;
     sidecar->step = (int64_t)header[1];
     sidecar->number = (int)header[2];

@@ -2,7 +2,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
+
+#include "ckpt/checksum.h"
 
 static const char *const kind_names[CHECKPOINT_KINDS] = {
     [CHECKPOINT_WEIGHT] = "weight",
@@ -24,7 +25,7 @@ static int no_memory(struct error *error)
 /* The slot that holds `name`, or the empty one where it belongs. */
 static uint32_t *slot_of(const struct table *table, const char *name)
 {
-    size_t i = XXH3_64bits(name, strlen(name)) & (table->slot_count - 1);
+    size_t i = checksum(name, strlen(name)) & (table->slot_count - 1);
 
     while (table->slots[i] && strcmp(table->tensors[table->slots[i] - 1].name, name) != 0)
         i = (i + 1) & (table->slot_count - 1);
