@@ -12,7 +12,10 @@ setup_file() {
     [ -z "$why" ] || return 0
     CLUSTER=$(mktemp -d "${TMPDIR:-/tmp}/mtllm-XXXXXX")
     export CLUSTER
-    cluster_start "$CLUSTER" --plugin="$plugin models=$top/etc/models"
+    # The jobs' user may have no way into the checkout.
+    cp -r "$plugin" "$top/etc/models" "$CLUSTER"
+    chmod -R a+rX "$CLUSTER"
+    cluster_start "$CLUSTER" --plugin="$CLUSTER/mtllm.so models=$CLUSTER/models"
     cp "$CLUSTER/etc/plugstack.conf" "$CLUSTER/etc/plugstack.with"
     mkdir -m 777 "$CLUSTER/jobs"
 }
