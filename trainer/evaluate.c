@@ -232,14 +232,17 @@ int evaluate(struct training *t, const char *dump_path, struct evaluation *evalu
     for (int64_t i = 0; i < batches; i++) {
         bool dumping = i == 0 && dump_path && *dump_path;
         double sums[3] = {0, 0, stop_requested(t->stop) != STOP_NONE};
+        struct error trouble = {0};
         int result;
 
-        if (dumping && dump_open(&dump, t, dump_path, error) < 0)
+        if (dumping && dump_open(&dump, t, dump_path, error) < 0) {
+            (void)dump_close(&dump, &trouble);
             return -1;
+        }
         result =
             evaluate_batch(t, first + i * t->global_batch, dumping ? &dump : NULL, sums, error);
-        if (dumping && result == 0)
-            result = dump_close(&dump, error);
+        if (dumping && dump_close(&dump, result == 0 ? error : &trouble) < 0)
+            result = -1;
         if (team_agree(&t->team, result, error) < 0 || team_sum(&t->team, sums, 3, error) < 0)
             return -1;
         totals[0] += sums[0];
