@@ -325,13 +325,8 @@ static int open_outputs(struct training *t, struct error *error)
 
     if (setting_boolean(t->settings, SETTING_EVAL_ONLY))
         return 0;
-    if (t->world->rank == 0) {
-        struct error trouble = {0};
-
-        if (checkpoint_clean(t->run.checkpoints, &trouble) < 0)
-            log_warning("%s", trouble.text);
+    if (t->world->rank == 0)
         result = metrics_open(&t->metrics, t->run.metrics, t->progress.step, error);
-    }
     if (team_agree(&t->team, result, error) < 0)
         return -1;
     result = saver_create(&t->saver, &t->stage, &t->team, t->run.checkpoints,
@@ -373,8 +368,14 @@ static int open_directory(struct training *t, struct error *error)
     int result = 0;
 
     run_directory_name(&t->run, t->settings, t->world);
-    if (t->world->rank == 0 && !setting_boolean(t->settings, SETTING_EVAL_ONLY))
+    if (t->world->rank == 0 && !setting_boolean(t->settings, SETTING_EVAL_ONLY)) {
+        struct error trouble = {0};
+
         result = run_directory_open(&t->run, t->settings, error);
+        /* Before anybody looks for checkpoints: it also puts right a replacement cut short. */
+        if (result == 0 && checkpoint_clean(t->run.checkpoints, &trouble) < 0)
+            log_warning("%s", trouble.text);
+    }
     return team_agree(&t->team, result, error);
 }
 

@@ -367,6 +367,10 @@ cluster_node() {
     kill)
         pid=$(cluster_alive "$dir/run/$node.pid") && kill -KILL "$pid"
         cluster_kill_steps "$dir" "$node"
+        # As a site should after a reboot: what Slurm's PMIx plugin leaves behind when slurmstepd
+        # is killed keeps the same step from starting again; see mtllm(8).
+        rm -rf "$dir/spool/$node"/stepd.slurm.pmix.* "$dir/spool/$node"/pmix.* \
+            "$dir/tmp/$node"/spmix_appdir_*
         ;;
     *) cluster_say "node: start, stop or kill"; return 64 ;;
     esac

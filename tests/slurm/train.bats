@@ -29,6 +29,7 @@ setup() {
     common_setup
     eval "$("$cluster" env "$BATS_FILE_TMPDIR/slurm")"
     export OMPI_MCA_btl_tcp_if_include=lo
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     cat > job.sh <<'JOB'
 #!/bin/bash
 srun --mpi=pmix mtllm-train "$@"
@@ -141,5 +142,5 @@ preempt() {
     "$cluster" node "$BATS_FILE_TMPDIR/slurm" n2 start
     [ "$(newest_step run)" -ge "$before" ]
     wait_for 180 in_state "$job" COMPLETED || { cat out-*; scontrol show job "$job"; false; }
-    mtllm-ckpt diff "$whole" run
+    mtllm-ckpt diff "$whole" run > diff || { head -n 3 diff; cat out-*; scontrol show job "$job"; false; }
 }
