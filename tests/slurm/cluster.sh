@@ -352,7 +352,8 @@ cluster_env() {
     for name in $(compgen -e); do
         case $name in
         SLURM_CONF) ;;
-        SLURM_* | SLURMD_* | SBATCH_* | SALLOC_* | SRUN_* | PMIX_* | OMPI_*) echo "unset $name" ;;
+        SLURM_* | SLURMD_* | SBATCH_* | SALLOC_* | SRUN_*) echo "unset $name" ;;
+        PMIX_NAMESPACE | PMIX_RANK | PMIX_SERVER_*) echo "unset $name" ;;
         esac
     done
     printf 'export SLURM_CONF=%q\n' "$dir/etc/slurm.conf"
