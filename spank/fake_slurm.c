@@ -1,6 +1,9 @@
 #include "spank/fake_slurm.h"
 
+#include "config.h"
+
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -173,6 +176,25 @@ int slurm_load_job(job_info_msg_t **message, uint32_t job_id, uint16_t flags)
 void slurm_free_job_info_msg(job_info_msg_t *message)
 {
     free(message);
+}
+
+#if defined(KILL_STEP_HAS_STRUCT)
+int slurm_kill_job_step(slurm_step_id_t id, uint16_t signal, uint16_t flags)
+{
+    uint32_t job_id = id.job_id, step_id = id.step_id;
+    (void)flags;
+#elif defined(KILL_STEP_HAS_FLAGS)
+int slurm_kill_job_step(uint32_t job_id, uint32_t step_id, uint16_t signal, uint16_t flags)
+{
+    (void)flags;
+#else
+int slurm_kill_job_step(uint32_t job_id, uint32_t step_id, uint16_t signal)
+{
+#endif
+    slurm.calls++;
+    if (job_id == slurm.job_id && step_id == slurm.step_id && signal == SIGKILL)
+        slurm.kills++;
+    return SLURM_SUCCESS;
 }
 
 int slurm_requeue2(char *name, uint32_t flags, job_array_resp_msg_t **response)

@@ -32,6 +32,7 @@ struct slurm {
     uint32_t job_count;
     int load_errno;
 
+    int kills; /* of the step, with SIGKILL */
     int requeues, requeue_errno;
     uint32_t requeue_flags;
     uint32_t requeue_code; /* of one job, in an answer that is otherwise fine */

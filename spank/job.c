@@ -1,7 +1,11 @@
 #include "spank/job.h"
 
+#include "config.h"
+
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "spank/slurm.h"
 
@@ -45,4 +49,37 @@ int job_load(uint32_t job_id, struct job *job, struct error *error)
         error_set(error, EXIT_STATUS_SYSTEM, "slurmctld knows no job %u", job_id);
     slurm_free_job_info_msg(message);
     return result;
+}
+
+bool step_is_trainer(int argc, char *const *argv)
+{
+    const char *slash;
+
+    if (argc < 1 || !argv || !argv[0])
+        return false;
+    slash = strrchr(argv[0], '/');
+    return strcmp(slash ? slash + 1 : argv[0], "mtllm-train") == 0;
+}
+
+static int kill_step(uint32_t job_id, uint32_t step_id)
+{
+#if defined(KILL_STEP_HAS_STRUCT)
+    slurm_step_id_t id = {.job_id = job_id, .step_id = step_id, .step_het_comp = NO_VAL};
+
+    return slurm_kill_job_step(id, SIGKILL, 0);
+#elif defined(KILL_STEP_HAS_FLAGS)
+    return slurm_kill_job_step(job_id, step_id, SIGKILL, 0);
+#else
+    return slurm_kill_job_step(job_id, step_id, SIGKILL);
+#endif
+}
+
+void step_kill(uint32_t job_id, uint32_t step_id)
+{
+    if (kill_step(job_id, step_id) == SLURM_SUCCESS)
+        return;
+    /* Somebody was faster: another node's task, or Slurm itself. */
+    if (errno != ESLURM_ALREADY_DONE && errno != ESLURM_INVALID_JOB_ID)
+        slurm_error("mtllm: cannot end step %u.%u, of which a rank has died: %s", job_id, step_id,
+                    slurm_strerror(errno));
 }

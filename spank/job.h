@@ -1,4 +1,4 @@
-/* What slurmctld knows about a job. */
+/* What slurmctld knows about a job, and the steps of one. */
 #ifndef MTLLM_SPANK_JOB_H
 #define MTLLM_SPANK_JOB_H
 
@@ -17,5 +17,11 @@ struct job {
 
 /* Ask slurmctld. Error: EXIT_STATUS_SYSTEM. */
 int job_load(uint32_t job_id, struct job *job, struct error *error);
+
+/* Whether a step's command is the trainer, as far as one can see. */
+bool step_is_trainer(int argc, char *const *argv);
+
+/* End every task of a step with SIGKILL. */
+void step_kill(uint32_t job_id, uint32_t step_id);
 
 #endif

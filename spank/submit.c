@@ -161,17 +161,6 @@ int submit_srun_options(const struct arguments *arguments)
     return 0;
 }
 
-/* Whether the step's command is the trainer, as far as one can see. */
-static bool is_trainer(int argc, char *const *argv)
-{
-    const char *slash;
-
-    if (argc < 1 || !argv || !argv[0])
-        return false;
-    slash = strrchr(argv[0], '/');
-    return strcmp(slash ? slash + 1 : argv[0], "mtllm-train") == 0;
-}
-
 /* Tell task_exit() how often the job may be requeued, whichever file or option says so: it may
  * open no file itself. */
 static int export_requeue_limit(const struct settings *settings)
@@ -238,7 +227,7 @@ int submit_srun_step(spank_t spank)
         error_set(&error, EXIT_STATUS_BUG, "srun does not say which job and command this is");
         return refuse(&error);
     }
-    if (is_trainer(argc, argv)) {
+    if (step_is_trainer(argc, argv)) {
         bool heterogeneous = components > 1 || (het_size && strtol(het_size, NULL, 10) > 1);
 
         if ((heterogeneous && components_error(&error) < 0) ||

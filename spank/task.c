@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "core/settings.h"
+#include "spank/job.h"
 #include "spank/options.h"
 #include "spank/requeue.h"
 
@@ -133,6 +134,20 @@ static int64_t requeue_limit(spank_t spank)
     return limit;
 }
 
+/* The others would wait for a rank that died for as long as the job lasts: Slurm leaves a step
+ * alone that has lost a task, and so does MPI between nodes. */
+static void end_step(spank_t spank, uint32_t job_id)
+{
+    uint32_t step_id;
+    int argc;
+    char **argv;
+
+    if (spank_get_item(spank, S_JOB_ARGV, &argc, &argv) == ESPANK_SUCCESS &&
+        step_is_trainer(argc, argv) &&
+        spank_get_item(spank, S_JOB_STEPID, &step_id) == ESPANK_SUCCESS)
+        step_kill(job_id, step_id);
+}
+
 void task_exit(spank_t spank)
 {
     uint32_t job_id, node;
@@ -141,9 +156,14 @@ void task_exit(spank_t spank)
 
     if (!is_ordinary_step(spank) ||
         spank_get_item(spank, S_TASK_EXIT_STATUS, &status) != ESPANK_SUCCESS ||
-        !WIFEXITED(status) || WEXITSTATUS(status) != EXIT_STATUS_UNFINISHED ||
-        spank_get_item(spank, S_JOB_NODEID, &node) != ESPANK_SUCCESS || node != 0 ||
         spank_get_item(spank, S_JOB_ID, &job_id) != ESPANK_SUCCESS)
+        return;
+    if (WIFSIGNALED(status)) {
+        end_step(spank, job_id);
+        return;
+    }
+    if (WEXITSTATUS(status) != EXIT_STATUS_UNFINISHED ||
+        spank_get_item(spank, S_JOB_NODEID, &node) != ESPANK_SUCCESS || node != 0)
         return;
     if (unfinished_seen && atomic_exchange(unfinished_seen, 1))
         return;

@@ -529,6 +529,29 @@ static void unfinished_jobs_are_requeued(void **state)
     end();
 }
 
+/* The other ranks would wait for it for ever; steps of other commands are none of our business. */
+static void a_rank_that_dies_ends_its_step(void **state)
+{
+    char *trainer[] = {"/usr/bin/mtllm-train", NULL}, *other[] = {"hostname", NULL};
+
+    (void)state;
+    begin(S_CTX_REMOTE);
+    give("llm-tp", "2");
+    assert_int_equal(post_opt(), 0);
+    slurm.argc = 1;
+    slurm.argv = other;
+    ended(9);
+    assert_int_equal(slurm.kills, 0);
+    slurm.argv = trainer;
+    ended(0);
+    ended(74 << 8);
+    ended(75 << 8);
+    assert_int_equal(slurm.kills, 0);
+    ended(11);
+    assert_int_equal(slurm.kills, 1);
+    end();
+}
+
 /* scancel is a SIGTERM to the tasks too. */
 static void a_cancelled_job_is_not_requeued(void **state)
 {
@@ -650,6 +673,7 @@ int main(void)
         cmocka_unit_test(a_task_without_environment_fails),
         cmocka_unit_test(a_refused_step_ends_at_once),
         cmocka_unit_test(unfinished_jobs_are_requeued),
+        cmocka_unit_test(a_rank_that_dies_ends_its_step),
         cmocka_unit_test(a_cancelled_job_is_not_requeued),
         cmocka_unit_test(an_array_task_is_requeued_alone),
         cmocka_unit_test(requeue_limits),

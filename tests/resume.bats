@@ -163,12 +163,12 @@ flip_bit() {
     printf "\\x$(printf %x $((byte ^ 1)))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
 }
 
-# Twenty kills; every start goes on from the newest checkpoint that was complete before the kill.
-@test "kill -9 of a rank or of all of them at 20 random moments, also inside saves" {
+# Ten kills (twenty more, of slurmd too, in slurm/train.bats); every start goes on from the newest checkpoint that was complete before the kill.
+@test "kill -9 of a rank or of all of them at 10 random moments, also inside saves" {
     local whole i before pids victim resumed
     whole=$(uninterrupted)
     RANDOM=1
-    for i in $(seq 20); do
+    for i in $(seq 10); do
         train_in_background log 4 $model $run --tp=2 --pp=2 --save-interval=1
         if [ $((i % 4)) = 0 ]; then
             # Inside a save: while its temporary directory is there.

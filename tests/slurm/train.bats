@@ -37,7 +37,7 @@ JOB
     # Slow enough to be disturbed, fast enough for a test: about 50 steps a second.
     unlimited="$model --data=$BATS_FILE_TMPDIR/data --lr=3e-3 --lr-warmup-steps=3
         --global-batch-size=32 --micro-batch-size=4 --seed=5 --save-interval=50"
-    arguments="$unlimited --steps=400"
+    arguments="$unlimited --steps=600"
 }
 
 teardown() {
@@ -96,7 +96,7 @@ preempt() {
     [ "$(restarts "$job")" = 2 ]
     [ "$(cat out-* | grep -c 'resuming from')" -ge 1 ]
     mtllm-ckpt diff "$whole" run
-    losses_agree run/metrics.jsonl "$whole/metrics.jsonl" 0 400
+    losses_agree run/metrics.jsonl "$whole/metrics.jsonl" 0 600
 }
 
 @test "the time limit: a checkpoint before it, requeued, finished" {
@@ -131,16 +131,82 @@ preempt() {
     scancel "$other" "$job"
 }
 
-@test "kill -9 of a slurmd with its step: requeued by Slurm, goes on from the newest checkpoint" {
-    local job whole before
+# The trainer's processes of this test, on all of the fake nodes.
+ranks_here() {
+    local pid
+    for pid in $(pgrep -x mtllm-train); do
+        [ "$(readlink "/proc/$pid/cwd")" = "$PWD" ] && echo "$pid"
+    done
+    return 0
+}
+
+# lose_node JOB NODE: its slurmd and steps die; Slurm notices and requeues the job; it comes back.
+lose_node() {
+    local before
+    before=$(restarts "$1")
+    "$cluster" node "$BATS_FILE_TMPDIR/slurm" "$2" kill
+    # What SlurmdTimeout would do later.
+    scontrol update NodeName="$2" State=DOWN Reason=killed
+    wait_for 60 eval '[ "$(restarts '"$1"')" -gt '"$before"' ]' || { scontrol show job "$1"; return 1; }
+    "$cluster" node "$BATS_FILE_TMPDIR/slurm" "$2" start
+    wait_for 30 eval '[ "$(sinfo -hN -n '"$2"' -o %T | sort -u)" = idle ]' || { sinfo; return 1; }
+}
+
+# start_again: what the run's user does when Slurm has ended the job: submit it once more. Open MPI's
+# TCP transport, too, crashes now and then in MPI_Init() when it starts right after a kill.
+start_again() {
+    in_state "$job" FAILED || return 0
+    job=$(submit --llm-run-dir="$PWD/run" job.sh $arguments --save-interval=2)
+}
+
+running_or_failed() {
+    [ "$(ranks_here | wc -l)" = 4 ] || in_state "$job" FAILED
+}
+
+@test "kill -9 of a rank, of the step, of a slurmd, at 20 random moments, also inside saves" {
+    local job whole before i victim goal deadline
     whole=$(uninterrupted)
-    job=$(submit --llm-run-dir="$PWD/run" job.sh $arguments --save-interval=5)
-    wait_for 90 reached run/metrics.jsonl 20 || { cat out-*; false; }
-    before=$(newest_step run)
-    "$cluster" node "$BATS_FILE_TMPDIR/slurm" n2 kill
-    wait_for 90 eval '[ "$(restarts '"$job"')" -ge 1 ]' || { scontrol show job "$job"; false; }
-    "$cluster" node "$BATS_FILE_TMPDIR/slurm" n2 start
-    [ "$(newest_step run)" -ge "$before" ]
-    wait_for 180 in_state "$job" COMPLETED || { cat out-*; scontrol show job "$job"; false; }
-    mtllm-ckpt diff "$whole" run > diff || { head -n 3 diff; cat out-*; scontrol show job "$job"; false; }
+    RANDOM=2
+    job=$(submit --llm-run-dir="$PWD/run" job.sh $arguments --save-interval=2)
+    for i in $(seq 20); do
+        # Some kills come while the run starts, most after it has made a few steps.
+        goal=$(($(newest_step run) + RANDOM % 4 + 2))
+        until [ "$(ranks_here | wc -l)" = 4 ] && reached run/metrics.jsonl $goal; do
+            start_again
+            wait_for 90 running_or_failed || { scontrol show job "$job"; false; }
+            sleep 0.05
+        done
+        if [ $((i % 4)) = 0 ]; then
+            wait_for 10 eval '[ -n "$(ls -d run/ckpt/.step-*.tmp 2>/dev/null)" ]' || true
+        else
+            sleep "0.$((RANDOM % 200 + 100))"
+        fi
+        before=$(newest_step run)
+        case $((i % 3)) in
+        0) lose_node "$job" "n$((RANDOM % 4 + 1))" ;;
+        1)
+            victim=$(ranks_here | sed -n "$((RANDOM % 4 + 1))p")
+            kill -KILL "$victim"
+            ;;
+        2) kill -KILL $(ranks_here) ;;
+        esac
+        if [ $((i % 3)) != 0 ]; then
+            # Slurm ends such a job; its user starts it again.
+            wait_for 60 in_state "$job" FAILED || { scontrol show job "$job"; false; }
+            start_again
+        fi
+        [ "$(newest_step run)" -ge "$before" ]
+        [ "$before" = 0 ] || mtllm-ckpt verify "$(printf 'run/ckpt/step-%08d' "$(newest_step run)")"
+        # No further than the run goes.
+        [ "$before" -lt 590 ] || { echo "the run is too short for twenty kills"; false; }
+    done
+    deadline=$((SECONDS + 180))
+    until in_state "$job" COMPLETED; do
+        start_again
+        [ $SECONDS -lt $deadline ] || { cat out-*; scontrol show job "$job"; false; }
+        sleep 0.2
+    done
+    # No start, after any kill, went back behind a checkpoint that was complete.
+    cat $(ls -tr out-*) | sed -n 's/.*resuming from .*, step \([0-9]*\)$/\1/p' | sort -nc
+    mtllm-ckpt diff "$whole" run > diff || { head -n 3 diff; cat out-*; false; }
 }
