@@ -400,3 +400,15 @@ char *hf_config_take_token_ids(const char *text, const char *from, size_t length
     }
     return dump(to);
 }
+
+const char *const hf_tokenizer_files[] = {
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    NULL,
+};

@@ -40,4 +40,8 @@ enum hf_token_ids {
 char *hf_config_take_token_ids(const char *text, const char *from, size_t length,
                                enum hf_token_ids which);
 
+/* tokenizer.model, tokenizer.json, ...: what lies beside config.json and is carried along with a
+ * model, byte for byte. Ends with NULL. */
+extern const char *const hf_tokenizer_files[];
+
 #endif

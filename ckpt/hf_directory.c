@@ -39,18 +39,6 @@ bool hf_file_is_model(const char *name)
     return matches(name, patterns);
 }
 
-const char *const hf_tokenizer_files[] = {
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    NULL,
-};
-
 bool hf_file_is_tokenizer(const char *name)
 {
     return matches(name, hf_tokenizer_files);

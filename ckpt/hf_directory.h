@@ -9,14 +9,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "ckpt/hf_config.h"
 #include "core/error.h"
 
 /* Weights, their index and config.json: what another export leaves no use for. */
 bool hf_file_is_model(const char *name);
 
-/* tokenizer.model, tokenizer.json, ...: what is carried along with a model, byte for byte. Ends
- * with NULL. */
-extern const char *const hf_tokenizer_files[];
+/* One of hf_tokenizer_files. */
 bool hf_file_is_tokenizer(const char *name);
 
 struct hf_directory {

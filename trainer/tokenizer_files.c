@@ -1,16 +1,13 @@
 #include "trainer/tokenizer_files.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <limits.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
-static const char *const names[] = {
-    "tokenizer.model",   "tokenizer.json",      "tokenizer_config.json",  "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "generation_config.json",
-};
-enum { NAME_COUNT = sizeof(names) / sizeof(*names) };
+#include "ckpt/hf_config.h"
 
 static int read_whole(struct checkpoint_file *file, const char *path, struct error *error)
 {
@@ -39,40 +36,53 @@ out:
     return result;
 }
 
+/* A file of the directory, if it has it. */
+static int read_optional(struct tokenizer_files *files, const char *directory, const char *name,
+                         struct error *error)
+{
+    char path[PATH_MAX];
+
+    snprintf(path, sizeof(path), "%s/%s", directory, name);
+    if (access(path, F_OK) != 0)
+        return 0;
+    return read_whole(&files->list[files->count++], path, error);
+}
+
+static int read_directory(struct tokenizer_files *files, const char *path, struct error *error)
+{
+    for (const char *const *name = hf_tokenizer_files; *name; name++)
+        if (read_optional(files, path, *name, error) < 0)
+            return -1;
+    if (files->count == 0)
+        return error_set(error, EXIT_STATUS_DATA,
+                         "tokenizer=%s: no tokenizer.model or tokenizer.json in this directory",
+                         path);
+    return read_optional(files, path, "generation_config.json", error);
+}
+
 int tokenizer_files_read(struct tokenizer_files *files, const char *path, struct error *error)
 {
+    size_t names = 1; /* generation_config.json */
     struct stat status;
+    int result;
 
-    *files = (struct tokenizer_files){.list = calloc(NAME_COUNT, sizeof(*files->list))};
+    while (hf_tokenizer_files[names - 1])
+        names++;
+    *files = (struct tokenizer_files){.list = calloc(names, sizeof(*files->list))};
     if (!files->list)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     if (stat(path, &status) != 0) {
-        error_set_errno(error, "tokenizer=%s", path);
+        result = error_set_errno(error, "tokenizer=%s", path);
         error->status = EXIT_STATUS_DATA;
-        goto failed;
-    }
-    if (!S_ISDIR(status.st_mode)) {
+    } else if (S_ISDIR(status.st_mode)) {
+        result = read_directory(files, path, error);
+    } else {
         files->count = 1;
-        if (read_whole(&files->list[0], path, error) < 0)
-            goto failed;
-        return 0;
+        result = read_whole(&files->list[0], path, error);
     }
-    for (size_t i = 0; i < NAME_COUNT; i++) {
-        char name[PATH_MAX];
-
-        snprintf(name, sizeof(name), "%s/%s", path, names[i]);
-        if (stat(name, &status) != 0)
-            continue;
-        if (read_whole(&files->list[files->count++], name, error) < 0)
-            goto failed;
-    }
-    if (files->count > 0)
-        return 0;
-    error_set(error, EXIT_STATUS_DATA,
-              "tokenizer=%s: no tokenizer.model or tokenizer.json in this directory", path);
-failed:
-    tokenizer_files_destroy(files);
-    return -1;
+    if (result < 0)
+        tokenizer_files_destroy(files);
+    return result;
 }
 
 int tokenizer_files_copy(struct tokenizer_files *files, const struct checkpoint_state *state,

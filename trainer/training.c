@@ -69,7 +69,7 @@ static int settle_model(struct training *t, const struct checkpoint *checkpoint,
         difference = checkpoint ? model_difference(&t->model, &stored) : NULL;
         if (difference)
             return error_set(error, EXIT_STATUS_CONFIGURATION,
-                             "%s: its model has another %s than the settings say; leave --model "
+                             "%s: the model in it differs from the settings' in %s; leave --model "
                              "away to take the checkpoint's",
                              checkpoint_directory(checkpoint), difference);
         if (checkpoint) {
