@@ -208,5 +208,5 @@ running_or_failed() {
     done
     # No start, after any kill, went back behind a checkpoint that was complete.
     cat $(ls -tr out-*) | sed -n 's/.*resuming from .*, step \([0-9]*\)$/\1/p' | sort -nc
-    mtllm-ckpt diff "$whole" run > diff || { head -n 3 diff; cat out-*; false; }
+    mtllm-ckpt diff "$whole" run > differences || { head -n 3 differences; cat out-*; false; }
 }
