@@ -5,6 +5,8 @@
 #            fsync of the same bytes to the same disk, by turns; the bar is 0.9
 #   held     how long a save holds the training step, over the save's own duration, saving
 #            llama-100m while it trains; the bar is 0.1
+#   slower   how much longer the step is that runs beside a save: nobody waits, but where training
+#            keeps every core busy, writing takes its time from it; printed, not judged
 #
 # usage: tests/bench/ckpt.sh [BUILD_DIRECTORY [MEGABYTES]]
 # Writes into the build directory: about 4 GB, and MEGABYTES (400) twice; removed at the end.
@@ -34,6 +36,15 @@ export MTLLM_MODELS="$source_dir/etc/models" MTLLM_CONF=/dev/null
     --resume=never > train.log 2>&1 || { cat train.log; exit 1; }
 sed -n 's/.*saved in \([0-9.]*\) s, the step was held \([0-9.]*\) s.*/\1 \2/p' train.log > saves
 awk '{ printf "save     %.3f s, step held %.4f s\n", $1, $2 }' saves
+sed -n '/"eval"/d; s/.*"step": *\([0-9]*\).*"step_s": *\([0-9.]*\).*/\1 \2/p' run/metrics.jsonl |
+    awk '$1 > 1 { print ($1 % 3 == 1 ? "beside" : "alone"), $2 }' | sort -k1,1 -k2,2g | awk '
+        { v[$1, ++n[$1]] = $2 }
+        END {
+            beside = v["beside", int((n["beside"] + 1) / 2)]
+            alone = v["alone", int((n["alone"] + 1) / 2)]
+            printf "slower   %.3f s: a step beside a save takes %.3f s, others %.3f s (medians)\n",
+                beside - alone, beside, alone
+        }'
 awk '{ print $2 / $1 }' saves | sort -g | awk '{ v[NR] = $1 } END {
     median = v[int((NR + 1) / 2)]
     printf "held     %.3f of a save (median of %d, bar 0.1)\n", median, NR
