@@ -82,7 +82,7 @@ static bool writes(const struct stage *stage, const struct parameter *parameter)
     return middle / share == stage->place.dp;
 }
 
-/* List this rank's pieces and where in the staging memory each goes (as an offset for now). */
+/* List this rank's pieces and add up the staging memory that they take. */
 static void list_pieces(struct saver *saver)
 {
     const struct stage *stage = saver->stage;
