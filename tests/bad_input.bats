@@ -145,8 +145,8 @@ refused() {
     refused 65 1 "given" $model $good --init=given
     refused 65 2 "given" $model $good --resume=given
     train 1 $model --data="$BATS_FILE_TMPDIR/good" --steps=1 --run-dir=given > out 2>&1
-    refused 78 1 "its model has another" $model $good --run-dir=given --layers=2
-    refused 78 2 "its model has another" $model $good --init=given --layers=2
+    refused 78 1 "the model in it differs" $model $good --run-dir=given --layers=2
+    refused 78 2 "the model in it differs" $model $good --init=given --layers=2
 }
 
 @test "files that are named and not there" {
