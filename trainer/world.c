@@ -252,7 +252,6 @@ static int connect_world(struct world *world, struct error *error)
                          "the PMIx server does not say how many ranks there are");
     world->rank = (int)self.rank;
     world->size = (int)size;
-    snprintf(world->name_space, sizeof(world->name_space), "%s", self.nspace);
     return place(world, &self, error);
 }
 
@@ -268,64 +267,6 @@ int world_open(struct world *world, struct error *error)
         return -1;
     }
     return 0;
-}
-
-/* Every rank's number, by rank: one put, one fence that collects, one get a rank. */
-static int exchange_status(const struct world *world, int status, int *statuses)
-{
-    const char *key = "mtllm.status";
-    pmix_value_t value;
-    pmix_info_t collect;
-    pmix_proc_t proc;
-    bool yes = true;
-    pmix_status_t result;
-
-    memset(&value, 0, sizeof(value));
-    value.type = PMIX_INT32;
-    value.data.int32 = status;
-    if (PMIx_Put(PMIX_GLOBAL, key, &value) != PMIX_SUCCESS || PMIx_Commit() != PMIX_SUCCESS)
-        return -1;
-    PMIX_INFO_LOAD(&collect, PMIX_COLLECT_DATA, &yes, PMIX_BOOL);
-    result = PMIx_Fence(NULL, 0, &collect, 1);
-    PMIX_INFO_DESTRUCT(&collect);
-    if (result != PMIX_SUCCESS)
-        return -1;
-    PMIX_PROC_LOAD(&proc, world->name_space, PMIX_RANK_WILDCARD);
-    for (int rank = 0; rank < world->size; rank++) {
-        pmix_value_t *theirs;
-
-        proc.rank = (pmix_rank_t)rank;
-        if (PMIx_Get(&proc, key, NULL, 0, &theirs) != PMIX_SUCCESS)
-            return -1;
-        statuses[rank] = theirs->type == PMIX_INT32 ? theirs->data.int32 : -1;
-        PMIX_VALUE_RELEASE(theirs);
-    }
-    return 0;
-}
-
-int world_agree(const struct world *world, int result, struct error *error)
-{
-    int *statuses = calloc((size_t)world->size, sizeof(*statuses));
-    int mine = result == 0 ? 0 : error->status;
-
-    if (!statuses)
-        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-    statuses[0] = mine;
-    if (world->connected && exchange_status(world, mine, statuses) < 0) {
-        free(statuses);
-        return error_set(error, EXIT_STATUS_SYSTEM, "the ranks cannot exchange data by PMIx");
-    }
-    result = 0;
-    for (int rank = 0; rank < world->size && result == 0; rank++) {
-        if (statuses[rank] == 0)
-            continue;
-        error->status = statuses[rank];
-        if (rank != world->rank)
-            error->text[0] = '\0';
-        result = -1;
-    }
-    free(statuses);
-    return result;
 }
 
 void world_close(struct world *world)

@@ -15,9 +15,8 @@ struct world {
     int rank, size;
     int local_rank, local_size; /* among the ranks of this node */
     int node, nodes;
-    char job[64];         /* job id as users know it: "123", "120_4", or "" outside a job */
-    bool connected;       /* to a PMIx server; for world_close() */
-    char name_space[256]; /* PMIx's name of the job step */
+    char job[64];   /* job id as users know it: "123", "120_4", or "" outside a job */
+    bool connected; /* to a PMIx server; for world_close() */
 };
 
 /* Call in the main thread, after stop_open(): PMIx starts a thread, and the signals that stop a run
@@ -25,10 +24,6 @@ struct world {
  * the launcher speaks no PMIx (srun without --mpi=pmix), EXIT_STATUS_SYSTEM when the PMIx server
  * does not answer. */
 int world_open(struct world *world, struct error *error);
-
-/* Once, before comm_open(): 0 when `result` is 0 on every rank. Otherwise -1 on every rank, with
- * the status of the lowest failing rank; only that rank keeps its text. Collective. */
-int world_agree(const struct world *world, int result, struct error *error);
 
 /* Ends this rank's membership. Safe to call when world_open() failed. */
 void world_close(struct world *world);
