@@ -76,7 +76,7 @@ static int place_pieces(struct shard *shard, const struct checkpoint_piece *piec
             return -1;
         piece.tensor = (uint32_t)tensor;
         *blob = round_up(*blob, FORMAT_PIECE_ALIGNMENT);
-        piece.offset = *blob; /* in the blob for now */
+        piece.offset = *blob; /* in the blob; in the file once that is laid out */
         piece.element = *blob / dtype_bytes(from->dtype);
         if (table_add_piece(table, &piece, error) < 0)
             return -1;

@@ -19,20 +19,6 @@ static float *gradient_of(const struct stage *stage, enum parameter_role role, i
     return stage->gradients + parameters_find(&stage->parameters, role, layer)->offset;
 }
 
-/* Sum a [rows, hidden] buffer over the ranks that hold parts of the same layer. */
-static void sum_over_tp(struct stage *stage, void *buffer)
-{
-    static const enum comm_type types[] = {
-        [DTYPE_F32] = COMM_F32,
-        [DTYPE_BF16] = COMM_BF16,
-        [DTYPE_F16] = COMM_F16,
-    };
-
-    if (stage->layout->tp > 1)
-        comm_all_reduce(stage->groups->tp, buffer, stage->sizes.rows * stage->sizes.hidden,
-                        types[stage->kernels->dtype], COMM_SUM, stage->stream);
-}
-
 static struct attention_shape attention_shape(const struct stage *stage)
 {
     return (struct attention_shape){
@@ -62,7 +48,7 @@ static void attention_branch_forward(struct stage *stage, int64_t layer,
     k->linear_forward(stage->stream, stage->scratch.branch, block->mixed,
                       weight_of(stage, PARAMETER_O, layer), n->rows, n->mixed_width, n->hidden,
                       false);
-    sum_over_tp(stage, stage->scratch.branch);
+    stage_sum_over_tp(stage, stage->scratch.branch);
 }
 
 /* scratch.branch = MLP of block->middle_normed. */
@@ -77,7 +63,7 @@ static void mlp_branch_forward(struct stage *stage, int64_t layer, struct block_
     k->swiglu_forward(stage->stream, block->gated, block->gate_up, n->rows, n->ffn);
     k->linear_forward(stage->stream, stage->scratch.branch, block->gated,
                       weight_of(stage, PARAMETER_DOWN, layer), n->rows, n->ffn, n->hidden, false);
-    sum_over_tp(stage, stage->scratch.branch);
+    stage_sum_over_tp(stage, stage->scratch.branch);
 }
 
 void blocks_forward(struct stage *stage, struct slot *slot)
@@ -126,7 +112,7 @@ static void mlp_branch_backward(struct stage *stage, int64_t layer,
                              2 * n->ffn, false);
     k->linear_backward_weight(stage->stream, gradient_of(stage, PARAMETER_GATE, layer),
                               scratch->dwide, block->middle_normed, n->rows, n->hidden, 2 * n->ffn);
-    sum_over_tp(stage, scratch->dnormed);
+    stage_sum_over_tp(stage, scratch->dnormed);
 }
 
 /* From the gradient of attention's output to that of its input, scratch.dnormed. */
@@ -152,7 +138,7 @@ static void attention_branch_backward(struct stage *stage, int64_t layer,
                              false);
     k->linear_backward_weight(stage->stream, gradient_of(stage, PARAMETER_Q, layer), scratch->dwide,
                               block->normed, n->rows, n->hidden, n->qkv_width);
-    sum_over_tp(stage, scratch->dnormed);
+    stage_sum_over_tp(stage, scratch->dnormed);
 }
 
 void blocks_backward(struct stage *stage, struct slot *slot)

@@ -9,13 +9,6 @@
  */
 #include "trainer/stage.h"
 
-static enum comm_type activation_type(const struct kernels *kernels)
-{
-    return kernels->dtype == DTYPE_F32    ? COMM_F32
-           : kernels->dtype == DTYPE_BF16 ? COMM_BF16
-                                          : COMM_F16;
-}
-
 void embedding_forward(struct stage *stage, struct slot *slot)
 {
     const struct stage_sizes *n = &stage->sizes;
@@ -26,9 +19,7 @@ void embedding_forward(struct stage *stage, struct slot *slot)
     stage->kernels->embedding_forward(stage->stream, output, slot->tokens,
                                       stage_weight(stage, embedding->offset), n->vocab_first,
                                       n->vocab_count, n->rows, n->hidden);
-    if (stage->layout->tp > 1)
-        comm_all_reduce(stage->groups->tp, output, n->rows * n->hidden,
-                        activation_type(stage->kernels), COMM_SUM, stage->stream);
+    stage_sum_over_tp(stage, output);
 }
 
 void embedding_backward(struct stage *stage, struct slot *slot)
@@ -108,9 +99,7 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
     k->weighted_sum(stage->stream, stage->loss_sum, slot->weights, s->loss, n->rows);
     if (!backward)
         return;
-    if (stage->layout->tp > 1)
-        comm_all_reduce(stage->groups->tp, s->dnormed, n->rows * n->hidden, activation_type(k),
-                        COMM_SUM, stage->stream);
+    stage_sum_over_tp(stage, s->dnormed);
     k->rmsnorm_backward(stage->stream, slot->gradient, stage->gradients + norm->offset, s->dnormed,
                         slot->output, stage_weight(stage, norm->offset), s->final_rstd, NULL,
                         n->rows, n->hidden);

@@ -255,3 +255,16 @@ void stage_randomize(struct stage *stage, uint64_t seed)
                              parameter->random);
     }
 }
+
+void stage_sum_over_tp(struct stage *stage, void *buffer)
+{
+    static const enum comm_type types[] = {
+        [DTYPE_F32] = COMM_F32,
+        [DTYPE_BF16] = COMM_BF16,
+        [DTYPE_F16] = COMM_F16,
+    };
+
+    if (stage->layout->tp > 1)
+        comm_all_reduce(stage->groups->tp, buffer, stage->sizes.rows * stage->sizes.hidden,
+                        types[stage->kernels->dtype], COMM_SUM, stage->stream);
+}

@@ -109,6 +109,9 @@ void stage_randomize(struct stage *stage, uint64_t seed);
 /* Element `offset` of the weights. */
 void *stage_weight(const struct stage *stage, int64_t offset);
 
+/* Sum a [rows, hidden] buffer of activations over the ranks that hold parts of the same layer. */
+void stage_sum_over_tp(struct stage *stage, void *buffer);
+
 /* --- arithmetic of one microbatch --------------------------------------------------------- */
 
 /* Layers: from slot->blocks[0].input to slot->output. */

@@ -179,7 +179,7 @@ static int save_durably(struct training *t, struct error *error)
     return team_agree(&t->team, -1, error);
 }
 
-/* The run ends here for now. */
+/* The end of this process's part of the run: complete, or to be gone on with. */
 static int finish(struct training *t, enum stop_reason stop, struct error *error)
 {
     bool complete = t->progress.step >= t->steps;
