@@ -1,14 +1,16 @@
-noinst_LTLIBRARIES += core/libcore.la
+# The plugin brings its own inih.
+noinst_LTLIBRARIES += core/libcore.la core/libcore_without_inih.la
 
-core_libcore_la_SOURCES = \
+core_libcore_without_inih_la_SOURCES = \
 	core/dtype.c core/dtype.h \
 	core/error.c core/error.h \
 	core/layout.c core/layout.h \
 	core/log.c core/log.h \
 	core/model.c core/model.h \
 	core/settings.c core/settings.def core/settings.h
-core_libcore_la_CFLAGS = $(AM_CFLAGS) $(INIH_CFLAGS)
-core_libcore_la_LIBADD = $(INIH_LIBS) -lm
+core_libcore_without_inih_la_CFLAGS = $(AM_CFLAGS) $(INIH_CFLAGS)
+core_libcore_la_SOURCES =
+core_libcore_la_LIBADD = core/libcore_without_inih.la $(INIH_LIBS) -lm
 
 if HAVE_CMOCKA
 check_PROGRAMS += core/test_core

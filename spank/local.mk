@@ -16,9 +16,12 @@ spank_libspank_la_SOURCES = \
 	spank/task.c spank/task.h
 spank_libspank_la_CPPFLAGS = $(AM_CPPFLAGS) $(SLURM_CFLAGS)
 
+# In few segments, without a read-only one for relocations: each is a system call and a page fault
+# or two in every sbatch (tests/bench/plugin.sh).
 mtllm_la_SOURCES =
-mtllm_la_LIBADD = spank/libspank.la core/libcore.la
-mtllm_la_LDFLAGS = -module -avoid-version -shared \
+mtllm_la_LIBADD = spank/libspank.la core/libcore_without_inih.la $(PLUGIN_INIH_LIBS) -lm
+mtllm_la_LDFLAGS = -module -avoid-version -shared -Wl,--as-needed \
+	-Wl,-z,noseparate-code -Wl,-z,norelro \
 	-Wl,--version-script=$(srcdir)/spank/mtllm.map
 EXTRA_mtllm_la_DEPENDENCIES = spank/mtllm.map
 
