@@ -151,7 +151,8 @@ static void bench_layer(struct bench *b)
     MEASURE(b, "attention forward", attention_flops, 0, LAYERS,
             k->attention_forward(NULL, b->out, b->lse, b->qkv, &b->attention));
     MEASURE(b, "attention backward", 2 * attention_flops, 0, LAYERS,
-            k->attention_backward(NULL, b->dqkv, b->hidden, b->out, b->qkv, b->lse, &b->attention));
+            k->attention_backward(NULL, b->dqkv, b->hidden, b->out, b->qkv, b->lse, NULL,
+                                  &b->attention));
     MEASURE(b, "rmsnorm forward", 0, 16 * n, 2 * LAYERS + 1,
             k->rmsnorm_forward(NULL, b->out, b->rstd, b->hidden2, b->hidden, b->hidden2,
                                b->norm_weight, 1e-5, b->rows, HIDDEN));

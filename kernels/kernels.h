@@ -1,9 +1,10 @@
 /* The arithmetic of training, one contract for every device.
  *
  * A backend is a table of functions. kernels/cpu is the readable reference: fp32, CBLAS and
- * OpenMP. Everything works on buffers of the device; work is ordered on streams, of which the CPU
- * has only one (NULL). Weights and activations ("act") have the backend's `dtype`; gradients of
- * weights, norms' statistics, losses and optimizer state are fp32.
+ * OpenMP. kernels/cuda is a module (kernels/module.h). Everything works on buffers of the device;
+ * work is ordered on streams. The stream NULL computes; others move data beside it. Weights and
+ * activations ("act") have the backend's `dtype`; gradients of weights, norms' statistics, losses
+ * and optimizer state are fp32 where nothing else is said.
  *
  * Conventions: row-major; a row is one token; rows = sequences * tokens a sequence. "accumulate"
  * and "+=" add to what is there, everything else overwrites every element. Reductions have a
@@ -29,14 +30,10 @@ struct attention_shape {
     int heads, kv_heads, head_dim; /* of this rank; kv head j serves query heads
                                       j * heads / kv_heads and following */
     int sequences;
-    const int32_t *starts; /* [sequences + 1] host memory: first row of each; last = rows */
-    int window;            /* 0: none */
-};
-
-struct adamw {
-    double lr, beta1, beta2, eps, weight_decay;
-    double grad_scale; /* the gradient is multiplied by this first (clipping) */
-    int64_t step;      /* 1 for the first update: bias correction */
+    const int32_t *starts;        /* [sequences + 1] host memory: first row of each; last = rows */
+    const int32_t *device_starts; /* the same in memory of the device */
+    int64_t longest;              /* rows of the longest sequence */
+    int window;                   /* 0: none */
 };
 
 /* A rectangle of a larger matrix: rows [row, row + rows), columns [column, column + columns) of
@@ -45,18 +42,42 @@ struct tile {
     int64_t row, rows, column, columns, total_columns;
 };
 
-struct kernels {
-    const char *name; /* "cpu" */
-    enum dtype dtype; /* of weights and activations */
+struct adamw {
+    double lr, beta1, beta2, eps, weight_decay;
+    double grad_scale; /* the gradient is multiplied by this first (clipping) */
+    int64_t step;      /* 1 for the first update: bias correction */
+    /* Of m and v. What is narrower than fp32 (moments in bf16; a 16-bit weight without a master) is
+     * rounded stochastically, with random numbers keyed by (seed, tensor) and counted by step and
+     * the element's index in the whole matrix, of which the n elements are `tile`. */
+    enum dtype moments;
+    const struct tile *tile;
+    uint64_t seed, tensor;
+};
 
-    /* --- memory and order ---------------------------------------------------------------- */
+struct kernels {
+    const char *name;  /* "cpu", "cuda" */
+    enum dtype dtype;  /* of weights and activations */
+    int64_t head_rows; /* tokens whose logits are best computed at one time */
+
+    /* --- memory and order ----------------------------------------------------------------
+     * Copies between host and device are complete for the host when the stream is synchronized;
+     * until then the host's buffer is the copy's. */
     void *(*allocate)(size_t bytes); /* 64-byte aligned or better, zeroed; NULL: out of memory */
     void (*release)(void *buffer);
+    /* Memory of the host that copies to and from the device without a detour; NULL: none left. */
+    void *(*host_allocate)(size_t bytes);
+    void (*host_release)(void *buffer);
     void (*to_device)(struct stream *stream, void *device, const void *host, size_t bytes);
     void (*to_host)(struct stream *stream, void *host, const void *device, size_t bytes);
     void (*copy)(struct stream *stream, void *to, const void *from, size_t bytes);
     void (*zero)(struct stream *stream, void *buffer, size_t bytes);
+    /* Waits; returns the first failure of any work so far. Callable from any thread. */
     int (*stream_sync)(struct stream *stream, struct error *error);
+    /* A further stream, for copies and communication; NULL where there is only one. */
+    struct stream *(*stream_create)(void);
+    void (*stream_destroy)(struct stream *stream);
+    /* What `stream` gets from now on waits for what `other` has so far. */
+    void (*stream_wait)(struct stream *stream, struct stream *other);
 
     /* --- products: y = x W^T with W as Hugging Face stores it, [out, in] -------------------- */
     /* y[rows, out] (+)= x[rows, in] W[out, in]^T */
@@ -93,9 +114,12 @@ struct kernels {
      * out[rows, heads * head_dim]; lse[heads, rows] (fp32) = log of the sum of exponentials. */
     void (*attention_forward)(struct stream *stream, void *out, float *lse, const void *qkv,
                               const struct attention_shape *shape);
+    /* Bytes of device memory that attention_backward works in for a shape of that many rows, heads
+     * and sequences, whatever their lengths. */
+    size_t (*attention_workspace)(const struct attention_shape *shape);
     /* dqkv has the layout of qkv and is overwritten whole. */
     void (*attention_backward)(struct stream *stream, void *dqkv, const void *dout, const void *out,
-                               const void *qkv, const float *lse,
+                               const void *qkv, const float *lse, void *workspace,
                                const struct attention_shape *shape);
 
     /* --- SwiGLU: y[rows, f] = silu(gate) * up, gate_up[rows, 2 f] is [gate | up] ------------ */
@@ -143,8 +167,9 @@ struct kernels {
     void (*weighted_sum)(struct stream *stream, double *out, const float *weight, const float *x,
                          int64_t n);
     /* One AdamW update of n elements: decoupled decay, bias correction,
-     * p -= lr * (m^ / (sqrt(v^) + eps) + weight_decay * p). master is NULL when weight is fp32. */
-    void (*adamw)(struct stream *stream, void *weight, float *master, float *m, float *v,
+     * p -= lr * (m^ / (sqrt(v^) + eps) + weight_decay * p). p is the master weight, or the weight
+     * itself where master is NULL; the weight is the master rounded to nearest even. */
+    void (*adamw)(struct stream *stream, void *weight, float *master, void *m, void *v,
                   const float *grad, int64_t n, const struct adamw *update);
     /* w[tile] ~ N(0, std^2), Philox 4x32-10 keyed by (seed, tensor), counted by the element's
      * index in the whole matrix (philox.h has the mapping): the same values whatever the tile.

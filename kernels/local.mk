@@ -2,6 +2,7 @@ noinst_LTLIBRARIES += kernels/libkernels.la
 
 kernels_libkernels_la_SOURCES = \
 	kernels/kernels.h kernels/philox.h \
+	kernels/module.c kernels/module.h \
 	kernels/cpu/attention.c kernels/cpu/attention.h kernels/cpu/attention_backward.c \
 	kernels/cpu/cpu.c kernels/cpu/cpu.h \
 	kernels/cpu/cross_entropy.c \

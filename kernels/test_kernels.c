@@ -358,12 +358,12 @@ static void check_attention(const struct kernels *k, const struct attention_shap
     k->attention_forward(NULL, out, lse, qkv, shape);
     check_close("attention_forward", out, want, nout, 2 * tolerance);
     check_close("attention_forward, lse", lse, want_lse, nlse, 2 * tolerance);
-    k->attention_backward(NULL, dqkv, dout, out, qkv, lse, shape);
+    k->attention_backward(NULL, dqkv, dout, out, qkv, lse, NULL, shape);
     check_gradient("attention", attention_loss, &problem, wide, dqkv, n);
 
     k->attention_forward(NULL, out_again, lse, qkv, shape);
     assert_same_bits(out_again, out, nout);
-    k->attention_backward(NULL, dqkv_again, dout, out, qkv, lse, shape);
+    k->attention_backward(NULL, dqkv_again, dout, out, qkv, lse, NULL, shape);
     assert_same_bits(dqkv_again, dqkv, n);
     free(qkv);
     free(dout);

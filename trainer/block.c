@@ -19,25 +19,13 @@ static float *gradient_of(const struct stage *stage, enum parameter_role role, i
     return stage->gradients + parameters_find(&stage->parameters, role, layer)->offset;
 }
 
-static struct attention_shape attention_shape(const struct stage *stage)
-{
-    return (struct attention_shape){
-        .rows = stage->sizes.rows,
-        .heads = stage->sizes.heads,
-        .kv_heads = stage->sizes.kv_heads,
-        .head_dim = stage->sizes.head_dim,
-        .sequences = (int)stage->micro_batch,
-        .starts = stage->sequence_starts,
-    };
-}
-
 /* scratch.branch = attention of block->normed. */
 static void attention_branch_forward(struct stage *stage, int64_t layer,
                                      struct block_activations *block)
 {
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
-    struct attention_shape shape = attention_shape(stage);
+    struct attention_shape shape = stage_attention(stage);
 
     k->linear_forward(stage->stream, block->qkv, block->normed,
                       weight_of(stage, PARAMETER_Q, layer), n->rows, n->hidden, n->qkv_width,
@@ -122,7 +110,7 @@ static void attention_branch_backward(struct stage *stage, int64_t layer,
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *scratch = &stage->scratch;
-    struct attention_shape shape = attention_shape(stage);
+    struct attention_shape shape = stage_attention(stage);
 
     k->linear_backward_input(stage->stream, scratch->dmixed, gradient,
                              weight_of(stage, PARAMETER_O, layer), n->rows, n->mixed_width,
@@ -130,7 +118,7 @@ static void attention_branch_backward(struct stage *stage, int64_t layer,
     k->linear_backward_weight(stage->stream, gradient_of(stage, PARAMETER_O, layer), gradient,
                               block->mixed, n->rows, n->mixed_width, n->hidden);
     k->attention_backward(stage->stream, scratch->dwide, scratch->dmixed, block->mixed, block->qkv,
-                          block->lse, &shape);
+                          block->lse, scratch->attention, &shape);
     k->rope(stage->stream, scratch->dwide, stage->cosine, stage->sine, stage->positions, n->rows,
             n->heads, n->kv_heads, n->head_dim, true);
     k->linear_backward_input(stage->stream, scratch->dnormed, scratch->dwide,

@@ -43,8 +43,8 @@ static void set_sizes(struct stage *stage)
     sizes->mixed_width = (int64_t)sizes->heads * sizes->head_dim;
     vocabulary_shard(model, stage->layout, stage->place.tp, &sizes->vocab_first,
                      &sizes->vocab_count);
-    /* Enough rows for an efficient product, few enough that logits stay small. */
-    sizes->head_rows = sizes->rows < 1024 ? sizes->rows : 1024;
+    sizes->head_rows =
+        sizes->rows < stage->kernels->head_rows ? sizes->rows : stage->kernels->head_rows;
 }
 
 static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena *arena)
@@ -74,11 +74,13 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *scratch = &stage->scratch;
     size_t act = dtype_bytes(stage->kernels->dtype);
+    struct attention_shape attention = stage_attention(stage);
 
     scratch->branch = take(arena, n->rows * n->hidden, act);
     scratch->dnormed = take(arena, n->rows * n->hidden, act);
     scratch->dwide = take(arena, n->rows * larger(2 * n->ffn, n->qkv_width), act);
     scratch->dmixed = take(arena, n->rows * larger(n->ffn, n->mixed_width), act);
+    scratch->attention = take(arena, (int64_t)stage->kernels->attention_workspace(&attention), 1);
     if (!stage->last)
         return;
     scratch->final_normed = take(arena, n->rows * n->hidden, act);
@@ -109,6 +111,7 @@ static void lay_out(struct stage *stage, bool training, struct arena *arena)
     stage->cosine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
     stage->sine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
     stage->positions = take(arena, n->rows, sizeof(int32_t));
+    stage->device_starts = take(arena, stage->micro_batch + 1, sizeof(int32_t));
     lay_out_scratch(stage, arena);
     for (int i = 0; i < stage->slot_count; i++) {
         struct slot *slot = &stage->slots[i];
@@ -158,6 +161,8 @@ static int set_positions(struct stage *stage)
     k->to_device(stage->stream, stage->sine, sine, (size_t)count * sizeof(float));
     k->to_device(stage->stream, stage->positions, positions,
                  (size_t)stage->sizes.rows * sizeof(int32_t));
+    k->to_device(stage->stream, stage->device_starts, stage->sequence_starts,
+                 (size_t)(stage->micro_batch + 1) * sizeof(int32_t));
     result = k->stream_sync(stage->stream, &error);
 out:
     free(cosine);
@@ -254,6 +259,20 @@ void stage_randomize(struct stage *stage, uint64_t seed)
             k->random_normal(stage->stream, weight, &parameter->local, parameter->init_std, seed,
                              parameter->random);
     }
+}
+
+struct attention_shape stage_attention(const struct stage *stage)
+{
+    return (struct attention_shape){
+        .rows = stage->sizes.rows,
+        .heads = stage->sizes.heads,
+        .kv_heads = stage->sizes.kv_heads,
+        .head_dim = stage->sizes.head_dim,
+        .sequences = (int)stage->micro_batch,
+        .starts = stage->sequence_starts,
+        .device_starts = stage->device_starts,
+        .longest = stage->seq_length,
+    };
 }
 
 void stage_sum_over_tp(struct stage *stage, void *buffer)

@@ -57,6 +57,7 @@ struct scratch {
     void *dnormed;           /* [rows, hidden] */
     void *dwide;             /* [rows, max(2 ffn, qkv_width)] */
     void *dmixed;            /* [rows, max(ffn, mixed_width)] */
+    void *attention;         /* what its backward works in */
     void *final_normed;      /* [rows, hidden] */
     float *final_rstd;       /* [rows] */
     void *logits;            /* [head_rows, vocab_count] */
@@ -86,6 +87,7 @@ struct stage {
     float *cosine, *sine;     /* [seq_length, head_dim / 2] */
     int32_t *positions;       /* [rows] */
     int32_t *sequence_starts; /* [micro_batch + 1] host */
+    int32_t *device_starts;   /* the same on the device */
     struct scratch scratch;
     struct slot *slots;
     int slot_count;
@@ -108,6 +110,9 @@ void stage_randomize(struct stage *stage, uint64_t seed);
 
 /* Element `offset` of the weights. */
 void *stage_weight(const struct stage *stage, int64_t offset);
+
+/* The attention of one microbatch. */
+struct attention_shape stage_attention(const struct stage *stage);
 
 /* Sum a [rows, hidden] buffer of activations over the ranks that hold parts of the same layer. */
 void stage_sum_over_tp(struct stage *stage, void *buffer);

@@ -116,7 +116,8 @@ static void zero_columns(float *x, int64_t stride, int64_t rows, int columns)
 }
 
 void cpu_attention_backward(struct stream *stream, void *dqkv, const void *dout, const void *out,
-                            const void *qkv, const float *lse, const struct attention_shape *shape)
+                            const void *qkv, const float *lse, void *workspace,
+                            const struct attention_shape *shape)
 {
     int dim = shape->head_dim, group = shape->heads / shape->kv_heads;
     int64_t stride = (int64_t)(shape->heads + 2 * shape->kv_heads) * dim;
@@ -124,6 +125,7 @@ void cpu_attention_backward(struct stream *stream, void *dqkv, const void *dout,
     int64_t tasks = (int64_t)shape->sequences * shape->kv_heads;
 
     (void)stream;
+    (void)workspace;
     assert(shape->heads % shape->kv_heads == 0);
     assert(shape->starts[0] == 0 && shape->starts[shape->sequences] == shape->rows);
     blas_serial_begin();

@@ -126,6 +126,28 @@ static int cpu_stream_sync(struct stream *stream, struct error *error)
     return 0;
 }
 
+static struct stream *cpu_stream_create(void)
+{
+    return NULL;
+}
+
+static void cpu_stream_destroy(struct stream *stream)
+{
+    (void)stream;
+}
+
+static void cpu_stream_wait(struct stream *stream, struct stream *other)
+{
+    (void)stream;
+    (void)other;
+}
+
+static size_t cpu_attention_workspace(const struct attention_shape *shape)
+{
+    (void)shape;
+    return 0;
+}
+
 VECTORIZED static void add_range(float *y, const float *x, int64_t n)
 {
 #pragma omp simd
@@ -160,13 +182,19 @@ const struct kernels *kernels_cpu(int threads)
     static const struct kernels table = {
         .name = "cpu",
         .dtype = DTYPE_F32,
+        .head_rows = 1024,
         .allocate = cpu_allocate,
         .release = cpu_release,
+        .host_allocate = cpu_allocate,
+        .host_release = cpu_release,
         .to_device = cpu_copy,
         .to_host = cpu_copy,
         .copy = cpu_copy,
         .zero = cpu_zero,
         .stream_sync = cpu_stream_sync,
+        .stream_create = cpu_stream_create,
+        .stream_destroy = cpu_stream_destroy,
+        .stream_wait = cpu_stream_wait,
         .linear_forward = cpu_linear_forward,
         .linear_backward_input = cpu_linear_backward_input,
         .linear_backward_weight = cpu_linear_backward_weight,
@@ -174,6 +202,7 @@ const struct kernels *kernels_cpu(int threads)
         .rmsnorm_backward = cpu_rmsnorm_backward,
         .rope = cpu_rope,
         .attention_forward = cpu_attention_forward,
+        .attention_workspace = cpu_attention_workspace,
         .attention_backward = cpu_attention_backward,
         .swiglu_forward = cpu_swiglu_forward,
         .swiglu_backward = cpu_swiglu_backward,

@@ -47,7 +47,8 @@ void cpu_rope(struct stream *stream, void *qkv, const float *cosine, const float
 void cpu_attention_forward(struct stream *stream, void *out, float *lse, const void *qkv,
                            const struct attention_shape *shape);
 void cpu_attention_backward(struct stream *stream, void *dqkv, const void *dout, const void *out,
-                            const void *qkv, const float *lse, const struct attention_shape *shape);
+                            const void *qkv, const float *lse, void *workspace,
+                            const struct attention_shape *shape);
 
 /* swiglu.c */
 void cpu_swiglu_forward(struct stream *stream, void *y, const void *gate_up, int64_t rows,
@@ -76,7 +77,7 @@ void cpu_cross_entropy_finish(struct stream *stream, float *loss, void *logits,
 void cpu_sum_squares(struct stream *stream, double *out, const float *x, int64_t n);
 void cpu_weighted_sum(struct stream *stream, double *out, const float *weight, const float *x,
                       int64_t n);
-void cpu_adamw(struct stream *stream, void *weight, float *master, float *m, float *v,
+void cpu_adamw(struct stream *stream, void *weight, float *master, void *m, void *v,
                const float *grad, int64_t n, const struct adamw *update);
 
 /* random.c */

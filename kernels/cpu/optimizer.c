@@ -91,7 +91,7 @@ VECTORIZED static void adamw_range(float *w, float *m, float *v, const float *gr
     }
 }
 
-void cpu_adamw(struct stream *stream, void *weight, float *master, float *m, float *v,
+void cpu_adamw(struct stream *stream, void *weight, float *master, void *m, void *v,
                const float *grad, int64_t n, const struct adamw *update)
 {
     struct step step = {
@@ -107,13 +107,13 @@ void cpu_adamw(struct stream *stream, void *weight, float *master, float *m, flo
     };
 
     (void)stream;
-    assert(!master && update->step >= 1);
+    assert(!master && update->moments == DTYPE_F32 && update->step >= 1);
     (void)master;
 #pragma omp parallel if (n > PARALLEL_ELEMENTS)
     {
         struct range range = thread_range(n, GRAIN);
 
-        adamw_range((float *)weight + range.begin, m + range.begin, v + range.begin,
-                    grad + range.begin, range.end - range.begin, &step);
+        adamw_range((float *)weight + range.begin, (float *)m + range.begin,
+                    (float *)v + range.begin, grad + range.begin, range.end - range.begin, &step);
     }
 }

@@ -1,0 +1,252 @@
+/* The module's one symbol, the device, its memory and streams.
+ *
+ * Failures are kept until somebody synchronizes: kernels are launched without looking, and an
+ * asynchronous failure would show at some later call anyway.
+ */
+#include "kernels/cuda/cuda.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+extern "C" {
+#include "kernels/module.h"
+}
+
+struct cuda_device cuda_device;
+
+/* Of the first failure; `what` is NULL while there was none. */
+static pthread_mutex_t failure_mutex = PTHREAD_MUTEX_INITIALIZER;
+static const char *failure_what;
+static cudaError_t failure_status;
+
+void cuda_note(cudaError_t status, const char *what)
+{
+    if (status == cudaSuccess)
+        return;
+    pthread_mutex_lock(&failure_mutex);
+    if (!failure_what) {
+        failure_what = what;
+        failure_status = status;
+    }
+    pthread_mutex_unlock(&failure_mutex);
+}
+
+static void *device_allocate(size_t bytes)
+{
+    void *buffer = nullptr;
+
+    if (cudaMalloc(&buffer, bytes ? bytes : 1) != cudaSuccess) {
+        (void)cudaGetLastError(); /* an answer, not a failure of what comes later */
+        return nullptr;
+    }
+    cuda_note(cudaMemset(buffer, 0, bytes), "memory set to zero");
+    return buffer;
+}
+
+static void device_release(void *buffer)
+{
+    cuda_note(cudaFree(buffer), "memory given back");
+}
+
+static void *host_allocate(size_t bytes)
+{
+    void *buffer = nullptr;
+
+    if (cudaHostAlloc(&buffer, bytes ? bytes : 1, cudaHostAllocDefault) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return nullptr;
+    }
+    memset(buffer, 0, bytes);
+    return buffer;
+}
+
+static void host_release(void *buffer)
+{
+    cuda_note(cudaFreeHost(buffer), "host memory given back");
+}
+
+/* Other threads than the one that opened the device have not chosen it yet. */
+static void copy(struct stream *stream, void *to, const void *from, size_t bytes,
+                 enum cudaMemcpyKind kind, const char *what)
+{
+    cuda_note(cudaSetDevice(cuda_device.number), "device chosen");
+    cuda_note(cudaMemcpyAsync(to, from, bytes, kind, handle_of(stream)), what);
+}
+
+static void to_device(struct stream *stream, void *device, const void *host, size_t bytes)
+{
+    copy(stream, device, host, bytes, cudaMemcpyHostToDevice, "copy to the device");
+}
+
+static void to_host(struct stream *stream, void *host, const void *device, size_t bytes)
+{
+    copy(stream, host, device, bytes, cudaMemcpyDeviceToHost, "copy to the host");
+}
+
+static void device_copy(struct stream *stream, void *to, const void *from, size_t bytes)
+{
+    copy(stream, to, from, bytes, cudaMemcpyDeviceToDevice, "copy on the device");
+}
+
+static void device_zero(struct stream *stream, void *buffer, size_t bytes)
+{
+    cuda_note(cudaMemsetAsync(buffer, 0, bytes, handle_of(stream)), "memory set to zero");
+}
+
+static int stream_sync(struct stream *stream, struct error *error)
+{
+    int result = 0;
+
+    cuda_note(cudaSetDevice(cuda_device.number), "device chosen");
+    cuda_note(cudaStreamSynchronize(handle_of(stream)), "work on the device");
+    pthread_mutex_lock(&failure_mutex);
+    if (failure_what)
+        result = error_set(error, EXIT_STATUS_SYSTEM, "CUDA device %d: %s: %s", cuda_device.number,
+                           failure_what, cudaGetErrorString(failure_status));
+    pthread_mutex_unlock(&failure_mutex);
+    return result;
+}
+
+static struct stream *stream_create(void)
+{
+    struct stream *stream = new struct stream;
+
+    cuda_note(cudaStreamCreateWithFlags(&stream->handle, cudaStreamNonBlocking), "a new stream");
+    return stream;
+}
+
+static void stream_destroy(struct stream *stream)
+{
+    if (!stream)
+        return;
+    cuda_note(cudaStreamDestroy(stream->handle), "the end of a stream");
+    delete stream;
+}
+
+static void stream_wait(struct stream *stream, struct stream *other)
+{
+    cudaEvent_t event;
+
+    cuda_note(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "a new event");
+    cuda_note(cudaEventRecord(event, handle_of(other)), "an event");
+    cuda_note(cudaStreamWaitEvent(handle_of(stream), event, 0), "waiting for an event");
+    cuda_note(cudaEventDestroy(event), "the end of an event"); /* once it has happened */
+}
+
+template <class T> static const struct kernels *table(enum dtype dtype)
+{
+    static struct kernels table;
+
+    table.name = "cuda";
+    table.dtype = dtype;
+    table.head_rows = 4096;
+    table.allocate = device_allocate;
+    table.release = device_release;
+    table.host_allocate = host_allocate;
+    table.host_release = host_release;
+    table.to_device = to_device;
+    table.to_host = to_host;
+    table.copy = device_copy;
+    table.zero = device_zero;
+    table.stream_sync = stream_sync;
+    table.stream_create = stream_create;
+    table.stream_destroy = stream_destroy;
+    table.stream_wait = stream_wait;
+    table.linear_forward = cuda_linear_forward<T>;
+    table.linear_backward_input = cuda_linear_backward_input<T>;
+    table.linear_backward_weight = cuda_linear_backward_weight<T>;
+    table.rmsnorm_forward = cuda_rmsnorm_forward<T>;
+    table.rmsnorm_backward = cuda_rmsnorm_backward<T>;
+    table.rope = cuda_rope<T>;
+    table.attention_forward = cuda_attention_forward<T>;
+    table.attention_workspace = cuda_attention_workspace;
+    table.attention_backward = cuda_attention_backward<T>;
+    table.swiglu_forward = cuda_swiglu_forward<T>;
+    table.swiglu_backward = cuda_swiglu_backward<T>;
+    table.embedding_forward = cuda_embedding_forward<T>;
+    table.embedding_backward = cuda_embedding_backward<T>;
+    table.cross_entropy_partial = cuda_cross_entropy_partial<T>;
+    table.cross_entropy_rescale = cuda_cross_entropy_rescale;
+    table.cross_entropy_finish = cuda_cross_entropy_finish<T>;
+    table.add = cuda_add<T>;
+    table.sum_squares = cuda_sum_squares;
+    table.weighted_sum = cuda_weighted_sum;
+    table.adamw = cuda_adamw<T>;
+    table.random_normal = cuda_random_normal<T>;
+    table.fill = cuda_fill<T>;
+    return &table;
+}
+
+static int device_count(void)
+{
+    int count = 0;
+
+    if (cudaGetDeviceCount(&count) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return 0;
+    }
+    return count;
+}
+
+static char name[256];
+
+static int take_device(int number, struct error *error)
+{
+    struct cudaDeviceProp properties;
+    cudaError_t status = cudaSetDevice(number);
+
+    if (status == cudaSuccess)
+        status = cudaGetDeviceProperties(&properties, number);
+    if (status == cudaSuccess)
+        status = cudaStreamCreateWithFlags(&cuda_device.compute.handle, cudaStreamNonBlocking);
+    if (status == cudaSuccess)
+        status = cudaMalloc(&cuda_device.workspace, WORKSPACE_BYTES);
+    if (status != cudaSuccess)
+        return error_set(error, EXIT_STATUS_SYSTEM, "CUDA device %d: %s", number,
+                         cudaGetErrorString(status));
+    if (properties.major < 8)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "CUDA device %d (%s) has compute capability %d.%d; 8.0 or newer is needed",
+                         number, properties.name, properties.major, properties.minor);
+    cuda_device.number = number;
+    cuda_device.multiprocessors = properties.multiProcessorCount;
+    cuda_device.major = properties.major;
+    cuda_device.minor = properties.minor;
+    cuda_device.shared_bytes = properties.sharedMemPerBlockOptin;
+    snprintf(name, sizeof(name), "%s", properties.name);
+    return cuda_linear_open(error);
+}
+
+static const struct kernels *open_device(const struct cuda_options *options, struct error *error)
+{
+    if (take_device(options->device, error) < 0)
+        return nullptr;
+    switch (options->dtype) {
+    case DTYPE_F32:
+        return table<float>(DTYPE_F32);
+    case DTYPE_BF16:
+        return table<bf16>(DTYPE_BF16);
+    case DTYPE_F16:
+        return table<__half>(DTYPE_F16);
+    }
+    return nullptr;
+}
+
+static const char *device_name(void)
+{
+    return name;
+}
+
+static void memory(size_t *total, size_t *used)
+{
+    size_t available = 0;
+
+    *total = 0;
+    cuda_note(cudaMemGetInfo(&available, total), "amount of memory");
+    *used = *total - available;
+}
+
+extern "C" __attribute__((visibility("default"))) const struct cuda_module mtllm_cuda_module;
+const struct cuda_module mtllm_cuda_module = {CUDA_MODULE_VERSION, device_count, open_device,
+                                              device_name, memory};
