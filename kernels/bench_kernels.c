@@ -192,7 +192,15 @@ static void bench_vocabulary(struct bench *b)
 static void bench_optimizer(struct bench *b, double parameters)
 {
     const int64_t n = (int64_t)VOCABULARY * HIDDEN;
-    const struct adamw update = {3e-4, 0.9, 0.95, 1e-8, 0.1, 1, 10};
+    const struct adamw update = {
+        .lr = 3e-4,
+        .beta1 = 0.9,
+        .beta2 = 0.95,
+        .eps = 1e-8,
+        .weight_decay = 0.1,
+        .grad_scale = 1,
+        .step = 10,
+    };
     const struct tile whole = {0, VOCABULARY, 0, HIDDEN, HIDDEN};
     double squares = 0, before_s = b->step_s, whole_s;
 

@@ -124,7 +124,15 @@ static void test_adamw(void **state)
     double *p_want = widened(p, SIZE), *m_want = widened(m, SIZE), *v_want = widened(v, SIZE);
 
     for (int step = 1; step <= STEPS; step++) {
-        struct adamw update = {1e-2 / step, 0.9, 0.95, 1e-6, step == 3 ? 0 : 0.5, 1.0 / step, step};
+        struct adamw update = {
+            .lr = 1e-2 / step,
+            .beta1 = 0.9,
+            .beta2 = 0.95,
+            .eps = 1e-6,
+            .weight_decay = step == 3 ? 0 : 0.5,
+            .grad_scale = 1.0 / step,
+            .step = step,
+        };
         float *grad = random_array(SIZE, 1e-3f);
 
         grad[0] = 0; /* stays at exactly the decay */
