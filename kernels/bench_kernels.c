@@ -226,7 +226,14 @@ static void bench_open(struct bench *b, const struct kernels *k, int sequences)
     b->rows = rows;
     for (int i = 0; i <= sequences; i++)
         starts[i] = i * SEQUENCE;
-    b->attention = (struct attention_shape){rows, HEADS, HEADS, HEAD_DIM, sequences, starts, 0};
+    b->attention = (struct attention_shape){
+        .rows = rows,
+        .heads = HEADS,
+        .kv_heads = HEADS,
+        .head_dim = HEAD_DIM,
+        .sequences = sequences,
+        .starts = starts,
+    };
     b->tokens = allocate(k, rows);
     b->positions = allocate(k, rows);
     b->best = allocate(k, rows);

@@ -378,6 +378,12 @@ static void check_attention(const struct kernels *k, const struct attention_shap
     free(problem.dout);
 }
 
+#define SHAPE(n, query_heads, key_heads, dim, count, first_rows, seen)                             \
+    {                                                                                              \
+        .rows = (n), .heads = (query_heads), .kv_heads = (key_heads), .head_dim = (dim),           \
+        .sequences = (count), .starts = (first_rows), .window = (seen)                             \
+    }
+
 /* Multi-head, grouped and multi-query; with and without a window; one sequence and several of
  * uneven lengths, an empty one among them; shorter and longer than the kernel's blocks. */
 static void test_attention(void **state)
@@ -385,11 +391,11 @@ static void test_attention(void **state)
     static const int32_t one[] = {0, 1}, seven[] = {0, 7}, packed[] = {0, 1, 30, 30, 65};
     static const int32_t whole[] = {0, 65}, long_one[] = {0, 301}, long_two[] = {0, 290, 301};
     static const struct attention_shape shapes[] = {
-        {1, 1, 1, 2, 1, one, 0},         {7, 3, 3, 6, 1, seven, 0},
-        {7, 4, 2, 16, 1, seven, 3},      {65, 4, 1, 34, 4, packed, 0},
-        {65, 6, 2, 10, 4, packed, 5},    {65, 4, 2, 64, 1, whole, 0},
-        {65, 2, 2, 128, 1, whole, 1},    {301, 1, 1, 8, 1, long_one, 0},
-        {301, 2, 1, 32, 2, long_two, 0}, {301, 2, 1, 4, 2, long_two, 150},
+        SHAPE(1, 1, 1, 2, 1, one, 0),         SHAPE(7, 3, 3, 6, 1, seven, 0),
+        SHAPE(7, 4, 2, 16, 1, seven, 3),      SHAPE(65, 4, 1, 34, 4, packed, 0),
+        SHAPE(65, 6, 2, 10, 4, packed, 5),    SHAPE(65, 4, 2, 64, 1, whole, 0),
+        SHAPE(65, 2, 2, 128, 1, whole, 1),    SHAPE(301, 1, 1, 8, 1, long_one, 0),
+        SHAPE(301, 2, 1, 32, 2, long_two, 0), SHAPE(301, 2, 1, 4, 2, long_two, 150),
     };
 
     for (size_t i = 0; i < COUNT(shapes); i++)
@@ -400,7 +406,7 @@ static void test_attention(void **state)
 static void test_attention_extremes(void **state)
 {
     static const int32_t starts[] = {0, 5};
-    static const struct attention_shape shape = {5, 1, 1, 2, 1, starts, 0};
+    static const struct attention_shape shape = SHAPE(5, 1, 1, 2, 1, starts, 0);
     const struct kernels *k = *state;
     float qkv[30], out[10], lse[5];
     double wide[30], want[10];
