@@ -68,7 +68,7 @@ static float *allocate_random(const struct kernels *k, int64_t rows, int64_t col
     struct tile tile = {0, rows, 0, columns, columns};
     float *x = allocate(k, rows * columns);
 
-    k->random_normal(NULL, x, &tile, 0.02, 1, 1);
+    k->random_normal(NULL, x, DTYPE_F32, &tile, 0.02, 1, 1);
     return x;
 }
 
@@ -210,7 +210,7 @@ static void bench_optimizer(struct bench *b, double parameters)
             b->k->adamw(NULL, b->weight, NULL, b->m, b->v, b->grad, n, &update));
     whole_s = (b->step_s - before_s) * parameters / (double)n;
     MEASURE(b, "random_normal", 0, 4 * n, 0,
-            b->k->random_normal(NULL, b->weight, &whole, 0.02, 1, 1));
+            b->k->random_normal(NULL, b->weight, DTYPE_F32, &whole, 0.02, 1, 1));
     printf("%-28s %*s of all %.0f M parameters: %.1f ms\n", "", 33, "", parameters * 1e-6,
            whole_s * 1e3);
     b->step_s = before_s + whole_s;
@@ -263,7 +263,7 @@ static void bench_open(struct bench *b, const struct kernels *k, int sequences)
     b->target = allocate(k, rows);
     b->loss = allocate(k, rows);
     b->row_weight = allocate(k, rows);
-    k->fill(NULL, b->row_weight, 1 / (double)rows, rows);
+    k->fill(NULL, b->row_weight, DTYPE_F32, 1 / (double)rows, rows);
 }
 
 static void bench_close(struct bench *b)

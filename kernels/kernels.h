@@ -80,6 +80,14 @@ struct kernels {
     void (*stream_wait)(struct stream *stream, struct stream *other);
 
     /* --- products: y = x W^T with W as Hugging Face stores it, [out, in] -------------------- */
+    /* Decide how the three products of this shape will be computed, unless that is decided: by
+     * measuring, where there is a choice. The choice is part of what decides bits. */
+    int (*linear_prepare)(int64_t rows, int64_t in, int64_t out, struct error *error);
+    /* All decisions so far, as text to be freed; NULL where there are none to make. */
+    char *(*products_text)(void);
+    /* Take decisions from such a text, before any other. False when it is of another device or
+     * library, or damaged: then what it says is measured anew. */
+    bool (*products_adopt)(const char *text);
     /* y[rows, out] (+)= x[rows, in] W[out, in]^T */
     void (*linear_forward)(struct stream *stream, void *y, const void *x, const void *w,
                            int64_t rows, int64_t in, int64_t out, bool accumulate);
@@ -174,10 +182,13 @@ struct kernels {
     /* w[tile] ~ N(0, std^2), Philox 4x32-10 keyed by (seed, tensor), counted by the element's
      * index in the whole matrix (philox.h has the mapping): the same values whatever the tile.
      * std 0 gives zeros. */
-    void (*random_normal)(struct stream *stream, void *w, const struct tile *tile, double std,
-                          uint64_t seed, uint64_t tensor);
+    void (*random_normal)(struct stream *stream, void *w, enum dtype dtype, const struct tile *tile,
+                          double std, uint64_t seed, uint64_t tensor);
     /* w[n] = value */
-    void (*fill)(struct stream *stream, void *w, double value, int64_t n);
+    void (*fill)(struct stream *stream, void *w, enum dtype dtype, double value, int64_t n);
+    /* to[n] = from[n], rounded to nearest even */
+    void (*convert)(struct stream *stream, void *to, enum dtype to_type, const void *from,
+                    enum dtype from_type, int64_t n);
 };
 
 /* The CPU backend, with `threads` OpenMP (and BLAS) threads. OpenMP keeps that number with the

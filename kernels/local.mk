@@ -23,7 +23,7 @@ kernels_libkernels_la_LIBADD = $(BLAS_LIBS) -lm
 check_PROGRAMS += kernels/bench_kernels
 kernels_bench_kernels_SOURCES = kernels/bench_kernels.c
 kernels_bench_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(BLAS_CFLAGS)
-kernels_bench_kernels_LDADD = kernels/libkernels.la $(BLAS_LIBS) -lm
+kernels_bench_kernels_LDADD = kernels/libkernels.la core/libcore.la $(BLAS_LIBS) -lm
 
 if HAVE_CMOCKA
 kernels_tests = kernels/test_kernels kernels/test_optimizer kernels/test_vocabulary
@@ -32,13 +32,13 @@ TESTS += $(kernels_tests)
 kernels_test_kernels_SOURCES = kernels/test_kernels.c \
 	kernels/test_reference.c kernels/test_reference.h
 kernels_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(CMOCKA_CFLAGS)
-kernels_test_kernels_LDADD = kernels/libkernels.la $(CMOCKA_LIBS) -lm
+kernels_test_kernels_LDADD = kernels/libkernels.la core/libcore.la $(CMOCKA_LIBS) -lm
 kernels_test_optimizer_SOURCES = kernels/test_optimizer.c \
 	kernels/test_reference.c kernels/test_reference.h
 kernels_test_optimizer_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
-kernels_test_optimizer_LDADD = kernels/libkernels.la $(CMOCKA_LIBS) -lm
+kernels_test_optimizer_LDADD = kernels/libkernels.la core/libcore.la $(CMOCKA_LIBS) -lm
 kernels_test_vocabulary_SOURCES = kernels/test_vocabulary.c \
 	kernels/test_reference.c kernels/test_reference.h
 kernels_test_vocabulary_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
-kernels_test_vocabulary_LDADD = kernels/libkernels.la $(CMOCKA_LIBS) -lm
+kernels_test_vocabulary_LDADD = kernels/libkernels.la core/libcore.la $(CMOCKA_LIBS) -lm
 endif

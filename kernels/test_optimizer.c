@@ -66,7 +66,7 @@ static void test_add_fill_copy(void **state)
         k->add(NULL, y, x, n);
         for (int64_t j = 0; j < n; j++)
             assert_true(y[j] == z[j] + x[j]);
-        k->fill(NULL, z, 0.1, n);
+        k->fill(NULL, z, DTYPE_F32, 0.1, n);
         for (int64_t j = 0; j < n; j++)
             assert_true(z[j] == 0.1f);
         k->copy(NULL, z, x, bytes);
@@ -192,7 +192,7 @@ static void test_random_values(void **state)
     float w[61 * 77], tile_w[61 * 77], far_w[12];
 
     memset(w, 0xff, sizeof(w));
-    k->random_normal(NULL, w, &whole, 0.5, seed, tensor);
+    k->random_normal(NULL, w, DTYPE_F32, &whole, 0.5, seed, tensor);
     for (int i = 0; i < 61 * 77; i++)
         assert_true(fabs((double)w[i] - 0.5 * normal_reference((uint64_t)i, seed, tensor)) < 1e-6);
     for (int trial = 0; trial < 50; trial++) {
@@ -201,19 +201,19 @@ static void test_random_values(void **state)
         tile.rows = 1 + random_below((int32_t)(61 - tile.row));
         tile.columns = 1 + random_below((int32_t)(77 - tile.column));
         memset(tile_w, 0xff, sizeof(tile_w));
-        k->random_normal(NULL, tile_w, &tile, 0.5, seed, tensor);
+        k->random_normal(NULL, tile_w, DTYPE_F32, &tile, 0.5, seed, tensor);
         for (int64_t row = 0; row < tile.rows; row++)
             assert_memory_equal(tile_w + row * tile.columns,
                                 w + (tile.row + row) * 77 + tile.column,
                                 (size_t)tile.columns * sizeof(float));
     }
     /* indices beyond 32 bits count too */
-    k->random_normal(NULL, far_w, &far, 1, seed, tensor);
+    k->random_normal(NULL, far_w, DTYPE_F32, &far, 1, seed, tensor);
     for (int64_t i = 0; i < 12; i++)
         assert_true(
             fabs((double)far_w[i] - normal_reference((uint64_t)((far.row + i / 6) * 9 + 1 + i % 6),
                                                      seed, tensor)) < 1e-5);
-    k->random_normal(NULL, w, &whole, 0, seed, tensor);
+    k->random_normal(NULL, w, DTYPE_F32, &whole, 0, seed, tensor);
     for (int i = 0; i < 61 * 77; i++)
         assert_true(w[i] == 0);
 }
@@ -227,7 +227,7 @@ static void test_random_distribution(void **state)
     float *w = poisoned_array(SIZE), *other = poisoned_array(SIZE);
     double *wide, *wide_other, mean = 0, variance, beyond = 0, one[2] = {0};
 
-    k->random_normal(NULL, w, &tile, 0.02, 1, 2);
+    k->random_normal(NULL, w, DTYPE_F32, &tile, 0.02, 1, 2);
     wide = widened(w, SIZE);
     for (int i = 0; i < SIZE; i++) {
         mean += wide[i] / SIZE;
@@ -238,7 +238,7 @@ static void test_random_distribution(void **state)
     assert_true(fabs(variance / 4e-4 - 1) < 5 * sqrt(2.0 / SIZE));
     assert_true(fabs(beyond / SIZE - 0.0455) < 0.003);
     for (int trial = 0; trial < 2; trial++) {
-        k->random_normal(NULL, other, &tile, 0.02, trial ? 2 : 1, trial ? 2 : 3);
+        k->random_normal(NULL, other, DTYPE_F32, &tile, 0.02, trial ? 2 : 1, trial ? 2 : 3);
         wide_other = widened(other, SIZE);
         one[trial] = dot(wide, wide_other, SIZE) / SIZE / variance;
         assert_true(fabs(one[trial]) < 5 / sqrt(SIZE));

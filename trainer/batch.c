@@ -3,18 +3,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-int batch_create(struct batch *batch, int64_t microbatches, int64_t micro_batch, int64_t seq_length,
-                 struct error *error)
+int batch_create(struct batch *batch, const struct kernels *kernels, int64_t microbatches,
+                 int64_t micro_batch, int64_t seq_length, struct error *error)
 {
     size_t count = (size_t)(microbatches * micro_batch * seq_length);
 
     *batch = (struct batch){
+        .kernels = kernels,
         .microbatches = microbatches,
         .micro_batch = micro_batch,
         .seq_length = seq_length,
-        .tokens = malloc(count * sizeof(int32_t)),
-        .targets = malloc(count * sizeof(int32_t)),
-        .weights = malloc(count * sizeof(float)),
+        .tokens = kernels->host_allocate(count * sizeof(int32_t)),
+        .targets = kernels->host_allocate(count * sizeof(int32_t)),
+        .weights = kernels->host_allocate(count * sizeof(float)),
         .sample = malloc((size_t)(seq_length + 1) * sizeof(int32_t)),
     };
     if (batch->tokens && batch->targets && batch->weights && batch->sample)
@@ -25,9 +26,12 @@ int batch_create(struct batch *batch, int64_t microbatches, int64_t micro_batch,
 
 void batch_destroy(struct batch *batch)
 {
-    free(batch->tokens);
-    free(batch->targets);
-    free(batch->weights);
+    if (batch->tokens)
+        batch->kernels->host_release(batch->tokens);
+    if (batch->targets)
+        batch->kernels->host_release(batch->targets);
+    if (batch->weights)
+        batch->kernels->host_release(batch->weights);
     free(batch->sample);
     *batch = (struct batch){0};
 }

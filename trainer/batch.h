@@ -10,8 +10,10 @@
 
 #include "core/layout.h"
 #include "data/dataset.h"
+#include "kernels/kernels.h"
 
 struct batch {
+    const struct kernels *kernels; /* tokens, targets and weights are host memory of theirs */
     int64_t microbatches, micro_batch, seq_length;
     int32_t *tokens;  /* [microbatches, micro_batch, seq_length] */
     int32_t *targets; /* likewise: the token that follows; negative: no target */
@@ -21,8 +23,8 @@ struct batch {
 };
 
 /* Error: EXIT_STATUS_SYSTEM. */
-int batch_create(struct batch *batch, int64_t microbatches, int64_t micro_batch, int64_t seq_length,
-                 struct error *error);
+int batch_create(struct batch *batch, const struct kernels *kernels, int64_t microbatches,
+                 int64_t micro_batch, int64_t seq_length, struct error *error);
 void batch_destroy(struct batch *batch);
 
 /* Fill from the global batch that begins with sample `first`; every target weighs 1. Error:

@@ -13,9 +13,12 @@ struct dump {
     const char *path;
     hid_t file, tokens, logits; /* rank 0 */
     int64_t widest;             /* columns of the widest vocabulary shard */
-    float *parts;               /* device, [tp, rows, widest]: last stage */
-    float *padded;              /* device, [rows, widest]: last stage */
-    float *whole;               /* [rows, vocabulary] host and device alike on the CPU */
+    /* On the host; parts and padded on the last stage. */
+    float *parts;  /* [tp, rows, widest] */
+    float *padded; /* [rows, widest] */
+    float *whole;  /* [rows, vocabulary] */
+    float *piece;  /* [head_rows, vocab_count] */
+    void *device;  /* device memory that any of these fits */
     bool failed;
 };
 
@@ -63,23 +66,76 @@ static void join_parts(struct dump *dump)
     }
 }
 
+static int64_t parts_bytes(const struct dump *dump)
+{
+    const struct training *t = dump->training;
+
+    return (int64_t)sizeof(float) * t->layout.tp * rows_of(t) * dump->widest;
+}
+
+/* Failures of the device are found by the next of the training's own. */
+static void sync(const struct training *t)
+{
+    struct error error;
+
+    (void)t->stage.kernels->stream_sync(t->stage.stream, &error);
+}
+
+static void send_host(const struct dump *dump, const void *bytes, int64_t count, int peer)
+{
+    const struct training *t = dump->training;
+    struct comm_request request = {0};
+
+    t->stage.kernels->to_device(t->stage.stream, dump->device, bytes, (size_t)count);
+    comm_send(t->groups.world, dump->device, count, peer, &request, t->stage.stream);
+    comm_wait(&request);
+}
+
+static void receive_host(const struct dump *dump, void *bytes, int64_t count, int peer)
+{
+    const struct training *t = dump->training;
+    struct comm_request request = {0};
+
+    comm_receive(t->groups.world, dump->device, count, peer, &request, t->stage.stream);
+    comm_wait(&request);
+    t->stage.kernels->to_host(t->stage.stream, bytes, dump->device, (size_t)count);
+    sync(t);
+}
+
+/* Every tensor-parallel rank's columns on each of them. */
+static void gather_parts(const struct dump *dump)
+{
+    const struct training *t = dump->training;
+    const struct kernels *k = t->stage.kernels;
+    int64_t count = rows_of(t) * dump->widest;
+    float *mine = (float *)dump->device + t->place.tp * count;
+
+    k->to_device(t->stage.stream, mine, dump->padded, (size_t)count * sizeof(float));
+    comm_all_gather(t->groups.tp, dump->device, mine, count, COMM_F32, t->stage.stream);
+    k->to_host(t->stage.stream, dump->parts, dump->device, (size_t)parts_bytes(dump));
+    sync(t);
+}
+
 /* On the last stage: this rank's columns of a piece of the microbatch. */
 static void see_logits(void *user, int64_t microbatch, int64_t row, int64_t rows,
                        const void *logits)
 {
     struct dump *dump = user;
     const struct training *t = dump->training;
+    const struct kernels *k = t->stage.kernels;
     int64_t columns = t->stage.sizes.vocab_count;
-    struct comm_request request = {0};
     int64_t whole_bytes = (int64_t)sizeof(float) * rows_of(t) * t->model.vocab_size;
 
+    k->convert(t->stage.stream, dump->device, DTYPE_F32, logits, k->dtype, rows * columns);
+    k->to_host(t->stage.stream, dump->piece, dump->device,
+               (size_t)(rows * columns) * sizeof(float));
+    sync(t);
     for (int64_t i = 0; i < rows; i++)
-        memcpy(dump->padded + (row + i) * dump->widest, (const float *)logits + i * columns,
+        memcpy(dump->padded + (row + i) * dump->widest, dump->piece + i * columns,
                (size_t)columns * sizeof(float));
     if (row + rows < rows_of(t))
         return;
-    comm_all_gather(t->groups.tp, dump->parts, dump->padded, rows_of(t) * dump->widest, COMM_F32,
-                    t->stage.stream);
+    gather_parts(dump);
     if (t->place.tp != 0)
         return;
     join_parts(dump);
@@ -88,11 +144,9 @@ static void see_logits(void *user, int64_t microbatch, int64_t row, int64_t rows
                          t->batch.tokens + microbatch * rows_of(t));
         return;
     }
-    comm_send(t->groups.world, dump->whole, whole_bytes, 0, &request, t->stage.stream);
-    comm_wait(&request);
-    comm_send(t->groups.world, t->batch.tokens + microbatch * rows_of(t),
-              (int64_t)sizeof(int32_t) * rows_of(t), 0, &request, t->stage.stream);
-    comm_wait(&request);
+    send_host(dump, dump->whole, whole_bytes, 0);
+    send_host(dump, t->batch.tokens + microbatch * rows_of(t),
+              (int64_t)sizeof(int32_t) * rows_of(t), 0);
 }
 
 /* Rank 0 takes in what the other replicas and the last stage send, after its own part. */
@@ -108,16 +162,11 @@ static int receive_dump(struct dump *dump, struct error *error)
         for (int dp = 0; dp < t->layout.dp; dp++) {
             struct layout_place place = {.tp = 0, .pp = t->layout.pp - 1, .dp = dp};
             int peer = layout_rank(&t->layout, place);
-            struct comm_request request = {0};
 
             if (peer == 0)
                 continue;
-            comm_receive(t->groups.world, dump->whole, whole_bytes, peer, &request,
-                         t->stage.stream);
-            comm_wait(&request);
-            comm_receive(t->groups.world, tokens, (int64_t)sizeof(*tokens) * rows_of(t), peer,
-                         &request, t->stage.stream);
-            comm_wait(&request);
+            receive_host(dump, dump->whole, whole_bytes, peer);
+            receive_host(dump, tokens, (int64_t)sizeof(*tokens) * rows_of(t), peer);
             write_microbatch(dump, (m * t->layout.dp + dp) * t->micro_batch, tokens);
         }
     }
@@ -157,10 +206,13 @@ static int dump_open(struct dump *dump, struct training *t, const char *path, st
 
     *dump = (struct dump){.training = t, .path = path, .file = -1, .tokens = -1, .logits = -1};
     vocabulary_shard(&t->model, &t->layout, 0, &first, &dump->widest);
-    dump->parts = calloc((size_t)(t->layout.tp * rows_of(t) * dump->widest), sizeof(float));
+    dump->parts = calloc((size_t)parts_bytes(dump), 1);
     dump->padded = calloc((size_t)(rows_of(t) * dump->widest), sizeof(float));
     dump->whole = calloc((size_t)(rows_of(t) * t->model.vocab_size), sizeof(float));
-    if (!dump->parts || !dump->padded || !dump->whole)
+    dump->piece = calloc((size_t)(t->stage.sizes.head_rows * dump->widest), sizeof(float));
+    /* The whole vocabulary is never wider than the shards that hold it. */
+    dump->device = t->stage.kernels->allocate((size_t)parts_bytes(dump));
+    if (!dump->parts || !dump->padded || !dump->whole || !dump->piece || !dump->device)
         result = error_set(error, EXIT_STATUS_SYSTEM, "out of memory for the logits");
     else if (t->world->rank == 0)
         result = open_dump_file(dump, error);
@@ -172,6 +224,9 @@ static int dump_close(struct dump *dump, struct error *error)
     free(dump->parts);
     free(dump->padded);
     free(dump->whole);
+    free(dump->piece);
+    if (dump->device)
+        dump->training->stage.kernels->release(dump->device);
     if (dump->tokens >= 0 && H5Dclose(dump->tokens) < 0)
         dump->failed = true;
     if (dump->logits >= 0 && H5Dclose(dump->logits) < 0)

@@ -47,10 +47,12 @@ noinst_LTLIBRARIES += trainer/libtraining.la
 trainer_libtraining_la_SOURCES = \
 	trainer/batch.c trainer/batch.h \
 	trainer/block.c trainer/ends.c \
+	trainer/device.c trainer/device.h \
 	trainer/evaluate.c \
 	trainer/optimizer.c trainer/optimizer.h \
 	trainer/parameter.c trainer/parameter.h \
 	trainer/pipeline.c trainer/pipeline.h \
+	trainer/products.c trainer/products.h \
 	trainer/restore.c trainer/restore.h \
 	trainer/run_directory.c trainer/run_directory.h \
 	trainer/saver.c trainer/saver.h \

@@ -9,6 +9,7 @@ int optimizer_create(struct optimizer *optimizer, const struct settings *setting
         .eps = setting_real(settings, SETTING_ADAM_EPS),
         .weight_decay = setting_real(settings, SETTING_WEIGHT_DECAY),
         .clip = setting_real(settings, SETTING_CLIP_GRAD),
+        .seed = (uint64_t)setting_integer(settings, SETTING_SEED),
         .sum_squares = stage->kernels->allocate(sizeof(double)),
     };
     if (!optimizer->sum_squares)
@@ -74,16 +75,24 @@ void optimizer_update(const struct optimizer *optimizer, struct stage *stage, do
         .eps = optimizer->eps,
         .grad_scale = scale < 1 ? scale : 1,
         .step = update,
+        .moments = stage->moments,
+        .seed = optimizer->seed,
     };
+    size_t moment_bytes = dtype_bytes(stage->moments);
 
     for (size_t i = 0; i < stage->parameters.count; i++) {
         const struct parameter *parameter = &stage->parameters.list[i];
         int64_t at = parameter->offset;
 
+        if (parameter->count == 0)
+            continue;
         adamw.weight_decay = parameter->decay ? optimizer->weight_decay : 0;
+        adamw.tile = &parameter->local;
+        adamw.tensor = parameter->random;
         stage->kernels->adamw(stage->stream, stage_weight(stage, at),
-                              stage->master ? stage->master + at : NULL, stage->exp_avg + at,
-                              stage->exp_avg_sq + at, stage->gradients + at, parameter->count,
-                              &adamw);
+                              stage->master ? stage->master + at : NULL,
+                              (char *)stage->exp_avg + (size_t)at * moment_bytes,
+                              (char *)stage->exp_avg_sq + (size_t)at * moment_bytes,
+                              stage->gradients + at, parameter->count, &adamw);
     }
 }

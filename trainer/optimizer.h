@@ -9,6 +9,7 @@
 struct optimizer {
     double beta1, beta2, eps, weight_decay;
     double clip;         /* largest global norm; 0: no clipping */
+    uint64_t seed;       /* of stochastic rounding */
     double *sum_squares; /* device */
 };
 

@@ -116,11 +116,11 @@ static int restore_parameter(struct stage *stage, struct checkpoint *checkpoint,
                          "%s: has no optimizer state for %s; start from its weights with --init",
                          checkpoint_directory(checkpoint), parameter->name);
     }
-    if (read_array(stage, checkpoint, parameter, CHECKPOINT_EXP_AVG, stage->exp_avg, DTYPE_F32,
+    if (read_array(stage, checkpoint, parameter, CHECKPOINT_EXP_AVG, stage->exp_avg, stage->moments,
                    buffer, error) < 0)
         return -1;
     return read_array(stage, checkpoint, parameter, CHECKPOINT_EXP_AVG_SQ, stage->exp_avg_sq,
-                      DTYPE_F32, buffer, error);
+                      stage->moments, buffer, error);
 }
 
 int restore_stage(struct stage *stage, struct checkpoint *checkpoint, bool optimizer_state,

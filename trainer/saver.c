@@ -20,7 +20,8 @@ struct saver {
     struct checkpoint_piece *pieces; /* of this rank, data in the staging memory */
     const struct parameter **sources;
     size_t count;
-    char *staging;
+    char *staging;         /* the kernels' host memory */
+    struct stream *copies; /* beside the one that computes */
     size_t staging_bytes;
 
     enum phase phase; /* the main thread's */
@@ -68,6 +69,13 @@ static const void *array_of(const struct stage *stage, enum checkpoint_kind kind
     }
 }
 
+static enum dtype dtype_of(const struct stage *stage, enum checkpoint_kind kind)
+{
+    if (kind == CHECKPOINT_WEIGHT)
+        return stage->kernels->dtype;
+    return kind == CHECKPOINT_MASTER ? DTYPE_F32 : stage->moments;
+}
+
 /* Replicas share the work: each writes the parameters whose middle falls into its part of the
  * whole. What all tensor-parallel ranks hold, the first one writes. */
 static bool writes(const struct stage *stage, const struct parameter *parameter)
@@ -88,7 +96,7 @@ static void list_pieces(struct saver *saver)
     const struct stage *stage = saver->stage;
 
     for (size_t kind = 0; kind < sizeof(kinds) / sizeof(*kinds); kind++) {
-        enum dtype dtype = kinds[kind] == CHECKPOINT_WEIGHT ? stage->kernels->dtype : DTYPE_F32;
+        enum dtype dtype = dtype_of(stage, kinds[kind]);
 
         if (!array_of(stage, kinds[kind]))
             continue;
@@ -134,13 +142,13 @@ int saver_create(struct saver **result, const struct stage *stage, const struct 
     if (!saver->root || !saver->pieces || !saver->sources)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     list_pieces(saver);
-    saver->staging = aligned_alloc(64, saver->staging_bytes ? saver->staging_bytes : 64);
+    saver->copies = stage->kernels->stream_create();
+    /* All its pages are there, so that the first save does not pay for them. */
+    saver->staging = stage->kernels->host_allocate(saver->staging_bytes);
     if (!saver->staging)
         return error_set(error, EXIT_STATUS_SYSTEM,
                          "out of memory: saving a checkpoint takes %.2f GiB of host memory",
                          (double)saver->staging_bytes / (1 << 30));
-    /* Touched now, so that the first save does not pay for the pages. */
-    memset(saver->staging, 0, saver->staging_bytes);
     for (size_t i = 0; i < saver->count; i++) {
         struct checkpoint_piece *piece = &saver->pieces[i];
         size_t bytes = (size_t)(piece->extent[0] * piece->extent[1]) * dtype_bytes(piece->dtype);
@@ -185,7 +193,9 @@ void saver_destroy(struct saver *saver)
     free(saver->root);
     free(saver->pieces);
     free((void *)saver->sources);
-    free(saver->staging);
+    if (saver->staging)
+        saver->stage->kernels->host_release(saver->staging);
+    saver->stage->kernels->stream_destroy(saver->copies);
     pthread_mutex_destroy(&saver->mutex);
     pthread_cond_destroy(&saver->copied_condition);
     free(saver);
@@ -206,12 +216,12 @@ static int copy_state(struct saver *saver)
         const struct parameter *parameter = saver->sources[i];
         size_t bytes = dtype_bytes(piece->dtype);
 
-        stage->kernels->to_host(stage->stream, (void *)piece->data,
+        stage->kernels->to_host(saver->copies, (void *)piece->data,
                                 (const char *)array_of(stage, piece->kind) +
                                     (size_t)parameter->offset * bytes,
                                 (size_t)parameter->count * bytes);
     }
-    return stage->kernels->stream_sync(stage->stream, &saver->error);
+    return stage->kernels->stream_sync(saver->copies, &saver->error);
 }
 
 static void *write_shard(void *user)

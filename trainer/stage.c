@@ -93,20 +93,30 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     scratch->best = take(arena, n->head_rows, sizeof(int32_t));
 }
 
-static void lay_out(struct stage *stage, bool training, struct arena *arena)
+static void lay_out_state(struct stage *stage, enum stage_state state, struct arena *arena)
+{
+    int64_t elements = stage->parameters.elements;
+    size_t bytes = dtype_bytes(stage->moments);
+
+    if (state == STAGE_EVALUATES)
+        return;
+    stage->gradients = take(arena, elements, sizeof(float));
+    stage->gradient_bytes = arena->used - stage->weight_bytes;
+    stage->exp_avg = take(arena, elements, bytes);
+    stage->exp_avg_sq = take(arena, elements, bytes);
+    if (stage->kernels->dtype != DTYPE_F32 && state == STAGE_TRAINS)
+        stage->master = take(arena, elements, sizeof(float));
+    stage->state_bytes = arena->used - stage->weight_bytes - stage->gradient_bytes;
+}
+
+static void lay_out(struct stage *stage, enum stage_state state, struct arena *arena)
 {
     const struct stage_sizes *n = &stage->sizes;
     size_t act = dtype_bytes(stage->kernels->dtype);
-    int64_t elements = stage->parameters.elements;
 
-    stage->weights = take(arena, elements, act);
-    if (training) {
-        stage->gradients = take(arena, elements, sizeof(float));
-        stage->exp_avg = take(arena, elements, sizeof(float));
-        stage->exp_avg_sq = take(arena, elements, sizeof(float));
-        if (stage->kernels->dtype != DTYPE_F32)
-            stage->master = take(arena, elements, sizeof(float));
-    }
+    stage->weights = take(arena, stage->parameters.elements, act);
+    stage->weight_bytes = arena->used;
+    lay_out_state(stage, state, arena);
     stage->loss_sum = take(arena, 1, sizeof(double));
     stage->cosine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
     stage->sine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
@@ -124,7 +134,7 @@ static void lay_out(struct stage *stage, bool training, struct arena *arena)
         }
         lay_out_blocks(stage, slot, arena);
         slot->output = take(arena, n->rows * n->hidden, act);
-        if (training)
+        if (state != STAGE_EVALUATES)
             slot->gradient = take(arena, n->rows * n->hidden, act);
     }
 }
@@ -171,10 +181,29 @@ out:
     return result;
 }
 
+/* Before the memory is taken, because measuring takes some too. */
+static int prepare_products(const struct stage *stage, struct error *error)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    int64_t rest = n->rows % n->head_rows;
+    const int64_t products[][3] = {
+        {n->rows, n->hidden, n->qkv_width},        {n->rows, n->mixed_width, n->hidden},
+        {n->rows, n->hidden, 2 * n->ffn},          {n->rows, n->ffn, n->hidden},
+        {n->head_rows, n->hidden, n->vocab_count}, {rest, n->hidden, n->vocab_count},
+    };
+    int count = !stage->last ? 4 : rest == 0 ? 5 : 6;
+
+    for (int i = 0; i < count; i++)
+        if (stage->kernels->linear_prepare(products[i][0], products[i][1], products[i][2], error) <
+            0)
+            return -1;
+    return 0;
+}
+
 int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,
                  const struct layout *layout, struct layout_place place,
                  const struct comm_groups *groups, int64_t micro_batch, int64_t seq_length,
-                 int64_t microbatches, bool training, struct error *error)
+                 int64_t microbatches, enum stage_state state, struct error *error)
 {
     struct arena arena = {0};
     int64_t in_flight = layout->pp - place.pp;
@@ -190,6 +219,7 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         .first_layer = layout_first_layer(layout, model, place.pp),
         .first = place.pp == 0,
         .last = place.pp == layout->pp - 1,
+        .moments = state == STAGE_TRAINS_BF16 ? DTYPE_BF16 : DTYPE_F32,
     };
     stage->layers = layout_first_layer(layout, model, place.pp + 1) - stage->first_layer;
     set_sizes(stage);
@@ -205,13 +235,17 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         if (!stage->slots[i].blocks)
             goto no_memory;
     }
-    lay_out(stage, training, &arena);
+    lay_out(stage, state, &arena);
     stage->memory_bytes = arena.used;
+    if (prepare_products(stage, error) < 0) {
+        stage_destroy(stage);
+        return -1;
+    }
     stage->memory = kernels->allocate(arena.used);
     if (!stage->memory)
         goto no_memory;
     arena = (struct arena){.base = stage->memory};
-    lay_out(stage, training, &arena);
+    lay_out(stage, state, &arena);
     if (set_positions(stage) < 0)
         goto no_memory;
     return 0;
@@ -250,14 +284,18 @@ void stage_randomize(struct stage *stage, uint64_t seed)
     for (size_t i = 0; i < stage->parameters.count; i++) {
         const struct parameter *parameter = &stage->parameters.list[i];
         void *weight = stage_weight(stage, parameter->offset);
+        void *finest = stage->master ? stage->master + parameter->offset : weight;
+        enum dtype dtype = stage->master ? DTYPE_F32 : k->dtype;
 
         if (parameter->count == 0)
             continue;
         if (parameter->dimensions == 1)
-            k->fill(stage->stream, weight, 1, parameter->count);
+            k->fill(stage->stream, finest, dtype, 1, parameter->count);
         else
-            k->random_normal(stage->stream, weight, &parameter->local, parameter->init_std, seed,
-                             parameter->random);
+            k->random_normal(stage->stream, finest, dtype, &parameter->local, parameter->init_std,
+                             seed, parameter->random);
+        if (finest != weight)
+            k->convert(stage->stream, weight, k->dtype, finest, dtype, parameter->count);
     }
 }
 

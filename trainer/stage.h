@@ -80,29 +80,36 @@ struct stage {
     struct parameters parameters;
 
     void *weights;    /* [parameters.elements], of kernels->dtype */
-    float *gradients; /* fp32, like all that follow */
-    float *master;    /* NULL when the weights are fp32 */
-    float *exp_avg, *exp_avg_sq;
-    double *loss_sum;         /* device: sum of weight * loss over microbatches */
-    float *cosine, *sine;     /* [seq_length, head_dim / 2] */
-    int32_t *positions;       /* [rows] */
-    int32_t *sequence_starts; /* [micro_batch + 1] host */
-    int32_t *device_starts;   /* the same on the device */
+    float *gradients; /* fp32 */
+    float *master;    /* fp32; NULL when the weights are fp32, or updated without one */
+    enum dtype moments;
+    void *exp_avg, *exp_avg_sq; /* of `moments` */
+    double *loss_sum;           /* device: sum of weight * loss over microbatches */
+    float *cosine, *sine;       /* [seq_length, head_dim / 2] */
+    int32_t *positions;         /* [rows] */
+    int32_t *sequence_starts;   /* [micro_batch + 1] host */
+    int32_t *device_starts;     /* the same on the device */
     struct scratch scratch;
     struct slot *slots;
     int slot_count;
 
     void *memory; /* the one allocation */
     size_t memory_bytes;
+    /* What it is taken for: weights; gradients; optimizer state; activations and the rest. */
+    size_t weight_bytes, gradient_bytes, state_bytes;
 };
 
-/* Lay out and allocate everything. `training` false: no gradients and no optimizer state.
+/* What a stage keeps for the optimizer: nothing, for validation alone; fp32 moments, and master
+ * weights where the weights are narrower; bf16 moments and no master weights. */
+enum stage_state { STAGE_EVALUATES, STAGE_TRAINS, STAGE_TRAINS_BF16 };
+
+/* Lay out and allocate everything, and settle how products are computed.
  * `microbatches` bounds how many can be in flight. model, layout and groups must outlive the stage.
  * Error: EXIT_STATUS_SYSTEM with the bytes asked for. */
 int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,
                  const struct layout *layout, struct layout_place place,
                  const struct comm_groups *groups, int64_t micro_batch, int64_t seq_length,
-                 int64_t microbatches, bool training, struct error *error);
+                 int64_t microbatches, enum stage_state state, struct error *error);
 void stage_destroy(struct stage *stage);
 
 /* Initial weights, the same whatever the layout. */

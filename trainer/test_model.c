@@ -99,9 +99,10 @@ static void golden_open(struct golden *golden, const char *name)
     check(safetensors_open(&golden->values, path, &error), &error);
     check(comm_open(&golden->groups, &golden->world, &golden->layout, &error), &error);
     check(stage_create(&golden->stage, kernels_cpu(1), &golden->model, &golden->layout,
-                       (struct layout_place){0}, &golden->groups, BATCH, LENGTH, 1, true, &error),
+                       (struct layout_place){0}, &golden->groups, BATCH, LENGTH, 1, STAGE_TRAINS,
+                       &error),
           &error);
-    check(batch_create(&golden->batch, 1, BATCH, LENGTH, &error), &error);
+    check(batch_create(&golden->batch, golden->stage.kernels, 1, BATCH, LENGTH, &error), &error);
     load_weights(golden);
 }
 
@@ -236,7 +237,7 @@ static void gather_rank(const struct layout *layout, int rank, const struct para
     struct error error = {0};
 
     check(stage_create(&stage, kernels_cpu(1), &small, layout, layout_place(layout, rank), &groups,
-                       1, 8, 1, false, &error),
+                       1, 8, 1, STAGE_EVALUATES, &error),
           &error);
     stage_randomize(&stage, 7);
     for (size_t i = 0; i < stage.parameters.count; i++) {
@@ -269,7 +270,7 @@ static void test_layouts_start_alike(void **state)
     (void)state;
 
     check(stage_create(&stage, kernels_cpu(1), &small, &one, (struct layout_place){0}, &groups, 1,
-                       8, 1, false, &error),
+                       8, 1, STAGE_EVALUATES, &error),
           &error);
     stage_randomize(&stage, 7);
     for (size_t i = 0; i < sizeof(layouts) / sizeof(*layouts); i++) {

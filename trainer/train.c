@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "core/log.h"
+#include "trainer/device.h"
 
 /* The sums of one step; every rank adds its part. */
 enum step_sum {
@@ -268,6 +269,8 @@ int training_run(struct training *t, struct error *error)
         if (run_step(t, &step, error) < 0)
             return -1;
         report_step(t, &step);
+        if (t->progress.step == t->start_step + 1 && t->world->rank == 0)
+            device_report_use(&t->stage);
         stop = step.stop;
         if (stop == STOP_NONE && save_interval > 0 && t->progress.step % save_interval == 0 &&
             save(t, error) < 0)

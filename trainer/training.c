@@ -2,7 +2,6 @@
  * ranks go on or all of them end. */
 #include "trainer/training.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,37 +9,9 @@
 
 #include "ckpt/hf_config.h"
 #include "core/log.h"
+#include "trainer/device.h"
+#include "trainer/products.h"
 #include "trainer/restore.h"
-
-/* This rank's share of the cores it may run on. */
-static int default_threads(const struct world *world)
-{
-    cpu_set_t set;
-    int cores = 1;
-
-    if (sched_getaffinity(0, sizeof(set), &set) == 0)
-        cores = CPU_COUNT(&set);
-    return cores / world->local_size > 1 ? cores / world->local_size : 1;
-}
-
-static int threads_of(const struct settings *settings, const struct world *world)
-{
-    const char *omp = getenv("OMP_NUM_THREADS");
-
-    if (setting_is_set(settings, SETTING_THREADS))
-        return (int)setting_integer(settings, SETTING_THREADS);
-    if (omp && atoi(omp) > 0)
-        return atoi(omp);
-    return default_threads(world);
-}
-
-static int check_device(const struct settings *settings, struct error *error)
-{
-    if (strcmp(setting_text(settings, SETTING_DEVICE), "cuda") == 0)
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "device=cuda: this build has no CUDA backend; use --device=cpu");
-    return 0;
-}
 
 /* The model that a checkpoint's config.json describes. */
 static int model_from_checkpoint(struct model *model, const struct checkpoint *checkpoint,
@@ -140,14 +111,21 @@ static int describe_run(struct training *t, struct error *error)
 static int open_stage(struct training *t, struct error *error)
 {
     bool training = !setting_boolean(t->settings, SETTING_EVAL_ONLY);
+    bool bf16 = strcmp(setting_text(t->settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
+    enum stage_state state = !training ? STAGE_EVALUATES : bf16 ? STAGE_TRAINS_BF16 : STAGE_TRAINS;
 
+    if (training && bf16 && t->team.kernels->dtype == DTYPE_F32)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "optimizer-state=bf16: the weights are fp32 here; it goes with "
+                         "--dtype=bf16 or fp16 on a GPU");
     if (layout_microbatches(&t->layout, t->settings, "--", &t->microbatches, error) < 0)
         return -1;
     t->micro_batch = setting_integer(t->settings, SETTING_MICRO_BATCH_SIZE);
     t->global_batch = t->microbatches * t->micro_batch * t->layout.dp;
     if (stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups,
-                     t->micro_batch, t->seq_length, t->microbatches, training, error) < 0 ||
-        batch_create(&t->batch, t->microbatches, t->micro_batch, t->seq_length, error) < 0)
+                     t->micro_batch, t->seq_length, t->microbatches, state, error) < 0 ||
+        batch_create(&t->batch, t->team.kernels, t->microbatches, t->micro_batch, t->seq_length,
+                     error) < 0)
         return -1;
     return training ? optimizer_create(&t->optimizer, t->settings, &t->stage, error) : 0;
 }
@@ -326,6 +304,10 @@ static int open_outputs(struct training *t, struct error *error)
     if (setting_boolean(t->settings, SETTING_EVAL_ONLY))
         return 0;
     if (t->world->rank == 0)
+        device_report_plan(&t->stage);
+    if (products_record(t->team.kernels, &t->run, t->world->rank, error) < 0)
+        result = -1;
+    else if (t->world->rank == 0)
         result = metrics_open(&t->metrics, t->run.metrics, t->progress.step, error);
     if (team_agree(&t->team, result, error) < 0)
         return -1;
@@ -344,23 +326,24 @@ static int settle_job(struct training *t, struct error *error)
         return error_set(error, EXIT_STATUS_USAGE, "--steps: say how many steps to train for");
     if (setting_is_set(t->settings, SETTING_STEPS))
         t->steps = setting_integer(t->settings, SETTING_STEPS);
-    if (check_device(t->settings, error) < 0)
-        return -1;
     return layout_from_settings(&t->layout, t->settings, NULL, t->world->size, "--", error);
 }
 
 static int open_team(struct training *t, struct error *error)
 {
+    const struct kernels *kernels;
+
     if (settle_job(t, error) < 0) {
         if (t->world->rank != 0)
             error->text[0] = '\0'; /* the same on every rank */
         return -1;
     }
     t->place = layout_place(&t->layout, t->world->rank);
+    if (device_open(&kernels, t->settings, t->world, error) < 0)
+        return -1;
     if (comm_open(&t->groups, t->world, &t->layout, error) < 0)
         return -1;
-    return team_create(&t->team, t->groups.world, kernels_cpu(threads_of(t->settings, t->world)),
-                       error);
+    return team_create(&t->team, t->groups.world, kernels, error);
 }
 
 static int open_directory(struct training *t, struct error *error)
@@ -383,6 +366,7 @@ static int open_parts(struct training *t, const struct checkpoint *from, struct 
 {
     int result = settle_model(t, from, error);
 
+    products_adopt(t->team.kernels, &t->run, t->world->rank);
     if (result == 0)
         result = open_stage(t, error);
     if (result == 0 && !setting_boolean(t->settings, SETTING_EVAL_ONLY))

@@ -142,6 +142,26 @@ static void cpu_stream_wait(struct stream *stream, struct stream *other)
     (void)other;
 }
 
+static int cpu_linear_prepare(int64_t rows, int64_t in, int64_t out, struct error *error)
+{
+    (void)rows;
+    (void)in;
+    (void)out;
+    (void)error;
+    return 0;
+}
+
+static char *cpu_products_text(void)
+{
+    return NULL;
+}
+
+static bool cpu_products_adopt(const char *text)
+{
+    (void)text;
+    return true;
+}
+
 static size_t cpu_attention_workspace(const struct attention_shape *shape)
 {
     (void)shape;
@@ -167,14 +187,23 @@ static void cpu_add(struct stream *stream, void *y, const void *x, int64_t n)
     }
 }
 
-static void cpu_fill(struct stream *stream, void *w, double value, int64_t n)
+static void cpu_fill(struct stream *stream, void *w, enum dtype dtype, double value, int64_t n)
 {
     float *to = w;
 
     (void)stream;
+    (void)dtype;
+    assert(dtype == DTYPE_F32);
 #pragma omp parallel for simd schedule(static) if (n > PARALLEL_ELEMENTS)
     for (int64_t i = 0; i < n; i++)
         to[i] = (float)value;
+}
+
+static void cpu_convert(struct stream *stream, void *to, enum dtype to_type, const void *from,
+                        enum dtype from_type, int64_t n)
+{
+    (void)stream;
+    dtype_convert(to, to_type, from, from_type, (size_t)n);
 }
 
 const struct kernels *kernels_cpu(int threads)
@@ -195,6 +224,9 @@ const struct kernels *kernels_cpu(int threads)
         .stream_create = cpu_stream_create,
         .stream_destroy = cpu_stream_destroy,
         .stream_wait = cpu_stream_wait,
+        .linear_prepare = cpu_linear_prepare,
+        .products_text = cpu_products_text,
+        .products_adopt = cpu_products_adopt,
         .linear_forward = cpu_linear_forward,
         .linear_backward_input = cpu_linear_backward_input,
         .linear_backward_weight = cpu_linear_backward_weight,
@@ -217,6 +249,7 @@ const struct kernels *kernels_cpu(int threads)
         .adamw = cpu_adamw,
         .random_normal = cpu_random_normal,
         .fill = cpu_fill,
+        .convert = cpu_convert,
     };
 
     assert(threads >= 1);

@@ -81,7 +81,7 @@ void cpu_adamw(struct stream *stream, void *weight, float *master, void *m, void
                const float *grad, int64_t n, const struct adamw *update);
 
 /* random.c */
-void cpu_random_normal(struct stream *stream, void *w, const struct tile *tile, double std,
-                       uint64_t seed, uint64_t tensor);
+void cpu_random_normal(struct stream *stream, void *w, enum dtype dtype, const struct tile *tile,
+                       double std, uint64_t seed, uint64_t tensor);
 
 #endif

@@ -46,11 +46,12 @@ static void normal_range(float *w, uint64_t first, int64_t n, double std, uint64
     }
 }
 
-void cpu_random_normal(struct stream *stream, void *w, const struct tile *tile, double std,
-                       uint64_t seed, uint64_t tensor)
+void cpu_random_normal(struct stream *stream, void *w, enum dtype dtype, const struct tile *tile,
+                       double std, uint64_t seed, uint64_t tensor)
 {
     (void)stream;
-    assert(tile->row >= 0 && tile->column >= 0 &&
+    (void)dtype;
+    assert(dtype == DTYPE_F32 && tile->row >= 0 && tile->column >= 0 &&
            tile->column + tile->columns <= tile->total_columns);
     if (std == 0) { /* not the products with 0, half of which are -0 */
         memset(w, 0, (size_t)(tile->rows * tile->columns) * sizeof(float));

@@ -117,7 +117,11 @@ void cuda_linear_backward_input(struct stream *stream, void *dx, const void *dy,
 template <class T>
 void cuda_linear_backward_weight(struct stream *stream, float *dw, const void *dy, const void *x,
                                  int64_t rows, int64_t in, int64_t out);
+template <class T>
+int cuda_linear_prepare(int64_t rows, int64_t in, int64_t out, struct error *error);
 int cuda_linear_open(struct error *error);
+char *cuda_products_text(void);
+bool cuda_products_adopt(const char *text);
 
 /* norm.cu */
 template <class T>

@@ -134,6 +134,67 @@ static void stream_wait(struct stream *stream, struct stream *other)
     cuda_note(cudaEventDestroy(event), "the end of an event"); /* once it has happened */
 }
 
+/* --- by the type of the buffer, not of the backend ------------------------------------------- */
+
+static void random_normal(struct stream *stream, void *w, enum dtype dtype, const struct tile *tile,
+                          double std, uint64_t seed, uint64_t tensor)
+{
+    if (dtype == DTYPE_F32)
+        cuda_random_normal<float>(stream, w, tile, std, seed, tensor);
+    else if (dtype == DTYPE_BF16)
+        cuda_random_normal<bf16>(stream, w, tile, std, seed, tensor);
+    else
+        cuda_random_normal<__half>(stream, w, tile, std, seed, tensor);
+}
+
+static void fill(struct stream *stream, void *w, enum dtype dtype, double value, int64_t n)
+{
+    if (dtype == DTYPE_F32)
+        cuda_fill<float>(stream, w, value, n);
+    else if (dtype == DTYPE_BF16)
+        cuda_fill<bf16>(stream, w, value, n);
+    else
+        cuda_fill<__half>(stream, w, value, n);
+}
+
+template <class To, class From>
+static __global__ void convert_kernel(To *to, const From *from, int64_t n)
+{
+    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x)
+        to[i] = from_float<To>(to_float(from[i]));
+}
+
+template <class To>
+static void convert_to(cudaStream_t stream, void *to, const void *from, enum dtype from_type,
+                       int64_t n)
+{
+    enum { THREADS = 256 };
+    int64_t wanted = ceil_div(n, THREADS), most = (int64_t)cuda_device.multiprocessors * 16;
+    unsigned blocks = (unsigned)(wanted < most ? wanted : most);
+
+    if (n == 0)
+        return;
+    if (from_type == DTYPE_F32)
+        convert_kernel<<<blocks, THREADS, 0, stream>>>((To *)to, (const float *)from, n);
+    else if (from_type == DTYPE_BF16)
+        convert_kernel<<<blocks, THREADS, 0, stream>>>((To *)to, (const bf16 *)from, n);
+    else
+        convert_kernel<<<blocks, THREADS, 0, stream>>>((To *)to, (const __half *)from, n);
+    LAUNCHED("convert");
+}
+
+static void convert(struct stream *stream, void *to, enum dtype to_type, const void *from,
+                    enum dtype from_type, int64_t n)
+{
+    if (to_type == DTYPE_F32)
+        convert_to<float>(handle_of(stream), to, from, from_type, n);
+    else if (to_type == DTYPE_BF16)
+        convert_to<bf16>(handle_of(stream), to, from, from_type, n);
+    else
+        convert_to<__half>(handle_of(stream), to, from, from_type, n);
+}
+
 template <class T> static const struct kernels *table(enum dtype dtype)
 {
     static struct kernels table;
@@ -153,6 +214,9 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.stream_create = stream_create;
     table.stream_destroy = stream_destroy;
     table.stream_wait = stream_wait;
+    table.linear_prepare = cuda_linear_prepare<T>;
+    table.products_text = cuda_products_text;
+    table.products_adopt = cuda_products_adopt;
     table.linear_forward = cuda_linear_forward<T>;
     table.linear_backward_input = cuda_linear_backward_input<T>;
     table.linear_backward_weight = cuda_linear_backward_weight<T>;
@@ -173,8 +237,9 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.sum_squares = cuda_sum_squares;
     table.weighted_sum = cuda_weighted_sum;
     table.adamw = cuda_adamw<T>;
-    table.random_normal = cuda_random_normal<T>;
-    table.fill = cuda_fill<T>;
+    table.random_normal = random_normal;
+    table.fill = fill;
+    table.convert = convert;
     return &table;
 }
 

@@ -1,0 +1,128 @@
+#include "trainer/device.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/log.h"
+#include "kernels/module.h"
+
+/* This rank's share of the cores it may run on. */
+static int default_threads(const struct world *world)
+{
+    cpu_set_t set;
+    int cores = 1;
+
+    if (sched_getaffinity(0, sizeof(set), &set) == 0)
+        cores = CPU_COUNT(&set);
+    return cores / world->local_size > 1 ? cores / world->local_size : 1;
+}
+
+static int threads_of(const struct settings *settings, const struct world *world)
+{
+    const char *omp = getenv("OMP_NUM_THREADS");
+
+    if (setting_is_set(settings, SETTING_THREADS))
+        return (int)setting_integer(settings, SETTING_THREADS);
+    if (omp && atoi(omp) > 0)
+        return atoi(omp);
+    return default_threads(world);
+}
+
+/* The module, when a GPU is to be used; NULL without an error when the CPU is. */
+static int find_module(const struct cuda_module **module, const char *wanted, struct error *error)
+{
+    struct error reason = {0};
+
+    *module = NULL;
+    if (strcmp(wanted, "cpu") == 0)
+        return 0;
+    *module = cuda_module_load(&reason);
+    if (*module && (*module)->device_count() > 0)
+        return 0;
+    if (strcmp(wanted, "cuda") == 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION, "device=cuda: %s",
+                         *module ? "this process sees no GPU; ask Slurm for one (--gpus-per-task=1)"
+                                 : reason.text);
+    *module = NULL;
+    return 0;
+}
+
+static int open_cpu(const struct kernels **kernels, const struct settings *settings,
+                    const struct world *world, struct error *error)
+{
+    const char *dtype = setting_text(settings, SETTING_DTYPE);
+
+    if (strcmp(dtype, "auto") != 0 && strcmp(dtype, "fp32") != 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "dtype=%s: CPUs compute in fp32; leave it away or use --device=cuda",
+                         dtype);
+    *kernels = kernels_cpu(threads_of(settings, world));
+    return 0;
+}
+
+int device_open(const struct kernels **kernels, const struct settings *settings,
+                const struct world *world, struct error *error)
+{
+    const char *dtype = setting_text(settings, SETTING_DTYPE);
+    struct cuda_options options = {.attention = setting_text(settings, SETTING_ATTENTION)};
+    const struct cuda_module *module;
+    int count;
+
+    if (find_module(&module, setting_text(settings, SETTING_DEVICE), error) < 0)
+        return -1;
+    if (!module)
+        return open_cpu(kernels, settings, world, error);
+    count = module->device_count();
+    if (count > 1 && world->local_rank >= count)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "%d ranks on this node, but it has %d GPUs; start one rank a GPU",
+                         world->local_size, count);
+    options.device = count > 1 ? world->local_rank : 0;
+    options.dtype = strcmp(dtype, "auto") == 0 ? DTYPE_BF16 : (enum dtype)dtype_from_name(dtype);
+    *kernels = module->open(&options, error);
+    return *kernels ? 0 : -1;
+}
+
+/* --- memory ---------------------------------------------------------------------------------- */
+
+static double gib(size_t bytes)
+{
+    return (double)bytes / (1 << 30);
+}
+
+static const struct cuda_module *module_of(const struct stage *stage)
+{
+    struct error error;
+
+    return strcmp(stage->kernels->name, "cuda") == 0 ? cuda_module_load(&error) : NULL;
+}
+
+void device_report_plan(const struct stage *stage)
+{
+    const struct cuda_module *module = module_of(stage);
+    size_t total, used;
+
+    if (!module)
+        return;
+    module->memory(&total, &used);
+    log_info(
+        "%s: %.2f GiB planned: weights %.2f, gradients %.2f, optimizer state %.2f, "
+        "activations %.2f; the device has %.2f",
+        module->device_name(), gib(stage->memory_bytes), gib(stage->weight_bytes),
+        gib(stage->gradient_bytes), gib(stage->state_bytes),
+        gib(stage->memory_bytes - stage->weight_bytes - stage->gradient_bytes - stage->state_bytes),
+        gib(total));
+}
+
+void device_report_use(const struct stage *stage)
+{
+    const struct cuda_module *module = module_of(stage);
+    size_t total, used;
+
+    if (!module)
+        return;
+    module->memory(&total, &used);
+    log_info("%s: %.2f GiB in use, %.2f of them planned, the rest CUDA's and its libraries'",
+             module->device_name(), gib(used), gib(stage->memory_bytes));
+}
