@@ -51,15 +51,17 @@ struct checkpoint_file {
 
 /* Everything that is not a tensor. Text members are UTF-8. */
 struct checkpoint_state {
-    int64_t step;    /* updates made */
-    int64_t samples; /* consumed */
-    int64_t tokens;  /* consumed */
-    int64_t skipped; /* updates skipped for a non-finite gradient */
-    double loss_scale;
-    char *config;    /* the model as Hugging Face's config.json */
-    char *settings;  /* the run's settings, as settings_write() prints them */
-    char *run_id;    /* names the run across requeues */
-    char layout[32]; /* of the writer, "tp2 pp2 dp1" */
+    int64_t step;                 /* updates made */
+    int64_t samples;              /* consumed */
+    int64_t tokens;               /* consumed */
+    int64_t skipped;              /* updates skipped for a non-finite gradient */
+    double loss_scale;            /* of fp16; 1 otherwise */
+    int64_t scale_clean_steps;    /* updates without an overflow since the scale last grew */
+    int64_t scale_overflows_left; /* overflows until it shrinks */
+    char *config;                 /* the model as Hugging Face's config.json */
+    char *settings;               /* the run's settings, as settings_write() prints them */
+    char *run_id;                 /* names the run across requeues */
+    char layout[32];              /* of the writer, "tp2 pp2 dp1" */
     struct checkpoint_file *files;
     size_t file_count;
 };

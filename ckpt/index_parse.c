@@ -153,7 +153,9 @@ static int read_state(hid_t file, size_t limit, struct checkpoint_state *state)
         read_integer(group, "samples", &state->samples) == 0 &&
         read_integer(group, "tokens", &state->tokens) == 0 &&
         read_integer(group, "skipped", &state->skipped) == 0 &&
-        read_real(group, "loss_scale", &state->loss_scale) == 0) {
+        read_real(group, "loss_scale", &state->loss_scale) == 0 &&
+        read_integer(group, "scale_clean_steps", &state->scale_clean_steps) == 0 &&
+        read_integer(group, "scale_overflows_left", &state->scale_overflows_left) == 0) {
         state->run_id = read_text_attribute(group, "run_id", limit);
         layout = read_text_attribute(group, "layout", limit);
         if (state->run_id && layout) {

@@ -91,6 +91,8 @@ static void test_round_trip(void **state)
         assert_int_equal(read->tokens, shards * 4096);
         assert_int_equal(read->skipped, 100 + shards);
         assert_true(read->loss_scale == 0.1);
+        assert_int_equal(read->scale_clean_steps, 17);
+        assert_int_equal(read->scale_overflows_left, 2);
         assert_string_equal(read->config, "{\"model_type\": \"llama\"}");
         assert_string_equal(read->settings, "model = llama-tiny\n");
         assert_string_equal(read->run_id, "a run \xc3\xa9");

@@ -152,6 +152,8 @@ int fixture_commit(const char *root, int64_t step, int shards, uint64_t seed, st
         .tokens = step * 4096,
         .skipped = (int64_t)seed,
         .loss_scale = 0.1,
+        .scale_clean_steps = 17,
+        .scale_overflows_left = 2,
         .config = "{\"model_type\": \"llama\"}",
         .settings = "model = llama-tiny\n",
         .run_id = "a run \xc3\xa9",

@@ -49,6 +49,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/block.c trainer/ends.c \
 	trainer/device.c trainer/device.h \
 	trainer/evaluate.c \
+	trainer/loss_scale.c trainer/loss_scale.h \
 	trainer/optimizer.c trainer/optimizer.h \
 	trainer/parameter.c trainer/parameter.h \
 	trainer/pipeline.c trainer/pipeline.h \
@@ -69,8 +70,11 @@ mtllm_train_SOURCES = trainer/main.c
 mtllm_train_LDADD = trainer/libtraining.la
 
 if HAVE_CMOCKA
-check_PROGRAMS += trainer/test_model
-TESTS += trainer/test_model
+check_PROGRAMS += trainer/test_model trainer/test_loss_scale
+trainer_test_loss_scale_SOURCES = trainer/test_loss_scale.c
+trainer_test_loss_scale_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+trainer_test_loss_scale_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)
+TESTS += trainer/test_model trainer/test_loss_scale
 trainer_test_model_SOURCES = trainer/test_model.c
 trainer_test_model_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_model_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)

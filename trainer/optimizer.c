@@ -65,7 +65,7 @@ int optimizer_squared_norm(const struct optimizer *optimizer, const struct stage
 }
 
 void optimizer_update(const struct optimizer *optimizer, struct stage *stage, double lr,
-                      int64_t update, double norm)
+                      int64_t update, double norm, double loss_scale)
 {
     double scale = optimizer->clip > 0 ? optimizer->clip / (norm + 1e-6) : 1;
     struct adamw adamw = {
@@ -73,7 +73,7 @@ void optimizer_update(const struct optimizer *optimizer, struct stage *stage, do
         .beta1 = optimizer->beta1,
         .beta2 = optimizer->beta2,
         .eps = optimizer->eps,
-        .grad_scale = scale < 1 ? scale : 1,
+        .grad_scale = (scale < 1 ? scale : 1) / loss_scale,
         .step = update,
         .moments = stage->moments,
         .seed = optimizer->seed,

@@ -28,9 +28,9 @@ void optimizer_reduce_gradients(struct stage *stage);
 int optimizer_squared_norm(const struct optimizer *optimizer, const struct stage *stage,
                            double *squared, struct error *error);
 
-/* One AdamW update at learning rate `lr`, the `update`th (from 1), of gradients whose global norm
- * is `norm`. */
+/* One AdamW update at learning rate `lr`, the `update`th (from 1), of gradients that are
+ * `loss_scale` times too large and whose global norm without that is `norm`. */
 void optimizer_update(const struct optimizer *optimizer, struct stage *stage, double lr,
-                      int64_t update, double norm);
+                      int64_t update, double norm, double loss_scale);
 
 #endif

@@ -52,7 +52,7 @@ static int compute_gradients(struct training *t, double sums[SUM_COUNT], struct 
     total = stage->last && t->place.tp == 0 ? t->batch.weight_sum : 0;
     if (team_sum(&t->team, &total, 1, error) < 0)
         return -1;
-    batch_scale_weights(&t->batch, total > 0 ? 1 / total : 0);
+    batch_scale_weights(&t->batch, total > 0 ? t->progress.loss_scale / total : 0);
     optimizer_zero_gradients(stage);
     k->zero(stage->stream, stage->loss_sum, sizeof(double));
     pipeline_train(stage, &t->batch);
@@ -86,15 +86,17 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     if (team_sum(&t->team, sums, SUM_COUNT, error) < 0)
         return -1;
     tell_saver_event(t, saver_advance(t->saver, &sums[SUM_SAVER]));
-    step->loss = sums[SUM_LOSS];
-    step->norm = sqrt(sums[SUM_SQUARED_NORM]);
+    step->loss = sums[SUM_LOSS] / t->progress.loss_scale;
+    step->norm = sqrt(sums[SUM_SQUARED_NORM]) / t->progress.loss_scale;
     step->skipped = !isfinite(step->norm) || !isfinite(step->loss);
     if (step->skipped) {
         t->progress.skipped++;
     } else {
         saver_release_state(t->saver);
-        optimizer_update(&t->optimizer, &t->stage, step->lr, updates + 1, step->norm);
+        optimizer_update(&t->optimizer, &t->stage, step->lr, updates + 1, step->norm,
+                         t->progress.loss_scale);
     }
+    loss_scale_update(&t->scale, &t->progress, step->skipped);
     if (t->stage.kernels->stream_sync(t->stage.stream, error) < 0)
         return -1;
     t->progress.step++;

@@ -69,7 +69,8 @@ static int begin_progress(struct training *t, struct error *error)
         snprintf(id + 2 * i, 3, "%02x", bytes[i]);
     if (team_share(&t->team, id, sizeof(id), error) < 0)
         return -1;
-    t->progress = (struct checkpoint_state){.loss_scale = 1, .run_id = strdup(id)};
+    t->progress = (struct checkpoint_state){.run_id = strdup(id)};
+    loss_scale_begin(&t->scale, &t->progress);
     return t->progress.run_id ? 0 : error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
 }
 
@@ -84,8 +85,13 @@ static int adopt_progress(struct training *t, const struct checkpoint *checkpoin
         .tokens = state->tokens,
         .skipped = state->skipped,
         .loss_scale = state->loss_scale,
+        .scale_clean_steps = state->scale_clean_steps,
+        .scale_overflows_left = state->scale_overflows_left,
         .run_id = strdup(state->run_id),
     };
+    /* A run that did not use the scale, or had another, goes on in fp16 with a fresh one. */
+    if (!t->scale.dynamic || state->loss_scale == 1)
+        loss_scale_begin(&t->scale, &t->progress);
     return t->progress.run_id ? 0 : error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
 }
 
@@ -341,6 +347,7 @@ static int open_team(struct training *t, struct error *error)
     t->place = layout_place(&t->layout, t->world->rank);
     if (device_open(&kernels, t->settings, t->world, error) < 0)
         return -1;
+    loss_scale_from_settings(&t->scale, t->settings, kernels->dtype == DTYPE_F16);
     if (comm_open(&t->groups, t->world, &t->layout, error) < 0)
         return -1;
     return team_create(&t->team, t->groups.world, kernels, error);

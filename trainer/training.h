@@ -5,6 +5,7 @@
 #include "core/settings.h"
 #include "data/dataset.h"
 #include "trainer/batch.h"
+#include "trainer/loss_scale.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/pipeline.h"
@@ -34,6 +35,7 @@ struct training {
     struct stage stage;
     struct optimizer optimizer;
     struct lr_schedule schedule;
+    struct loss_scale scale;
     struct saver *saver;
     struct metrics *metrics;          /* rank 0; NULL elsewhere */
     struct metrics_interval interval; /* since the last line on the console */
