@@ -84,6 +84,37 @@ int device_open(const struct kernels **kernels, const struct settings *settings,
     return *kernels ? 0 : -1;
 }
 
+/* The module behind a backend, NULL on CPUs. */
+static const struct cuda_module *module_of(const struct kernels *kernels)
+{
+    struct error error;
+
+    return strcmp(kernels->name, "cuda") == 0 ? cuda_module_load(&error) : NULL;
+}
+
+/* --- speed ----------------------------------------------------------------------------------- */
+
+double device_peak_tflops(const struct kernels *kernels)
+{
+    /* The first that is part of the device's name holds. */
+    static const struct {
+        const char *name;
+        double tflops; /* dense bf16 and fp16 */
+    } devices[] = {
+        {"H100 PCIe", 756}, {"H100 NVL", 835}, {"H100", 989.4}, {"H200", 989.4},
+        {"GH200", 989.4},   {"H800", 989.4},   {"H20", 148},    {"B200", 2250},
+        {"B100", 1800},     {"A100", 312},     {"A800", 312},   {"L40", 181},
+    };
+    const struct cuda_module *module = module_of(kernels);
+
+    if (!module || kernels->dtype == DTYPE_F32)
+        return 0;
+    for (size_t i = 0; i < sizeof(devices) / sizeof(*devices); i++)
+        if (strstr(module->device_name(), devices[i].name))
+            return devices[i].tflops;
+    return 0;
+}
+
 /* --- memory ---------------------------------------------------------------------------------- */
 
 static double gib(size_t bytes)
@@ -91,16 +122,9 @@ static double gib(size_t bytes)
     return (double)bytes / (1 << 30);
 }
 
-static const struct cuda_module *module_of(const struct stage *stage)
-{
-    struct error error;
-
-    return strcmp(stage->kernels->name, "cuda") == 0 ? cuda_module_load(&error) : NULL;
-}
-
 void device_report_plan(const struct stage *stage)
 {
-    const struct cuda_module *module = module_of(stage);
+    const struct cuda_module *module = module_of(stage->kernels);
     size_t total, used;
 
     if (!module)
@@ -117,7 +141,7 @@ void device_report_plan(const struct stage *stage)
 
 void device_report_use(const struct stage *stage)
 {
-    const struct cuda_module *module = module_of(stage);
+    const struct cuda_module *module = module_of(stage->kernels);
     size_t total, used;
 
     if (!module)

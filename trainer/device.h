@@ -14,6 +14,10 @@
 int device_open(const struct kernels **kernels, const struct settings *settings,
                 const struct world *world, struct error *error);
 
+/* What the device multiplies at most, in the type that it computes in, without sparsity, by its
+ * vendor's data sheet: TFLOP/s; 0 where that is not known. */
+double device_peak_tflops(const struct kernels *kernels);
+
 /* Say on the console what rank 0 plans to take of the device's memory, and after the first step
  * what is taken. Nothing on CPUs. */
 void device_report_plan(const struct stage *stage);

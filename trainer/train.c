@@ -115,6 +115,7 @@ static void report_step(struct training *t, const struct step *step)
     double tokens_per_s = (double)(t->global_batch * t->seq_length) / step->seconds;
     double flops = model_flops_per_token(&t->model, t->seq_length, true);
     int64_t every = setting_integer(t->settings, SETTING_LOG_EVERY);
+    double peak = device_peak_tflops(t->stage.kernels);
     struct metrics_row row = {0}, line = {0};
 
     if (!t->metrics)
@@ -127,6 +128,8 @@ static void report_step(struct training *t, const struct step *step)
     metrics_set(&row, METRIC_TOKENS, (double)t->progress.tokens);
     metrics_set(&row, METRIC_TOKENS_PER_S, tokens_per_s);
     metrics_set(&row, METRIC_TFLOPS, tokens_per_s * flops / 1e12 / t->world->size);
+    if (peak > 0)
+        metrics_set(&row, METRIC_MFU, tokens_per_s * flops / 1e12 / t->world->size / peak);
     metrics_set(&row, METRIC_STEP_S, step->seconds);
     metrics_set(&row, METRIC_TIME, now_s(CLOCK_REALTIME));
     metrics_set(&row, METRIC_SKIPPED, (double)t->progress.skipped);
