@@ -64,7 +64,8 @@ struct kernels {
      * until then the host's buffer is the copy's. */
     void *(*allocate)(size_t bytes); /* 64-byte aligned or better, zeroed; NULL: out of memory */
     void (*release)(void *buffer);
-    /* Memory of the host that copies to and from the device without a detour; NULL: none left. */
+    /* Memory of the host that copies to and from the device without a detour, zeroed; NULL: none
+     * left. Callable from any thread. */
     void *(*host_allocate)(size_t bytes);
     void (*host_release)(void *buffer);
     void (*to_device)(struct stream *stream, void *device, const void *host, size_t bytes);

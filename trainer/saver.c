@@ -20,8 +20,11 @@ struct saver {
     struct checkpoint_piece *pieces; /* of this rank, data in the staging memory */
     const struct parameter **sources;
     size_t count;
-    char *staging;         /* the kernels' host memory */
-    struct stream *copies; /* beside the one that computes */
+    pthread_t memory_thread; /* takes the staging memory */
+    bool memory_running;
+    atomic_bool memory_taken; /* or found that there is none: then staging is NULL */
+    char *staging;            /* the kernels' host memory */
+    struct stream *copies;    /* beside the one that computes */
     size_t staging_bytes;
 
     enum phase phase; /* the main thread's */
@@ -120,11 +123,29 @@ static void list_pieces(struct saver *saver)
     }
 }
 
+/* A thread's: the memory with all its pages, so that the first save does not pay for them. */
+static void *take_staging(void *user)
+{
+    struct saver *saver = user;
+    size_t used = 0;
+
+    saver->staging = saver->stage->kernels->host_allocate(saver->staging_bytes);
+    for (size_t i = 0; saver->staging && i < saver->count; i++) {
+        struct checkpoint_piece *piece = &saver->pieces[i];
+        size_t bytes = (size_t)(piece->extent[0] * piece->extent[1]) * dtype_bytes(piece->dtype);
+
+        piece->data = saver->staging + used;
+        used += (bytes + 63) / 64 * 64;
+    }
+    atomic_store(&saver->memory_taken, true);
+    return NULL;
+}
+
 int saver_create(struct saver **result, const struct stage *stage, const struct team *team,
                  const char *root, int keep, struct error *error)
 {
     struct saver *saver = calloc(1, sizeof(*saver));
-    size_t used = 0;
+    int code;
 
     *result = saver;
     if (!saver)
@@ -143,20 +164,29 @@ int saver_create(struct saver **result, const struct stage *stage, const struct 
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     list_pieces(saver);
     saver->copies = stage->kernels->stream_create();
-    /* All its pages are there, so that the first save does not pay for them. */
-    saver->staging = stage->kernels->host_allocate(saver->staging_bytes);
-    if (!saver->staging)
-        return error_set(error, EXIT_STATUS_SYSTEM,
-                         "out of memory: saving a checkpoint takes %.2f GiB of host memory",
-                         (double)saver->staging_bytes / (1 << 30));
-    for (size_t i = 0; i < saver->count; i++) {
-        struct checkpoint_piece *piece = &saver->pieces[i];
-        size_t bytes = (size_t)(piece->extent[0] * piece->extent[1]) * dtype_bytes(piece->dtype);
-
-        piece->data = saver->staging + used;
-        used += (bytes + 63) / 64 * 64;
-    }
+    code = pthread_create(&saver->memory_thread, NULL, take_staging, saver);
+    if (code != 0)
+        return error_set(error, EXIT_STATUS_SYSTEM, "cannot start the checkpoint thread: %s",
+                         strerror(code));
+    saver->memory_running = true;
     return 0;
+}
+
+/* Wait for the memory, if it is still being taken. */
+static void join_memory(struct saver *saver)
+{
+    if (saver->memory_running)
+        pthread_join(saver->memory_thread, NULL);
+    saver->memory_running = false;
+}
+
+int saver_check_memory(struct saver *saver, struct error *error)
+{
+    if (!atomic_load(&saver->memory_taken) || saver->staging)
+        return 0;
+    return error_set(error, EXIT_STATUS_SYSTEM,
+                     "out of memory: saving a checkpoint takes %.2f GiB of host memory",
+                     (double)saver->staging_bytes / (1 << 30));
 }
 
 static void state_clear(struct checkpoint_state *state)
@@ -189,6 +219,7 @@ void saver_destroy(struct saver *saver)
     if (!saver)
         return;
     join(saver);
+    join_memory(saver);
     state_clear(&saver->state);
     free(saver->root);
     free(saver->pieces);
@@ -292,6 +323,9 @@ int saver_start(struct saver *saver, const struct checkpoint_state *state, struc
 
     assert(saver->phase == PHASE_IDLE);
     saver->started_s = now_s();
+    join_memory(saver);
+    if (saver_check_memory(saver, error) < 0)
+        return -1;
     if (stage->kernels->stream_sync(stage->stream, error) < 0)
         return -1;
     state_clear(&saver->state);

@@ -19,17 +19,22 @@ struct saver;
 
 enum saver_event { SAVER_NOTHING, SAVER_SAVED, SAVER_FAILED };
 
-/* `root` is RUN/ckpt. Takes host memory for one copy of the state. Error: EXIT_STATUS_SYSTEM. */
+/* `root` is RUN/ckpt. Host memory for one copy of the state is taken beside what the caller goes on
+ * to do: it can be as much as the device has, which takes seconds. Error: EXIT_STATUS_SYSTEM. */
 int saver_create(struct saver **saver, const struct stage *stage, const struct team *team,
                  const char *root, int keep, struct error *error);
 /* Waits for this rank's thread. */
 void saver_destroy(struct saver *saver);
 
-bool saver_busy(
-    const struct saver *saver); /* from saver_start() to its event; alike on all ranks */
+/* 0 while there may be memory to save in, -1 once it is known that there is not: EXIT_STATUS_SYSTEM
+ * with the bytes asked for. */
+int saver_check_memory(struct saver *saver, struct error *error);
+
+/* From saver_start() to its event; alike on all ranks. */
+bool saver_busy(const struct saver *saver);
 
 /* Begin to save; not while saver_busy(). `state` is copied. Error: the device's, or
- * EXIT_STATUS_SYSTEM when no thread can be had. */
+ * EXIT_STATUS_SYSTEM when no thread or no memory can be had. */
 int saver_start(struct saver *saver, const struct checkpoint_state *state, struct error *error);
 
 /* Wait until weights and optimizer state may be changed. */

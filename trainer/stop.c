@@ -10,6 +10,7 @@
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include "core/log.h"
@@ -63,6 +64,38 @@ static void *wait_for_signals(void *argument)
     }
 }
 
+static void wanted_signals(sigset_t *signals)
+{
+    sigemptyset(signals);
+    sigaddset(signals, SIGTERM);
+    sigaddset(signals, SIGUSR2);
+    sigaddset(signals, SIGINT);
+}
+
+/* In a thread that does not block the signals, because a library started it before main(), as some
+ * builds of OpenBLAS do: from now on it does, and the signal goes to the process again, until it
+ * waits for the thread that reads it. */
+static void pass_on(int number, siginfo_t *info, void *context)
+{
+    sigset_t signals;
+
+    (void)info;
+    wanted_signals(&signals);
+    sigorset(&((ucontext_t *)context)->uc_sigmask, &((ucontext_t *)context)->uc_sigmask, &signals);
+    (void)kill(getpid(), number);
+}
+
+static int handle(const sigset_t *signals)
+{
+    struct sigaction action = {.sa_sigaction = pass_on, .sa_flags = SA_SIGINFO | SA_RESTART};
+
+    action.sa_mask = *signals;
+    if (sigaction(SIGTERM, &action, NULL) < 0 || sigaction(SIGUSR2, &action, NULL) < 0 ||
+        sigaction(SIGINT, &action, NULL) < 0)
+        return errno;
+    return pthread_sigmask(SIG_BLOCK, signals, NULL);
+}
+
 int stop_open(struct stop **result, struct error *error)
 {
     struct stop *stop = calloc(1, sizeof(*stop));
@@ -72,13 +105,10 @@ int stop_open(struct stop **result, struct error *error)
     *result = NULL;
     if (!stop)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGUSR2);
-    sigaddset(&signals, SIGINT);
+    wanted_signals(&signals);
     stop->closing = -1;
     stop->signals = -1;
-    code = pthread_sigmask(SIG_BLOCK, &signals, NULL);
+    code = handle(&signals);
     if (code == 0) {
         stop->signals = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
         stop->closing = eventfd(0, EFD_CLOEXEC);

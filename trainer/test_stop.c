@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +46,38 @@ static struct stop *open_stop(void)
         fail_msg("%s", error.text);
     assert_int_equal(stop_requested(stop), STOP_NONE);
     return stop;
+}
+
+static void *sleep_for_ever(void *user)
+{
+    (void)user;
+    for (;;)
+        pause();
+    return NULL;
+}
+
+/* As libraries do that start threads before main(): most of the time such a thread gets it. */
+static void test_signals_of_other_threads(void **state)
+{
+    enum { THREADS = 8 };
+    sigset_t signals, before;
+    struct stop *stop;
+    (void)state;
+
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    assert_int_equal(pthread_sigmask(SIG_UNBLOCK, &signals, &before), 0);
+    for (int i = 0; i < THREADS; i++) {
+        pthread_t thread;
+
+        assert_int_equal(pthread_create(&thread, NULL, sleep_for_ever, NULL), 0);
+        assert_int_equal(pthread_detach(thread), 0);
+    }
+    assert_int_equal(pthread_sigmask(SIG_SETMASK, &before, NULL), 0);
+    stop = open_stop();
+    assert_int_equal(kill(getpid(), SIGTERM), 0);
+    assert_int_equal(wait_for_reason(stop), STOP_SIGTERM);
+    stop_close(stop);
 }
 
 static void test_signals(void **state)
@@ -169,8 +202,11 @@ static void test_end_time(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_signals),          cmocka_unit_test(test_repeated),
-        cmocka_unit_test(test_time_limit),       cmocka_unit_test(test_end_time),
+        cmocka_unit_test(test_signals_of_other_threads),
+        cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_repeated),
+        cmocka_unit_test(test_time_limit),
+        cmocka_unit_test(test_end_time),
         cmocka_unit_test(test_second_interrupt),
     };
 

@@ -21,6 +21,7 @@ enum step_sum {
     SUM_TIME_UP,   /* ranks whose clock says that the job's time is up */
     SUM_SAVER,     /* two numbers, the saver's */
     SUM_SAVER_FAILED,
+    SUM_NO_MEMORY, /* ranks that found none to save a checkpoint in */
     SUM_COUNT
 };
 
@@ -76,6 +77,7 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     double sums[SUM_COUNT] = {0}, start_s = now_s(CLOCK_MONOTONIC);
     enum stop_reason reason = stop_requested(t->stop);
     int64_t updates = t->progress.step - t->progress.skipped;
+    int memory;
 
     *step = (struct step){.lr = lr_at(&t->schedule, updates * t->global_batch)};
     if (compute_gradients(t, sums, error) < 0)
@@ -83,8 +85,12 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     sums[SUM_SIGNALLED] = reason > STOP_TIME_LIMIT;
     sums[SUM_TIME_UP] = reason == STOP_TIME_LIMIT;
     saver_report(t->saver, &sums[SUM_SAVER]);
+    memory = saver_check_memory(t->saver, error);
+    sums[SUM_NO_MEMORY] = memory < 0;
     if (team_sum(&t->team, sums, SUM_COUNT, error) < 0)
         return -1;
+    if (sums[SUM_NO_MEMORY] > 0)
+        return team_agree(&t->team, memory, error);
     tell_saver_event(t, saver_advance(t->saver, &sums[SUM_SAVER]));
     step->loss = sums[SUM_LOSS] / t->progress.loss_scale;
     step->norm = sqrt(sums[SUM_SQUARED_NORM]) / t->progress.loss_scale;

@@ -2,10 +2,12 @@
  *
  * cuBLASLt is column-major: a row-major matrix is its transpose there, so y = x W^T is asked for as
  * y^T = W x^T. Which of its algorithms computes a shape is decided once, by measuring those it
- * recommends (linear_prepare), because the choice decides both speed and bits; products_text()
- * gives the choices of a run to write down, and a resumed run takes them from there. A shape that
- * nobody prepared gets the first recommendation. Split sums over k use a workspace in a fixed
- * order; the scheme that adds in place is left out.
+ * recommends (linear_prepare). Measuring is noisy, and two runs are to have the same bits: so only
+ * those are measured that give the bits of the first recommendation, which does not depend on the
+ * clock. Most do, because they add up over k in the same order. Still products_text() gives the
+ * choices of a run to write down, and a resumed run takes them from there. A shape that nobody
+ * prepared gets the first recommendation. Split sums over k use a workspace in a fixed order; the
+ * scheme that adds in place is left out.
  */
 #include "kernels/cuda/cuda.h"
 
@@ -206,29 +208,77 @@ void cuda_linear_backward_weight(struct stream *stream, float *dw, const void *d
 /* --- the choice of algorithms ------------------------------------------------------------------
  */
 
-/* The three matrices of a product filled with numbers of the size that training has. */
+/* The three matrices of a product filled with numbers of the size that training has, and what the
+ * first recommendation makes of them. */
 struct operands {
-    void *a, *b, *d;
+    void *a, *b, *d, *expected;
+    size_t d_bytes;
+    int *differ; /* device */
 };
 
 template <class T> static bool allocate_operands(const struct product *p, struct operands *o)
 {
     struct sizes s = sizes_of(p);
     const struct tile a = {0, s.m, 0, s.k, s.k}, b = {0, s.n, 0, s.k, s.k};
-    size_t d_bytes = p->kind == BACKWARD_WEIGHT ? sizeof(float) : sizeof(T);
+    size_t d_bytes = (size_t)(s.m * s.n) * (p->kind == BACKWARD_WEIGHT ? sizeof(float) : sizeof(T));
 
     *o = {};
+    o->d_bytes = d_bytes;
     if (cudaMalloc(&o->a, (size_t)(s.m * s.k) * sizeof(T)) != cudaSuccess ||
         cudaMalloc(&o->b, (size_t)(s.n * s.k) * sizeof(T)) != cudaSuccess ||
-        cudaMalloc(&o->d, (size_t)(s.m * s.n) * d_bytes) != cudaSuccess) {
+        cudaMalloc(&o->d, d_bytes) != cudaSuccess ||
+        cudaMalloc(&o->expected, d_bytes) != cudaSuccess ||
+        cudaMalloc(&o->differ, sizeof(*o->differ)) != cudaSuccess) {
         (void)cudaGetLastError();
         return false;
     }
     cuda_random_normal<T>(nullptr, o->a, &a, 0.02, 1, 1);
     cuda_random_normal<T>(nullptr, o->b, &b, 1, 1, 2);
-    cuda_note(cudaMemsetAsync(o->d, 0, (size_t)(s.m * s.n) * d_bytes, handle_of(nullptr)),
-              "memory set to zero");
     return true;
+}
+
+static void free_operands(struct operands *o)
+{
+    cudaFree(o->a);
+    cudaFree(o->b);
+    cudaFree(o->d);
+    cudaFree(o->expected);
+    cudaFree(o->differ);
+}
+
+static __global__ void compare_kernel(int *differ, const uint16_t *a, const uint16_t *b, size_t n)
+{
+    bool same = true;
+
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x)
+        same = same && a[i] == b[i];
+    if (!same)
+        *differ = 1; /* whoever writes, it is the same */
+}
+
+/* Whether an algorithm gives the expected bits; it gives what is expected when `first`. */
+static bool same_bits(const struct product *p, const cublasLtMatmulAlgo_t *algorithm,
+                      const struct operands *o, bool first)
+{
+    cudaStream_t stream = handle_of(nullptr);
+    void *d = first ? o->expected : o->d;
+    int differ = 0;
+
+    cuda_note(cudaMemsetAsync(d, 0, o->d_bytes, stream), "memory set to zero");
+    if (multiply(p, stream, algorithm, d, o->a, o->b, p->kind == BACKWARD_WEIGHT) !=
+            CUBLAS_STATUS_SUCCESS ||
+        first)
+        return first;
+    cuda_note(cudaMemsetAsync(o->differ, 0, sizeof(differ), stream), "memory set to zero");
+    compare_kernel<<<cuda_device.multiprocessors * 8, 256, 0, stream>>>(
+        o->differ, (const uint16_t *)o->d, (const uint16_t *)o->expected,
+        o->d_bytes / sizeof(uint16_t));
+    LAUNCHED("compare");
+    cuda_note(cudaMemcpyAsync(&differ, o->differ, sizeof(differ), cudaMemcpyDeviceToHost, stream),
+              "copy to the host");
+    cuda_note(cudaStreamSynchronize(stream), "products that are compared");
+    return differ == 0;
 }
 
 /* Best time of some runs of one algorithm, in ms; negative when it does not run. */
@@ -270,7 +320,9 @@ template <class T> static int choose(struct product *p, struct error *error)
     cuda_note(cudaEventCreate(&end), "a new event");
     if (allocate_operands<T>(p, &o)) {
         for (int i = 0; i < count; i++) {
-            float ms = time_ms(p, &candidates[i].algo, &o, begin, end);
+            float ms = same_bits(p, &candidates[i].algo, &o, i == 0)
+                           ? time_ms(p, &candidates[i].algo, &o, begin, end)
+                           : -1;
 
             if (ms >= 0 && (best_ms < 0 || ms < best_ms)) {
                 best_ms = ms;
@@ -279,9 +331,7 @@ template <class T> static int choose(struct product *p, struct error *error)
         }
         p->chosen = true;
     } /* without memory to measure in the first recommendation stays */
-    cudaFree(o.a);
-    cudaFree(o.b);
-    cudaFree(o.d);
+    free_operands(&o);
     cudaEventDestroy(begin);
     cudaEventDestroy(end);
     return 0;

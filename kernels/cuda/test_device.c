@@ -182,7 +182,7 @@ static float *fetch(const struct twin *twin)
 void twin_compare(const char *what, const struct twin *twin, double bound)
 {
     float *found = fetch(twin);
-    double difference = 0, norm = 0, worst = 0;
+    double difference = 0, norm = 0, worst = 0, absolute = twin->dtype == DTYPE_F16 ? 1e-7 : 1e-30;
     int64_t worst_at = 0, bad = 0;
 
     for (int64_t i = 0; i < twin->count; i++) {
@@ -204,7 +204,9 @@ void twin_compare(const char *what, const struct twin *twin, double bound)
     }
     difference = sqrt(difference);
     norm = sqrt(norm);
-    if (bad > 0 || !(difference <= bound * norm || difference < 1e-30))
+    /* What fp16 cannot tell from zero is no difference. */
+    if (bad > 0 ||
+        !(difference <= bound * norm || difference <= absolute * sqrt((double)twin->count)))
         test_fail("%s: %s [%s]: relative difference %.3g (at most %.3g), %lld not finite; element "
                   "%lld of %lld is %g, expected %g",
                   what, twin->name, cuda ? dtype_name(cuda->dtype) : "", difference / norm, bound,

@@ -43,7 +43,7 @@ train() {
     awk -v model="$model" -v ours="$ours" -v peer="${peer:-0}" -v used="$used" -v first="$first" \
         -v begin="$begin" 'BEGIN {
         printf "%-16s %9.0f tokens/s, PyTorch %9.0f, ratio %s, %.1f GiB, first step %.1f s\n",
-            model, ours, peer, peer > 0 ? sprintf("%.3f", ours / peer) : "-", used, first - begin
+            model, ours, peer, (peer > 0 ? sprintf("%.3f", ours / peer) : "-"), used, first - begin
     }' >> "$work/table"
 }
 

@@ -121,8 +121,9 @@ def main():
         torch.nn.utils.clip_grad_norm_(masters, 1.0)
         optimizer.step()
         if state == "master":
-            torch._foreach_copy_(parameters, masters)
-            torch._foreach_zero_([m.grad for m in masters])
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, masters)
+                torch._foreach_zero_([m.grad for m in masters])
         else:
             optimizer.zero_grad(set_to_none=False)
         return loss
