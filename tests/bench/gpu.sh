@@ -26,8 +26,9 @@ train() {
     shift
     begin=$(date +%s.%N)
     "$build_dir/mtllm-train" --model="$model" --seq-length=4096 --data="$work/data" --steps=12 \
-        --run-dir="$work/run" --resume=never --device=cuda "$@" > "$work/log" 2>&1 ||
-        { cat "$work/log"; status=1; return; }
+        --run-dir="$work/run" --resume=never --device=cuda "$@" > "$work/log" 2>&1
+    # The checkpoint at the end, 40 GB of the 7B model, may find no room: the rates stand.
+    [ "$(wc -l < "$work/run/metrics.jsonl")" = 12 ] || { cat "$work/log"; status=1; return; }
     grep -E 'planned|in use' "$work/log"
     ours=$(sed -n '/"eval"/d; s/.*"tokens_per_s": *\([^,}]*\).*/\1/p' "$work/run/metrics.jsonl" |
         tail -n +4 | sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }')

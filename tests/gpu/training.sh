@@ -65,6 +65,9 @@ near() {
 
 "$build_dir/tests/make_tokens" data 32000 3000 1
 large=(--model="$model" --seq-length="$length" --micro-batch-size=1 --steps=50)
+# Enough tokens a step, and small enough steps, that the loss falls without spikes: rounding is to
+# be compared, not chaos.
+calm=(--model="$model" --seq-length=512 --micro-batch-size=4 --steps=50 --lr=5e-5 --device=cuda)
 if [[ $parts == *" losses "* ]]; then # the CPU takes long: beside all the rest
     train cpu "${large[@]}" --device=cpu & cpu=$!
 fi
@@ -100,11 +103,12 @@ fi
 
 if [[ $parts == *" losses "* ]]; then
     train fp32 "${large[@]}" --device=cuda --dtype=fp32; expect "trains in fp32" [ $? = 0 ]
-    train bf16 "${large[@]}" --device=cuda; expect "trains $model in bf16" [ $? = 0 ]
+    train calm32 "${calm[@]}" --dtype=fp32; expect "trains $model in fp32" [ $? = 0 ]
+    train calm16 "${calm[@]}"; expect "trains $model in bf16" [ $? = 0 ]
     wait "$cpu"; expect "trains on the CPU" [ $? = 0 ]
     expect "$model, fp32: the CPU's loss at every step" near fp32 cpu 1e-4
-    expect "$model, bf16: near fp32 at every step" near bf16 fp32 0.01
-    grep -hE 'planned|in use' bf16.log | sed 's/^/# /'
+    expect "$model, bf16: near fp32 at every step" near calm16 calm32 0.01
+    grep -hE 'planned|in use' calm16.log | sed 's/^/# /'
 fi
 [ $status = 0 ] || tail -n 3 ./*.log
 echo "1..$number"
