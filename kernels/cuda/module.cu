@@ -3,6 +3,7 @@
  * Failures are kept until somebody synchronizes: kernels are launched without looking, and an
  * asynchronous failure would show at some later call anyway.
  */
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda.h"
 
 #include <pthread.h>
@@ -340,7 +341,8 @@ static int take_device(int number, struct error *error)
 
 static const struct kernels *open_device(const struct cuda_options *options, struct error *error)
 {
-    if (take_device(options->device, error) < 0)
+    if (take_device(options->device, error) < 0 ||
+        cuda_attention_open(options->attention, error) < 0)
         return nullptr;
     switch (options->dtype) {
     case DTYPE_F32:
