@@ -352,10 +352,7 @@ static void forward(struct stream *stream, void *out, float *lse, const void *qk
         launch_forward<forward_tiling<T, 64, 4, 2, 64, 2>>(stream, out, lse, qkv, problem);
         break;
     case 128:
-        if (large)
-            launch_forward<forward_tiling<T, 128, 4, 2, 64, 2>>(stream, out, lse, qkv, problem);
-        else
-            launch_forward<forward_tiling<T, 128, 4, 2, 32, 2>>(stream, out, lse, qkv, problem);
+        launch_forward<forward_tiling<T, 128, 4, 2, 32, 2>>(stream, out, lse, qkv, problem);
         break;
     default:
         if (large)

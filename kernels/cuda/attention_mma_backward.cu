@@ -14,8 +14,10 @@
  * dQ is summed over blocks of keys, so by different blocks of threads, in the order of the keys:
  * each adds to the sum in fp32, warp by warp, when its predecessor's same warp has left its turn's
  * number there, and the last one rounds it. The predecessor began before (blocks of threads take
- * their tasks in order from a counter), goes over the same queries and is one or more steps ahead,
- * so that this is hardly ever waiting. Tasks with the most queries come first.
+ * their tasks in order from a counter) and goes over the same queries in the same order, from the
+ * last ones down, so that waiting is one step at the beginning. The heads of a group take turns
+ * within a block of queries, not the other way around: a task would wait, at every new head, for
+ * its predecessor, which has more blocks. Tasks with the most queries come first.
  */
 #include "kernels/cuda/attention_mma.h"
 
@@ -64,7 +66,6 @@ struct backward_workspace {
 struct backward_arguments {
     struct mma_problem problem;
     struct backward_workspace workspace;
-    int key_blocks; /* of the longest sequence */
 };
 
 /* What a block of threads works on. */
@@ -74,7 +75,7 @@ template <class T> struct backward_task {
     int length, head, group;
     int64_t blocks; /* number of the sequence's first block of queries in the workspace */
     int key_block, first_key;
-    int first_block, end_block; /* of queries */
+    int last_block, steps; /* blocks of queries are taken from the last one down */
 };
 
 /* One step: a block of queries of one head of the group. */
@@ -82,12 +83,13 @@ struct backward_step {
     int number, head, block;
 };
 
-static __device__ inline void advance(struct backward_step &step, int first_block, int end_block)
+/* To the next head of the group, and after the last one to the block before. */
+static __device__ inline void advance(struct backward_step &step, int group)
 {
     step.number++;
-    if (++step.block == end_block) {
-        step.block = first_block;
-        step.head++;
+    if (++step.head == group) {
+        step.head = 0;
+        step.block--;
     }
 }
 
@@ -325,9 +327,24 @@ static __device__ inline void dq_product(dq_tiles<B> &dq, struct backward_shared
     }
 }
 
+/* A sum that was left for those that come behind, and not yet said so. */
+struct dq_turn {
+    int *turn; /* NULL: nothing to say */
+    int position;
+};
+
+/* Called some time after the sum was stored, when waiting for that takes no time any more. */
+static __device__ inline void dq_pass_on(struct dq_turn &turn)
+{
+    if (turn.turn && threadIdx.x % WARP == 0)
+        asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(turn.turn), "r"(turn.position)
+                     : "memory");
+    turn.turn = nullptr;
+}
+
 /* The sum to those that come behind, or, the last one, what it is for to dqkv. */
 template <class B>
-static __device__ inline void
+static __device__ inline struct dq_turn
 dq_leave(const dq_tiles<B> &dq, const struct dq_part<B> &part, const struct mma_problem &problem,
          const struct backward_task<typename B::T> &task, const struct backward_step &step)
 {
@@ -341,12 +358,7 @@ dq_leave(const dq_tiles<B> &dq, const struct dq_part<B> &part, const struct mma_
                 __stcg(part.sum + (i * B::DQ_TILES + j) * WARP,
                        make_float4(dq[i][j][0], dq[i][j][1], dq[i][j][2], dq[i][j][3]));
         __syncwarp();
-        if (lane == 0)
-            asm volatile("fence.acq_rel.gpu;\n"
-                         "st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(part.turn),
-                         "r"(part.position + 1)
-                         : "memory");
-        return;
+        return {part.turn, part.position + 1};
     }
 #pragma unroll
     for (int i = 0; i < B::DQ_ROW_TILES; i++)
@@ -365,6 +377,7 @@ dq_leave(const dq_tiles<B> &dq, const struct dq_part<B> &part, const struct mma_
                         dq[i][j][2 * half] * problem.scale, dq[i][j][2 * half + 1] * problem.scale);
             }
         }
+    return {nullptr, 0};
 }
 
 /* --- the two parts ------------------------------------------------------------------------------
@@ -383,9 +396,10 @@ static __device__ inline void probability_part(gradient_tiles<B> &dv,
     uint32_t k_rows = rows_first<B::DIM>(shared.k + warp * B::WARP_KEYS * B::DIM);
     uint32_t q_rows = columns_first<B::DIM>(shared.q[0]);
     uint32_t dout_rows = rows_first<B::DIM>(shared.dout[0]);
-    struct backward_step step = {0, 0, task.first_block};
+    struct backward_step step = {0, 0, task.last_block};
+    struct dq_turn turn = {};
 
-    for (; step.head < task.group; advance(step, task.first_block, task.end_block)) {
+    for (; step.number < task.steps; advance(step, task.group)) {
         int place = step.number % 2, first_query = step.block * B::QUERIES;
         uint32_t offset = place * B::QUERIES * B::ROW_BYTES;
         struct dq_part<B> part;
@@ -395,6 +409,7 @@ static __device__ inline void probability_part(gradient_tiles<B> &dv,
 
         arrivals_wait(&shared.arrived[place], step.number / 2 % 2);
         score_product<B>(p, k_rows, q_rows + offset);
+        dq_pass_on(turn);
 #pragma unroll
         for (int j = 0; j < B::QUERIES / 8; j++) {
             float2 lse =
@@ -430,8 +445,9 @@ static __device__ inline void probability_part(gradient_tiles<B> &dv,
         gradient_product<B>(dv, fragments, dout_rows + offset);
         barrier_sync(DS_READY, B::THREADS);
         dq_product<B>(dq, shared);
-        dq_leave<B>(dq, part, problem, task, step);
+        turn = dq_leave<B>(dq, part, problem, task, step);
     }
+    dq_pass_on(turn);
 }
 
 /* dk = the sum over all steps of dS Q, for this warp's keys */
@@ -448,10 +464,14 @@ static __device__ inline void gradient_part(gradient_tiles<B> &dk,
     uint32_t v_rows = rows_first<B::DIM>(shared.v + warp_row * B::DIM);
     uint32_t dout_rows = columns_first<B::DIM>(shared.dout[0]);
     uint32_t q_rows = rows_first<B::DIM>(shared.q[0]);
-    struct backward_step step = {0, 0, task.first_block}, next = step;
+    /* where this lane's pairs of dS go */
+    constexpr int ds_row_bytes = B::QUERIES * (int)sizeof(T);
+    uint32_t ds = pair_address<B::QUERIES>(shared.ds + warp_row * B::QUERIES);
+    struct backward_step step = {0, 0, task.last_block}, next = step;
+    struct dq_turn turn = {};
 
     copy_queries<B>(shared, arguments, task, step, thread);
-    for (; step.head < task.group; advance(step, task.first_block, task.end_block)) {
+    for (; step.number < task.steps; advance(step, task.group)) {
         int place = step.number % 2;
         uint32_t offset = place * B::QUERIES * B::ROW_BYTES;
         struct dq_part<B> part;
@@ -461,10 +481,11 @@ static __device__ inline void gradient_part(gradient_tiles<B> &dk,
 
         arrivals_wait(&shared.arrived[place], step.number / 2 % 2);
         score_product<B>(dp, v_rows, dout_rows + offset);
+        dq_pass_on(turn);
         /* Here all warps have left the step before behind them. */
         barrier_sync(P_READY, B::THREADS);
-        advance(next, task.first_block, task.end_block);
-        if (next.head < task.group)
+        advance(next, task.group);
+        if (next.number < task.steps)
             copy_queries<B>(shared, arguments, task, next, thread);
 #pragma unroll
         for (int k = 0; k < B::QUERIES / 16; k++) {
@@ -481,15 +502,13 @@ static __device__ inline void gradient_part(gradient_tiles<B> &dk,
 
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
-                    int row = warp_row + 16 * i + j % 2 * 8 + lane / 4;
-                    int place_in_row = tile_chunk<B::QUERIES>(row, 2 * k + j / 2);
                     const float *pair = dp[i][2 * k + j / 2] + j % 2 * 2;
                     float2 p = unpack_pair(pairs[j], T());
 
                     fragments[i][k][j] = pack_pair<T>(p.x * (pair[0] - delta[j / 2].x),
                                                       p.y * (pair[1] - delta[j / 2].y));
-                    *reinterpret_cast<uint32_t *>(shared.ds + CHUNK * place_in_row + lane % 4 * 2) =
-                        fragments[i][k][j];
+                    store_pair(chunk_step(ds, 2 * k + j / 2) + (16 * i + j % 2 * 8) * ds_row_bytes,
+                               fragments[i][k][j]);
                 }
             }
         }
@@ -499,8 +518,9 @@ static __device__ inline void gradient_part(gradient_tiles<B> &dk,
         gradient_product<B>(dk, fragments, q_rows + offset);
         barrier_sync(DS_WRITTEN, B::PART_THREADS);
         dq_product<B>(dq, shared);
-        dq_leave<B>(dq, part, problem, task, step);
+        turn = dq_leave<B>(dq, part, problem, task, step);
     }
+    dq_pass_on(turn);
 #pragma unroll
     for (int i = 0; i < B::KEY_TILES; i++)
 #pragma unroll
@@ -510,7 +530,7 @@ static __device__ inline void gradient_part(gradient_tiles<B> &dk,
                 dk[i][j][c] *= problem.scale;
 }
 
-/* As many blocks as there may be tasks: key_blocks for each key/value head of each sequence. */
+/* As many blocks as there may be tasks: blocks of keys of each key/value head of each sequence. */
 template <class B>
 static __global__ void __launch_bounds__(B::THREADS, 1)
     backward_kernel(typename B::T *dqkv, const typename B::T *dout, const typename B::T *qkv,
@@ -546,12 +566,11 @@ static __global__ void __launch_bounds__(B::THREADS, 1)
     task.dq = dqkv + start * problem.stride + task.head * dim;
     task.dout = dout + (start * heads + task.head) * dim;
     task.blocks = start / B::QUERIES + sequence;
-    task.first_block = task.first_key / B::QUERIES;
     /* the last query that sees the last key, or that there is */
-    task.end_block =
+    task.last_block =
         (int)min((int64_t)task.first_key + B::KEYS + problem.window - 2, (int64_t)task.length - 1) /
-            B::QUERIES +
-        1;
+        B::QUERIES;
+    task.steps = (task.last_block - task.first_key / B::QUERIES + 1) * task.group;
     k_column = (heads + kv_head) * dim;
     v_column = k_column + kv_heads * dim;
     copy_rows<B::KEYS, B::DIM, B::THREADS>(shared.k, qkv + start * problem.stride + k_column,
@@ -664,17 +683,17 @@ template <class B> static void backward_as(struct backward_call *call)
     using T = typename B::T;
     struct backward_arguments arguments = {};
     cudaStream_t stream;
-    int64_t blocks, grid, tasks;
+    int64_t blocks, grid, tasks; /* blocks: of queries, of the longest sequence */
 
     arguments.workspace = workspace_at<B>((unsigned char *)call->memory, &call->bytes, call->shape);
     if (!call->memory)
         return;
     stream = handle_of(call->stream);
     arguments.problem = mma_problem_of(call->shape);
-    arguments.key_blocks = (int)ceil_div(call->shape->longest, B::KEYS);
     blocks = ceil_div(call->shape->longest, B::QUERIES);
     grid = blocks * call->shape->heads * call->shape->sequences;
-    tasks = (int64_t)arguments.key_blocks * call->shape->kv_heads * call->shape->sequences;
+    tasks =
+        ceil_div(call->shape->longest, B::KEYS) * call->shape->kv_heads * call->shape->sequences;
     if (grid == 0)
         return;
     assert(grid <= INT32_MAX);

@@ -114,6 +114,26 @@ static __device__ inline uint32_t column_step(uint32_t address, int steps)
     return address ^ (uint32_t)(steps * 2 * CHUNK_BYTES);
 }
 
+/* Where this lane's first pair of a fragment c goes in a tile, with the fragment at the tile's
+ * corner: 8 rows further is a constant more, for columns there is chunk_step(). */
+template <int COLUMNS> static __device__ inline uint32_t pair_address(const void *tile)
+{
+    int lane = threadIdx.x % WARP;
+
+    return shared_address(tile) + CHUNK_BYTES * tile_chunk<COLUMNS>(lane / 4, 0) + lane % 4 * 4;
+}
+
+/* 8 * `steps` columns further than an address of the corner's columns. */
+static __device__ inline uint32_t chunk_step(uint32_t address, int steps)
+{
+    return address ^ (uint32_t)(steps * CHUNK_BYTES);
+}
+
+static __device__ inline void store_pair(uint32_t address, uint32_t pair)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(pair) : "memory");
+}
+
 template <class T>
 static __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
