@@ -3,11 +3,11 @@
 
 #include <string.h>
 
-/* The fastest first; the last supports everything that there is. Those that were not built are
- * NULL. */
+/* The fastest first (NOTES.md has the rates); the last supports everything that there is. Those
+ * that were not built are NULL. */
 static const struct attention_implementation *const implementations[] = {
-    &attention_cudnn,
     &attention_wgmma,
+    &attention_cudnn,
     &attention_mma,
     &attention_simt,
 };
@@ -76,13 +76,18 @@ void cuda_attention_forward(struct stream *stream, void *out, float *lse, const 
     choose(shape, dtype, ATTENTION_FORWARD)->forward(stream, out, lse, qkv, shape, dtype);
 }
 
-/* Whichever is chosen then finds enough. */
-size_t cuda_attention_workspace(const struct attention_shape *shape)
+/* Whichever is chosen when the lengths are others finds enough. cuDNN's, which is large, counts
+ * only where it is chosen: only for equal lengths, like these, can it be. */
+template <class T> size_t cuda_attention_workspace(const struct attention_shape *shape)
 {
+    const struct attention_implementation *chosen =
+        choose(shape, dtype_of(T()), ATTENTION_BACKWARD);
     size_t most = 0;
 
     for (int i = 0; i < IMPLEMENTATIONS; i++) {
-        size_t bytes = implementations[i] ? implementations[i]->workspace(shape) : 0;
+        bool counts = implementations[i] &&
+                      (implementations[i] != &attention_cudnn || chosen == &attention_cudnn);
+        size_t bytes = counts ? implementations[i]->workspace(shape) : 0;
 
         if (bytes > most)
             most = bytes;
@@ -104,6 +109,7 @@ void cuda_attention_backward(struct stream *stream, void *dqkv, const void *dout
 #define INSTANTIATE(T)                                                                             \
     template void cuda_attention_forward<T>(struct stream *, void *, float *, const void *,        \
                                             const struct attention_shape *);                       \
+    template size_t cuda_attention_workspace<T>(const struct attention_shape *);                   \
     template void cuda_attention_backward<T>(struct stream *, void *, const void *, const void *,  \
                                              const void *, const float *, void *,                  \
                                              const struct attention_shape *);

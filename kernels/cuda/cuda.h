@@ -143,7 +143,7 @@ void cuda_rope(struct stream *stream, void *qkv, const float *cosine, const floa
 template <class T>
 void cuda_attention_forward(struct stream *stream, void *out, float *lse, const void *qkv,
                             const struct attention_shape *shape);
-size_t cuda_attention_workspace(const struct attention_shape *shape);
+template <class T> size_t cuda_attention_workspace(const struct attention_shape *shape);
 template <class T>
 void cuda_attention_backward(struct stream *stream, void *dqkv, const void *dout, const void *out,
                              const void *qkv, const float *lse, void *workspace,

@@ -280,7 +280,7 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.rmsnorm_backward = cuda_rmsnorm_backward<T>;
     table.rope = cuda_rope<T>;
     table.attention_forward = cuda_attention_forward<T>;
-    table.attention_workspace = cuda_attention_workspace;
+    table.attention_workspace = cuda_attention_workspace<T>;
     table.attention_backward = cuda_attention_backward<T>;
     table.swiglu_forward = cuda_swiglu_forward<T>;
     table.swiglu_backward = cuda_swiglu_backward<T>;
