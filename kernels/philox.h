@@ -8,13 +8,32 @@
  *   x[0..3] = philox(counter, key); u(x) = (x + 0.5) / 2^32, inside (0, 1)
  *   i % 4:  0: sqrt(-2 ln u(x0)) cos(2 pi u(x1))      1: the same with sin
  *           2: sqrt(-2 ln u(x2)) cos(2 pi u(x3))      3: the same with sin
+ *
+ * Stochastic rounding in update number `step` of an optimizer, i as above:
+ *   key     = {seed, seed >> 32}
+ *   counter = {i / 2, (i / 2) >> 32, tensor, (tensor >> 32) ^ step}; steps start at 1, so that
+ *             tensors below 2^32 share no counter with the normal numbers
+ *   x[0..3] = philox(counter, key); h = 2 (i % 2)
+ *   x[h] rounds the weight, the low 16 bits of x[h + 1] the first moment, the high 16 the second.
+ *   To bf16: of the 32 bits of a weight the high 16 are used. The number that 16 bits make is added
+ *   to the bits of the float, whose low 16 bits are then cut off.
+ *   To fp16: up, away from zero, where the 32 bits, taken as a fraction of 2^32, are below the part
+ *   of the way to the next number up that the float has gone.
+ *   NaN stays NaN, infinity infinity.
  */
 #ifndef MTLLM_KERNELS_PHILOX_H
 #define MTLLM_KERNELS_PHILOX_H
 
 #include <stdint.h>
 
-static inline void philox(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2])
+#ifdef __CUDACC__
+#define PHILOX_DEVICE __host__ __device__
+#else
+#define PHILOX_DEVICE
+#endif
+
+PHILOX_DEVICE static inline void philox(uint32_t out[4], const uint32_t counter[4],
+                                        const uint32_t key[2])
 {
     uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
     uint32_t k0 = key[0], k1 = key[1];
