@@ -2,11 +2,11 @@
  * "FlashAttention", 2022; Shah et al., "FlashAttention-3", 2024), and what attention.cu calls. The
  * backward pass is in attention_wgmma_backward.cu.
  *
- * A block stays on its multiprocessor and takes tiles of queries, the ones with the most keys
- * first. One warp has the copy engine load queries, keys and values; two or three warpgroups of 64
- * queries each multiply. A warpgroup starts the scores of the next keys before the values of the
- * last ones, so that exponentials run beside a product; the warpgroups take turns at starting
- * products, so that one's exponentials run beside another's products.
+ * A block stays on its multiprocessor and takes tiles of queries from a counter, the ones with the
+ * most keys first. One warp has the copy engine load queries, keys and values; two or three
+ * warpgroups of 64 queries each multiply. A warpgroup starts the scores of the next keys before the
+ * values of the last ones, so that exponentials run beside a product; the warpgroups take turns at
+ * starting products, so that one's exponentials run beside another's products.
  *
  * Where a tile runs over its sequence's end it reads what comes behind (the next sequence's rows,
  * or zeros beyond the last one): keys there are later than any query that counts, so the causal
@@ -26,7 +26,21 @@ struct forward_arguments {
     int heads, kv_heads, sequences, window;
     int tiles;   /* of the longest sequence */
     int section; /* pairs of sequence and head whose tiles follow each other (in L2 together) */
+    int counter; /* of tiles */
     float scale;
+};
+
+/* Tiles that were taken; 0 between launches. Launches that may overlap have different ones. */
+enum { COUNTERS = 64 };
+static __device__ unsigned forward_taken[COUNTERS];
+static unsigned launches;
+
+/* Some queries of one head of one sequence, and the blocks of keys they see. */
+struct forward_tile {
+    int start, length; /* of the sequence */
+    int query, head;   /* first query, in the sequence */
+    int first, last;   /* blocks of keys */
+    int end;           /* no tile: there are no more */
 };
 
 /* What a block has in shared memory, and where. */
@@ -34,13 +48,15 @@ template <int D, int GROUPS, int STAGES> struct forward_shared {
     static constexpr uint32_t query_bytes = 64 * D * 2; /* of a warpgroup */
     static constexpr uint32_t key_bytes = KEYS * D * 2;
     static constexpr uint32_t queries = 0;
-    static constexpr uint32_t keys = queries + GROUPS * query_bytes;
+    static constexpr uint32_t keys = queries + 2 * GROUPS * query_bytes;
     static constexpr uint32_t values = keys + STAGES * key_bytes;
-    static constexpr uint32_t barriers = values + STAGES * key_bytes;
-    /* full then empty of: the queries, every stage of keys, every stage of values */
-    static constexpr uint32_t queries_full = barriers;
-    static constexpr uint32_t queries_empty = queries_full + 8;
-    static constexpr uint32_t keys_full = queries_empty + 8;
+    static constexpr uint32_t tiles = values + STAGES * key_bytes; /* this one and the next */
+    /* Barriers: full, empty */
+    static constexpr uint32_t tiles_full = tiles + 64;
+    static constexpr uint32_t tiles_empty = tiles_full + 8 * 2;
+    static constexpr uint32_t queries_full = tiles_empty + 8 * 2;
+    static constexpr uint32_t queries_empty = queries_full + 8 * 2;
+    static constexpr uint32_t keys_full = queries_empty + 8 * 2;
     static constexpr uint32_t keys_empty = keys_full + 8 * STAGES;
     static constexpr uint32_t values_full = keys_empty + 8 * STAGES;
     static constexpr uint32_t values_empty = values_full + 8 * STAGES;
@@ -50,13 +66,6 @@ template <int D, int GROUPS, int STAGES> struct forward_shared {
 /* --- in the kernel -----------------------------------------------------------------------------
  */
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-/* Some queries of one head of one sequence, and the blocks of keys they see. */
-struct forward_tile {
-    int start, length; /* of the sequence */
-    int query, head;   /* first query, in the sequence */
-    int first, last;   /* blocks of keys */
-};
 
 /* False when that sequence has no such tile. */
 static __device__ inline bool forward_tile_find(struct forward_tile *tile, int number, int queries,
@@ -80,53 +89,77 @@ static __device__ inline bool forward_tile_find(struct forward_tile *tile, int n
     return tile->query < tile->length;
 }
 
-/* The number of this block's n-th tile: forth and back, so that all blocks get as much work. */
-static __device__ inline int forward_tile_number(int turn)
-{
-    int block = turn & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-
-    return turn * gridDim.x + block;
-}
-
+/* One thread: the numbers of tiles, one ahead of their use. */
 template <int D, int GROUPS, int STAGES>
-static __device__ inline void forward_load(uint32_t shared, const CUtensorMap *queries,
-                                           const CUtensorMap *keys,
+static __device__ inline void forward_take(uint32_t shared, struct forward_tile *shared_tiles,
                                            const struct forward_arguments &arguments)
 {
     using at = forward_shared<D, GROUPS, STAGES>;
-    constexpr int panels = D / 64;
-    int total = arguments.tiles * arguments.sequences * arguments.heads;
-    uint32_t queries_phase = 0;
-    struct ring<STAGES> ring = {
+    unsigned total = arguments.tiles * arguments.sequences * arguments.heads;
+    struct ring<2> turn = {
         0, 0
     };
     struct forward_tile tile;
 
-    for (int turn = 0; turn * (int)gridDim.x < total; turn++) {
-        int number = forward_tile_number(turn), kv_head;
+    do {
+        unsigned number = atomicAdd(forward_taken + arguments.counter, 1);
 
-        if (number >= total || !forward_tile_find(&tile, number, 64 * GROUPS, arguments))
+        if (number == total + gridDim.x - 1) /* the last that any block takes */
+            forward_taken[arguments.counter] = 0;
+        tile.end = number >= total;
+        if (!tile.end && !forward_tile_find(&tile, number, 64 * GROUPS, arguments))
             continue;
+        mbarrier_wait(shared + at::tiles_empty + 8 * turn.stage, turn.phase ^ 1);
+        shared_tiles[turn.stage] = tile;
+        mbarrier_arrive(shared + at::tiles_full + 8 * turn.stage);
+        turn.next();
+    } while (!tile.end);
+}
+
+/* One thread: queries, keys and values. */
+template <int D, int GROUPS, int STAGES>
+static __device__ inline void forward_load(uint32_t shared, const struct forward_tile *shared_tiles,
+                                           const CUtensorMap *queries, const CUtensorMap *keys,
+                                           const struct forward_arguments &arguments)
+{
+    using at = forward_shared<D, GROUPS, STAGES>;
+    constexpr int panels = D / 64;
+    struct ring<2> turn = {
+        0, 0
+    };
+    struct ring<STAGES> ring = {
+        0, 0
+    };
+
+    for (;; turn.next()) {
+        uint32_t full = shared + at::queries_full + 8 * turn.stage;
+        struct forward_tile tile;
+        int kv_head;
+
+        mbarrier_wait(shared + at::tiles_full + 8 * turn.stage, turn.phase);
+        tile = shared_tiles[turn.stage];
+        mbarrier_arrive(shared + at::tiles_empty + 8 * turn.stage);
+        if (tile.end)
+            return;
         kv_head = tile.head / (arguments.heads / arguments.kv_heads);
-        mbarrier_wait(shared + at::queries_empty, queries_phase ^ 1);
-        mbarrier_expect(shared + at::queries_full, GROUPS * at::query_bytes);
+        mbarrier_wait(shared + at::queries_empty + 8 * turn.stage, turn.phase ^ 1);
+        mbarrier_expect(full, GROUPS * at::query_bytes);
         for (int group = 0; group < GROUPS; group++)
-            copy_box(shared + at::queries + group * at::query_bytes, queries,
-                     tile.start + tile.query + 64 * group, tile.head * panels,
-                     shared + at::queries_full);
-        queries_phase ^= 1;
+            copy_box(shared + at::queries + (turn.stage * GROUPS + group) * at::query_bytes,
+                     queries, tile.start + tile.query + 64 * group, tile.head * panels, full);
         for (int block = tile.last; block >= tile.first; block--) {
             int row = tile.start + block * KEYS;
 
+            full = shared + at::keys_full + 8 * ring.stage;
             mbarrier_wait(shared + at::keys_empty + 8 * ring.stage, ring.phase ^ 1);
-            mbarrier_expect(shared + at::keys_full + 8 * ring.stage, at::key_bytes);
+            mbarrier_expect(full, at::key_bytes);
             copy_box(shared + at::keys + ring.stage * at::key_bytes, keys, row,
-                     (arguments.heads + kv_head) * panels, shared + at::keys_full + 8 * ring.stage);
+                     (arguments.heads + kv_head) * panels, full);
+            full = shared + at::values_full + 8 * ring.stage;
             mbarrier_wait(shared + at::values_empty + 8 * ring.stage, ring.phase ^ 1);
-            mbarrier_expect(shared + at::values_full + 8 * ring.stage, at::key_bytes);
+            mbarrier_expect(full, at::key_bytes);
             copy_box(shared + at::values + ring.stage * at::key_bytes, keys, row,
-                     (arguments.heads + arguments.kv_heads + kv_head) * panels,
-                     shared + at::values_full + 8 * ring.stage);
+                     (arguments.heads + arguments.kv_heads + kv_head) * panels, full);
             ring.next();
         }
     }
@@ -146,27 +179,53 @@ static __device__ inline void forward_mask(float (&scores)[KEYS / 2], int limit,
     }
 }
 
-/* The two queries of a thread: largest score so far, and this thread's part of the sum. */
+/* The same in all threads of a warp, and the compiler is to know. */
+static __device__ inline struct forward_tile uniform(const struct forward_tile &tile)
+{
+    return {__shfl_sync(~0u, tile.start, 0), __shfl_sync(~0u, tile.length, 0),
+            __shfl_sync(~0u, tile.query, 0), __shfl_sync(~0u, tile.head, 0),
+            __shfl_sync(~0u, tile.first, 0), __shfl_sync(~0u, tile.last, 0),
+            __shfl_sync(~0u, tile.end, 0)};
+}
+
+/* The two queries of a thread: what is subtracted from scores, and this thread's part of the sum.
+ * It is the largest score so far, or up to LEEWAY powers of 2 less: sums are rescaled only when
+ * they might grow out of range. */
+constexpr float LEEWAY = 8;
 struct forward_row {
     float maximum[2], sum[2];
 };
 
-/* Scores become exponentials; factor[] is what the sums so far are to be multiplied by. */
-static __device__ inline void forward_softmax(struct forward_row &row, float (&factor)[2],
+/* Scores become exponentials. Returns whether the sums so far are to be multiplied by factor[]. */
+static __device__ inline bool forward_softmax(struct forward_row &row, float (&factor)[2],
                                               float (&scores)[KEYS / 2], float scale)
 {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        float maximum = row.maximum[h], offset, sum = 0;
+    float maximum[2];
+    bool rescale;
 
 #pragma unroll
+    for (int h = 0; h < 2; h++) {
+        maximum[h] = row.maximum[h];
+#pragma unroll
         for (int i = 0; i < KEYS / 2; i += 4)
-            maximum = fmaxf(maximum, fmaxf(scores[i + 2 * h], scores[i + 2 * h + 1]));
-        maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, 1));
-        maximum = fmaxf(maximum, __shfl_xor_sync(~0u, maximum, 2));
-        factor[h] = exp2_fast((row.maximum[h] - maximum) * scale);
-        row.maximum[h] = maximum;
-        offset = maximum * scale;
+            maximum[h] = fmaxf(maximum[h], fmaxf(scores[i + 2 * h], scores[i + 2 * h + 1]));
+        maximum[h] = fmaxf(maximum[h], __shfl_xor_sync(~0u, maximum[h], 1));
+        maximum[h] = fmaxf(maximum[h], __shfl_xor_sync(~0u, maximum[h], 2));
+    }
+    rescale = __any_sync(~0u, (maximum[0] - row.maximum[0]) * scale > LEEWAY ||
+                                  (maximum[1] - row.maximum[1]) * scale > LEEWAY);
+    if (rescale) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            factor[h] = exp2_fast((row.maximum[h] - maximum[h]) * scale);
+            row.maximum[h] = maximum[h];
+            row.sum[h] *= factor[h];
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float offset = row.maximum[h] * scale;
+
 #pragma unroll
         for (int i = 0; i < KEYS / 2; i += 4)
 #pragma unroll
@@ -174,10 +233,10 @@ static __device__ inline void forward_softmax(struct forward_row &row, float (&f
                 float p = exp2_fast(fmaf(scores[i + 2 * h + c], scale, -offset));
 
                 scores[i + 2 * h + c] = p;
-                sum += p;
+                row.sum[h] += p;
             }
-        row.sum[h] = row.sum[h] * factor[h] + sum;
     }
+    return rescale;
 }
 
 template <class T>
@@ -213,17 +272,19 @@ forward_values(float (&sums)[D / 2], const uint32_t (&exponentials)[KEYS / 4], u
 }
 
 template <class T, int D, int GROUPS, int STAGES, bool WINDOW, bool TURNS>
-static __device__ inline void forward_multiply(uint32_t shared, int group,
+static __device__ inline void forward_multiply(uint32_t shared,
+                                               const struct forward_tile *shared_tiles, int group,
                                                const struct forward_arguments &arguments)
 {
     using at = forward_shared<D, GROUPS, STAGES>;
     constexpr int turn_barrier = 1; /* and the following: a warpgroup may start products */
-    int total = arguments.tiles * arguments.sequences * arguments.heads;
     int lane = threadIdx.x % 32;
     int own_turn = turn_barrier + group, next_turn = turn_barrier + (group + 1) % GROUPS;
     int thread_row = threadIdx.x % 128 / 32 * 16 + lane / 4;
     float scale = arguments.scale * 1.4426950408889634f;
-    uint32_t queries_phase = 0;
+    struct ring<2> turn = {
+        0, 0
+    };
     struct ring<STAGES> ring = {
         0, 0
     };
@@ -231,19 +292,23 @@ static __device__ inline void forward_multiply(uint32_t shared, int group,
 
     if (TURNS && group == GROUPS - 1)
         named_arrive(next_turn, 256);
-    for (int turn = 0; turn * (int)gridDim.x < total; turn++) {
-        int number = forward_tile_number(turn), query, last, block;
+    for (;; turn.next()) {
+        int query, last, block;
         float sums[D / 2], scores[KEYS / 2], factor[2];
         uint32_t exponentials[KEYS / 4];
         struct forward_row row = {{-INFINITY, -INFINITY}, {0, 0}};
         uint32_t value_stage;
+        uint32_t queries = shared + at::queries + (turn.stage * GROUPS + group) * at::query_bytes;
+        uint32_t queries_empty = shared + at::queries_empty + 8 * turn.stage;
 
-        if (number >= total || !forward_tile_find(&tile, number, 64 * GROUPS, arguments))
-            continue;
+        mbarrier_wait(shared + at::tiles_full + 8 * turn.stage, turn.phase);
+        tile = uniform(shared_tiles[turn.stage]);
+        release(shared + at::tiles_empty + 8 * turn.stage);
+        if (tile.end)
+            break;
         query = tile.query + 64 * group;
         last = query < tile.length ? min((query + 63) / KEYS, tile.last) : tile.first - 1;
-        mbarrier_wait(shared + at::queries_full, queries_phase);
-        queries_phase ^= 1;
+        mbarrier_wait(shared + at::queries_full + 8 * turn.stage, turn.phase);
         for (block = tile.last; block > last; block--) {
             mbarrier_wait(shared + at::keys_full + 8 * ring.stage, ring.phase);
             release(shared + at::keys_empty + 8 * ring.stage);
@@ -256,7 +321,7 @@ static __device__ inline void forward_multiply(uint32_t shared, int group,
             }
         }
         if (last < tile.first) {
-            release(shared + at::queries_empty);
+            release(queries_empty);
             continue;
         }
 
@@ -265,8 +330,7 @@ static __device__ inline void forward_multiply(uint32_t shared, int group,
         if (TURNS)
             named_sync(own_turn, 256);
         wgmma_fence();
-        forward_scores<T, D>(scores, shared + at::queries + group * at::query_bytes,
-                             shared + at::keys + ring.stage * at::key_bytes);
+        forward_scores<T, D>(scores, queries, shared + at::keys + ring.stage * at::key_bytes);
         wgmma_commit();
         if (TURNS)
             named_arrive(next_turn, 256);
@@ -284,6 +348,7 @@ static __device__ inline void forward_multiply(uint32_t shared, int group,
 
         for (block--; block >= tile.first; block--) {
             uint32_t value_phase = ring.phase;
+            bool rescale;
 
             ring.next();
             mbarrier_wait(shared + at::keys_full + 8 * ring.stage, ring.phase);
@@ -292,8 +357,7 @@ static __device__ inline void forward_multiply(uint32_t shared, int group,
             keep(exponentials);
             keep(sums);
             wgmma_fence();
-            forward_scores<T, D>(scores, shared + at::queries + group * at::query_bytes,
-                                 shared + at::keys + ring.stage * at::key_bytes);
+            forward_scores<T, D>(scores, queries, shared + at::keys + ring.stage * at::key_bytes);
             wgmma_commit();
             mbarrier_wait(shared + at::values_full + 8 * value_stage, value_phase);
             forward_values<T, D>(sums, exponentials,
@@ -307,18 +371,19 @@ static __device__ inline void forward_multiply(uint32_t shared, int group,
             if (WINDOW)
                 forward_mask<WINDOW>(scores, query + thread_row - block * KEYS - lane % 4 * 2,
                                      arguments.window);
-            forward_softmax(row, factor, scores, scale);
+            rescale = forward_softmax(row, factor, scores, scale);
             wgmma_wait<0>();
             keep(sums);
             keep(exponentials);
             release(shared + at::values_empty + 8 * value_stage);
+            if (rescale)
 #pragma unroll
-            for (int i = 0; i < D / 2; i++)
-                sums[i] *= factor[i / 2 % 2];
+                for (int i = 0; i < D / 2; i++)
+                    sums[i] *= factor[i / 2 % 2];
             forward_pack<T>(exponentials, scores);
             value_stage = ring.stage;
         }
-        release(shared + at::queries_empty);
+        release(queries_empty);
         mbarrier_wait(shared + at::values_full + 8 * ring.stage, ring.phase);
         keep(exponentials);
         keep(sums);
@@ -370,13 +435,18 @@ __global__ __launch_bounds__(128 * (GROUPS + 1), 1) void attention_forward_kerne
     extern __shared__ __align__(1024) unsigned char memory[];
     using at = forward_shared<D, GROUPS, STAGES>;
     uint32_t shared = shared_address(memory);
+    struct forward_tile *shared_tiles = (struct forward_tile *)(memory + at::tiles);
     int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
 
     if (threadIdx.x == 0) {
         prefetch_map(&queries);
         prefetch_map(&keys);
-        mbarrier_init(shared + at::queries_full, 1);
-        mbarrier_init(shared + at::queries_empty, 4 * GROUPS);
+        for (int turn = 0; turn < 2; turn++) {
+            mbarrier_init(shared + at::tiles_full + 8 * turn, 1);
+            mbarrier_init(shared + at::tiles_empty + 8 * turn, 4 * GROUPS + 1);
+            mbarrier_init(shared + at::queries_full + 8 * turn, 1);
+            mbarrier_init(shared + at::queries_empty + 8 * turn, 4 * GROUPS);
+        }
         for (int stage = 0; stage < STAGES; stage++) {
             mbarrier_init(shared + at::keys_full + 8 * stage, 1);
             mbarrier_init(shared + at::keys_empty + 8 * stage, 4 * GROUPS);
@@ -389,10 +459,13 @@ __global__ __launch_bounds__(128 * (GROUPS + 1), 1) void attention_forward_kerne
     if (group == 0) {
         registers_lower<GROUPS == 2 ? 24 : 32>();
         if (threadIdx.x == 0)
-            forward_load<D, GROUPS, STAGES>(shared, &queries, &keys, arguments);
+            forward_load<D, GROUPS, STAGES>(shared, shared_tiles, &queries, &keys, arguments);
+        else if (threadIdx.x == 32)
+            forward_take<D, GROUPS, STAGES>(shared, shared_tiles, arguments);
     } else {
         registers_raise<GROUPS == 2 ? 240 : 160>();
-        forward_multiply<T, D, GROUPS, STAGES, WINDOW, TURNS>(shared, group - 1, arguments);
+        forward_multiply<T, D, GROUPS, STAGES, WINDOW, TURNS>(shared, shared_tiles, group - 1,
+                                                              arguments);
     }
 #endif
 }
@@ -426,6 +499,7 @@ static void forward_launch(struct stream *stream, void *out, float *lse, const v
     arguments.window = shape->window;
     arguments.tiles = tiles;
     arguments.section = section < group ? group : section > pairs ? pairs : (int)section;
+    arguments.counter = launches++ % COUNTERS;
     arguments.scale = 1 / sqrtf((float)D);
     cuda_note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
               "shared memory for attention");

@@ -25,6 +25,8 @@ enum {
     STAGES = 2,     /* of queries and dO */
     PART = 64 * 64, /* elements of dQ that a warpgroup makes at a time */
 };
+/* Queries of a block. */
+template <int D> constexpr int queries_of = D == 64 ? 128 : 64;
 
 /* Rows of the workspace: every sequence gets whole blocks of 128. */
 static __host__ __device__ inline int64_t padded_rows(int64_t rows, int sequences)
@@ -49,10 +51,10 @@ struct backward_arguments {
     int section; /* pairs of sequence and kv head whose tiles follow each other */
     float scale;
     /* workspace */
-    float *lse2, *delta; /* [heads, padded]: lse in base 2; D */
-    float *dq;           /* [heads, blocks of queries, 2, PART] in the order of a thread's sums */
-    uint32_t *added;     /* [heads, blocks of queries, 2]: parts that are in dq */
-    uint32_t *next;      /* tile */
+    float *statistics; /* [heads, blocks of queries, 2, queries of a block]: lse in base 2; D */
+    float *dq;         /* [heads, blocks of queries, 2, PART] in the order of a thread's sums */
+    uint32_t *added;   /* [heads, blocks of queries, 2]: parts that are in dq */
+    uint32_t *next;    /* tile */
 };
 
 /* --- prepare -----------------------------------------------------------------------------------
@@ -118,15 +120,16 @@ __global__ __launch_bounds__(256) void attention_backward_prepare_kernel(
     __syncthreads();
     for (int i = threadIdx.x; i < PREPARE_ROWS * PREPARE_HEADS; i += 256) {
         int own_row = row + i % PREPARE_ROWS, own_head = head + i / PREPARE_ROWS;
-        int64_t to = own_head * arguments.padded + blockIdx.x * PREPARE_ROWS + i % PREPARE_ROWS;
+        int place = blockIdx.x * PREPARE_ROWS + i % PREPARE_ROWS, in_block = place % queries_of<D>;
+        float *to =
+            arguments.statistics + 2 * (own_head * arguments.padded + place - in_block) + in_block;
 
         if (own_head >= arguments.heads)
             continue;
-        arguments.delta[to] = sums[i / PREPARE_ROWS][i % PREPARE_ROWS];
-        arguments.lse2[to] =
-            own_row < length
-                ? arguments.lse[own_head * arguments.rows + start + own_row] * 1.4426950408889634f
-                : INFINITY;
+        to[0] = own_row < length ? arguments.lse[own_head * arguments.rows + start + own_row] *
+                                       1.4426950408889634f
+                                 : INFINITY;
+        to[queries_of<D>] = sums[i / PREPARE_ROWS][i % PREPARE_ROWS];
     }
 }
 
@@ -145,9 +148,8 @@ template <int D, int QUERIES> struct backward_shared {
     static constexpr uint32_t douts = queries + STAGES * query_bytes;
     static constexpr uint32_t scores = douts + STAGES * query_bytes; /* dS, twice */
     static constexpr uint32_t parts = scores + 2 * score_bytes;      /* dQ, of each warpgroup */
-    static constexpr uint32_t lse = parts + 2 * part_bytes;
-    static constexpr uint32_t delta = lse + STAGES * QUERIES * 4;
-    static constexpr uint32_t tile = delta + STAGES * QUERIES * 4;
+    static constexpr uint32_t statistics = parts + 2 * part_bytes;
+    static constexpr uint32_t tile = statistics + STAGES * 2 * QUERIES * 4;
     /* barriers, full and empty */
     static constexpr uint32_t keys_full = tile + 16;
     static constexpr uint32_t keys_empty = keys_full + 8;
@@ -237,27 +239,31 @@ static __device__ inline void backward_load(uint32_t shared, int *shared_tile,
         copy_box(shared + at::values, keys, tile.start + tile.block * KEYS,
                  (arguments.heads + arguments.kv_heads + tile.kv_head) * panels,
                  shared + at::keys_full);
-        for (int head = tile.kv_head * group; head < (tile.kv_head + 1) * group; head++)
+        for (int head = tile.kv_head * group; head < (tile.kv_head + 1) * group; head++) {
+            int row = tile.start + tile.first * QUERIES;
+            const float *statistics =
+                arguments.statistics +
+                2 * (head * arguments.padded + tile.padded + tile.first * QUERIES);
+
             for (int block = tile.first; block <= tile.last; block++) {
-                int row = tile.start + block * QUERIES;
-                int64_t padded = head * arguments.padded + tile.padded + block * QUERIES;
                 uint32_t full = shared + at::queries_full + 8 * ring.stage;
 
                 mbarrier_wait(shared + at::queries_empty + 8 * ring.stage, ring.phase ^ 1);
-                mbarrier_expect(full, at::query_bytes + QUERIES * 4);
+                mbarrier_expect(full, at::query_bytes + 2 * QUERIES * 4);
                 copy_box(shared + at::queries + ring.stage * at::query_bytes, queries, row,
                          head * panels, full);
-                copy_bytes(shared + at::lse + ring.stage * QUERIES * 4, arguments.lse2 + padded,
-                           QUERIES * 4, full);
+                copy_bytes(shared + at::statistics + ring.stage * 2 * QUERIES * 4, statistics,
+                           2 * QUERIES * 4, full);
                 full = shared + at::douts_full + 8 * ring.stage;
                 mbarrier_wait(shared + at::douts_empty + 8 * ring.stage, ring.phase ^ 1);
-                mbarrier_expect(full, at::query_bytes + QUERIES * 4);
+                mbarrier_expect(full, at::query_bytes);
                 copy_box(shared + at::douts + ring.stage * at::query_bytes, douts, row,
                          head * panels, full);
-                copy_bytes(shared + at::delta + ring.stage * QUERIES * 4, arguments.delta + padded,
-                           QUERIES * 4, full);
                 ring.next();
+                row += QUERIES;
+                statistics += 2 * QUERIES;
             }
+        }
     }
 }
 
@@ -283,18 +289,20 @@ static __device__ inline void backward_add(uint32_t shared, const int *shared_ti
         if (number >= total)
             return;
         backward_tile_find<QUERIES>(&tile, number, arguments);
-        for (int head = tile.kv_head * group; head < (tile.kv_head + 1) * group; head++)
+        for (int head = tile.kv_head * group; head < (tile.kv_head + 1) * group; head++) {
+            int64_t place =
+                (head * (arguments.padded / QUERIES) + tile.padded / QUERIES + tile.first) * 2 +
+                half;
+            uint32_t *added = arguments.added + place;
+            float *to = arguments.dq + place * PART;
+
             for (int block = tile.first; block <= tile.last; block++) {
                 uint32_t order = backward_order<QUERIES>(tile.block, block, arguments.window);
-                int64_t place =
-                    (head * (arguments.padded / QUERIES) + tile.padded / QUERIES + block) * 2 +
-                    half;
-                float *to = arguments.dq + place * PART;
 
                 mbarrier_wait(shared + at::parts_full + 8 * half, parts_phase);
                 parts_phase ^= 1;
                 if (order) {
-                    flag_wait(arguments.added + place, order);
+                    flag_wait(added, order);
                     fence_async();
                     bulk_add(to, from, at::part_bytes);
                 } else {
@@ -305,8 +313,11 @@ static __device__ inline void backward_add(uint32_t shared, const int *shared_ti
                 mbarrier_arrive(shared + at::parts_empty + 8 * half);
                 bulk_wait();
                 fence_async();
-                flag_set(arguments.added + place, order + 1);
+                flag_set(added, order + 1);
+                added += 2;
+                to += 2 * PART;
             }
+        }
     }
 }
 
@@ -401,8 +412,9 @@ static __device__ inline void backward_multiply(uint32_t shared, const int *shar
             float dp[QUERIES / 2], dq[32];
             uint32_t queries = shared + at::queries + ring.stage * at::query_bytes;
             uint32_t douts = shared + at::douts + ring.stage * at::query_bytes;
-            uint32_t lse = shared + at::lse + ring.stage * QUERIES * 4 + thread_query * 4;
-            uint32_t delta = shared + at::delta + ring.stage * QUERIES * 4 + thread_query * 4;
+            uint32_t lse =
+                shared + at::statistics + ring.stage * 2 * QUERIES * 4 + thread_query * 4;
+            uint32_t delta = lse + QUERIES * 4;
             uint32_t stage = ring.stage;
             int query = block * QUERIES;
 
@@ -561,7 +573,7 @@ __global__ __launch_bounds__(384, 1) void attention_backward_kernel(
     }
     __syncthreads();
     if (group == 0) {
-        registers_lower<D == 64 ? 40 : 32>();
+        registers_lower<D == 64 ? 40 : 24>();
         if (threadIdx.x == 0)
             backward_load<D, QUERIES>(shared, shared_tile, &queries, &keys, &douts, arguments);
         else if (threadIdx.x == 32 || threadIdx.x == 64)
@@ -623,9 +635,8 @@ static size_t backward_memory(struct backward_arguments *arguments, void *worksp
     if (arguments) {
         arguments->padded = padded;
         arguments->dq = (float *)to;
-        arguments->lse2 = arguments->dq + floats * shape->head_dim;
-        arguments->delta = arguments->lse2 + floats;
-        arguments->added = (uint32_t *)(arguments->delta + floats);
+        arguments->statistics = arguments->dq + floats * shape->head_dim;
+        arguments->added = (uint32_t *)(arguments->statistics + 2 * floats);
         arguments->next = arguments->added + floats / 32;
     }
     return (floats * shape->head_dim + 2 * floats + floats / 32) * 4 + 256;
@@ -640,7 +651,7 @@ template <class T, int D>
 static void backward_launch(struct stream *stream, const struct backward_arguments *arguments,
                             const void *qkv, enum dtype dtype)
 {
-    constexpr int queries_of_block = D == 64 ? 128 : 64;
+    constexpr int queries_of_block = queries_of<D>;
     auto kernel = attention_backward_kernel<T, D, queries_of_block>;
     int columns = (arguments->heads + 2 * arguments->kv_heads) * D;
     CUtensorMap queries =
