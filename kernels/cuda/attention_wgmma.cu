@@ -32,7 +32,7 @@ struct forward_arguments {
 
 /* Tiles that were taken; 0 between launches. Launches that may overlap have different ones. */
 enum { COUNTERS = 64 };
-static __device__ unsigned forward_taken[COUNTERS];
+[[maybe_unused]] static __device__ unsigned forward_taken[COUNTERS];
 static unsigned launches;
 
 /* Some queries of one head of one sequence, and the blocks of keys they see. */
@@ -96,9 +96,7 @@ static __device__ inline void forward_take(uint32_t shared, struct forward_tile 
 {
     using at = forward_shared<D, GROUPS, STAGES>;
     unsigned total = arguments.tiles * arguments.sequences * arguments.heads;
-    struct ring<2> turn = {
-        0, 0
-    };
+    struct ring<2> turn;
     struct forward_tile tile;
 
     do {
@@ -124,12 +122,8 @@ static __device__ inline void forward_load(uint32_t shared, const struct forward
 {
     using at = forward_shared<D, GROUPS, STAGES>;
     constexpr int panels = D / 64;
-    struct ring<2> turn = {
-        0, 0
-    };
-    struct ring<STAGES> ring = {
-        0, 0
-    };
+    struct ring<2> turn;
+    struct ring<STAGES> ring;
 
     for (;; turn.next()) {
         uint32_t full = shared + at::queries_full + 8 * turn.stage;
@@ -282,12 +276,8 @@ static __device__ inline void forward_multiply(uint32_t shared,
     int own_turn = turn_barrier + group, next_turn = turn_barrier + (group + 1) % GROUPS;
     int thread_row = threadIdx.x % 128 / 32 * 16 + lane / 4;
     float scale = arguments.scale * 1.4426950408889634f;
-    struct ring<2> turn = {
-        0, 0
-    };
-    struct ring<STAGES> ring = {
-        0, 0
-    };
+    struct ring<2> turn;
+    struct ring<STAGES> ring;
     struct forward_tile tile;
 
     if (TURNS && group == GROUPS - 1)
@@ -546,11 +536,30 @@ CUtensorMap attention_map(const void *matrix, int64_t rows, int64_t columns, int
     return map;
 }
 
+/* Whether the code that this device runs is that of sm_90a: that of other targets does nothing. */
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+__device__ int attention_wgmma_code = 1;
+#else
+__device__ int attention_wgmma_code = 0;
+#endif
+
+static bool built()
+{
+    static int code = -1;
+
+    if (code < 0 &&
+        cudaMemcpyFromSymbol(&code, attention_wgmma_code, sizeof(code)) != cudaSuccess) {
+        (void)cudaGetLastError();
+        code = 0;
+    }
+    return code == 1;
+}
+
 static bool supports(const struct attention_shape *shape, enum dtype dtype,
                      enum attention_pass pass)
 {
     (void)pass;
-    return cuda_device.major == 9 && cuda_device.minor == 0 && encode_function() &&
+    return cuda_device.major == 9 && cuda_device.minor == 0 && encode_function() && built() &&
            (dtype == DTYPE_BF16 || dtype == DTYPE_F16) &&
            (shape->head_dim == 64 || shape->head_dim == 128);
 }

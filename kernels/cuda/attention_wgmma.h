@@ -21,7 +21,7 @@ void attention_wgmma_backward(struct stream *stream, void *dqkv, const void *dou
 
 /* Where a ring of stages is. */
 template <int STAGES> struct ring {
-    uint32_t stage, phase;
+    uint32_t stage = 0, phase = 0;
 
     __device__ inline void next()
     {

@@ -48,12 +48,14 @@ struct backward_arguments {
     int64_t rows, padded;
     int heads, kv_heads, sequences, window;
     int tiles;   /* of the longest sequence */
-    int section; /* pairs of sequence and kv head whose tiles follow each other */
+    int splits;  /* parts that the heads of one kv head are split into, each with its own tiles */
+    int section; /* how many of (sequence, kv head, part) have their tiles follow each other */
     float scale;
     /* workspace */
     float *statistics; /* [heads, blocks of queries, 2, queries of a block]: lse in base 2; D */
-    float *dq;         /* [heads, blocks of queries, 2, PART] in the order of a thread's sums */
-    uint32_t *added;   /* [heads, blocks of queries, 2]: parts that are in dq */
+    float *dq;         /* [heads, padded / 64, D / 64, PART], in the order of threads' sums */
+    float *dkv;        /* [2, splits, kv_heads, padded / 64, D / 64, PART], if splits > 1 */
+    uint32_t *added;   /* [heads, padded / 64, D / 64]: tiles whose parts are in dq */
     uint32_t *next;    /* tile */
 };
 
@@ -136,6 +138,15 @@ __global__ __launch_bounds__(256) void attention_backward_prepare_kernel(
 /* --- multiply ----------------------------------------------------------------------------------
  */
 
+/* Keys of one head of one sequence, and what sees them: heads of queries, blocks of queries. */
+struct backward_tile {
+    int start, length, padded; /* of the sequence; its first row in the workspace */
+    int block, kv_head, split;
+    int head, end_head;
+    int first, last;
+    int end; /* no tile: there are no more */
+};
+
 /* What a block has in shared memory, and where. */
 template <int D, int QUERIES> struct backward_shared {
     static constexpr uint32_t key_bytes = KEYS * D * 2;
@@ -151,7 +162,7 @@ template <int D, int QUERIES> struct backward_shared {
     static constexpr uint32_t statistics = parts + 2 * part_bytes;
     static constexpr uint32_t tile = statistics + STAGES * 2 * QUERIES * 4;
     /* barriers, full and empty */
-    static constexpr uint32_t keys_full = tile + 16;
+    static constexpr uint32_t keys_full = tile + 64;
     static constexpr uint32_t keys_empty = keys_full + 8;
     static constexpr uint32_t queries_full = keys_empty + 8;
     static constexpr uint32_t queries_empty = queries_full + 8 * STAGES;
@@ -164,27 +175,24 @@ template <int D, int QUERIES> struct backward_shared {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-/* Keys of one head of one sequence, and the blocks of queries that see them. */
-struct backward_tile {
-    int start, length, padded; /* of the sequence; its first row in the workspace */
-    int block, kv_head;
-    int first, last; /* blocks of queries */
-};
-
 /* False when that sequence has no such tile. */
 template <int QUERIES>
 static __device__ inline bool backward_tile_find(struct backward_tile *tile, int number,
                                                  const struct backward_arguments &arguments)
 {
-    int pairs = arguments.sequences * arguments.kv_heads;
+    int parts = arguments.kv_heads * arguments.splits, pairs = arguments.sequences * parts;
+    int group = arguments.heads / parts;
     int section = number / (arguments.tiles * arguments.section);
     int rest = number - section * arguments.tiles * arguments.section;
     int count = min(arguments.section, pairs - section * arguments.section);
     int pair = section * arguments.section + rest % count;
-    int sequence = pair / arguments.kv_heads;
+    int sequence = pair / parts, part = pair - sequence * parts;
 
     tile->block = rest / count;
-    tile->kv_head = pair - sequence * arguments.kv_heads;
+    tile->kv_head = part / arguments.splits;
+    tile->split = part % arguments.splits;
+    tile->head = part * group;
+    tile->end_head = tile->head + group;
     tile->start = arguments.starts[sequence];
     tile->length = arguments.starts[sequence + 1] - tile->start;
     tile->padded = padded_start(tile->start, sequence);
@@ -206,30 +214,28 @@ static __device__ inline uint32_t backward_order(int block, int query_block, int
 }
 
 template <int D, int QUERIES>
-static __device__ inline void backward_load(uint32_t shared, int *shared_tile,
+static __device__ inline void backward_load(uint32_t shared, struct backward_tile *shared_tile,
                                             const CUtensorMap *queries, const CUtensorMap *keys,
                                             const CUtensorMap *douts,
                                             const struct backward_arguments &arguments)
 {
     using at = backward_shared<D, QUERIES>;
     constexpr int panels = D / 64;
-    int total = arguments.tiles * arguments.sequences * arguments.kv_heads;
-    int group = arguments.heads / arguments.kv_heads;
+    int total = arguments.tiles * arguments.sequences * arguments.kv_heads * arguments.splits;
     uint32_t keys_phase = 0;
-    struct ring<STAGES> ring = {
-        0, 0
-    };
+    struct ring<STAGES> ring;
     struct backward_tile tile;
 
     for (;;) {
         int number = atomicAdd(arguments.next, 1);
 
-        if (number < total && !backward_tile_find<QUERIES>(&tile, number, arguments))
+        tile.end = number >= total;
+        if (!tile.end && !backward_tile_find<QUERIES>(&tile, number, arguments))
             continue;
         mbarrier_wait(shared + at::keys_empty, keys_phase ^ 1);
         keys_phase ^= 1;
-        *shared_tile = number;
-        if (number >= total) {
+        *shared_tile = tile;
+        if (tile.end) {
             mbarrier_arrive(shared + at::keys_full);
             return;
         }
@@ -239,7 +245,7 @@ static __device__ inline void backward_load(uint32_t shared, int *shared_tile,
         copy_box(shared + at::values, keys, tile.start + tile.block * KEYS,
                  (arguments.heads + arguments.kv_heads + tile.kv_head) * panels,
                  shared + at::keys_full);
-        for (int head = tile.kv_head * group; head < (tile.kv_head + 1) * group; head++) {
+        for (int head = tile.head; head < tile.end_head; head++) {
             int row = tile.start + tile.first * QUERIES;
             const float *statistics =
                 arguments.statistics +
@@ -269,27 +275,22 @@ static __device__ inline void backward_load(uint32_t shared, int *shared_tile,
 
 /* One thread: add what a warpgroup makes of dQ to what is there, when its turn has come. */
 template <int D, int QUERIES>
-static __device__ inline void backward_add(uint32_t shared, const int *shared_tile, int half,
-                                           const struct backward_arguments &arguments)
+static __device__ inline void backward_add(uint32_t shared, const struct backward_tile *shared_tile,
+                                           int half, const struct backward_arguments &arguments)
 {
     using at = backward_shared<D, QUERIES>;
-    int total = arguments.tiles * arguments.sequences * arguments.kv_heads;
-    int group = arguments.heads / arguments.kv_heads;
     uint32_t keys_phase = 0, parts_phase = 0;
     uint32_t from = shared + at::parts + half * at::part_bytes;
     struct backward_tile tile;
 
     for (;;) {
-        int number;
-
         mbarrier_wait(shared + at::keys_full, keys_phase);
         keys_phase ^= 1;
-        number = *(const volatile int *)shared_tile;
+        tile = *shared_tile;
         mbarrier_arrive(shared + at::keys_empty);
-        if (number >= total)
+        if (tile.end)
             return;
-        backward_tile_find<QUERIES>(&tile, number, arguments);
-        for (int head = tile.kv_head * group; head < (tile.kv_head + 1) * group; head++) {
+        for (int head = tile.head; head < tile.end_head; head++) {
             int64_t place =
                 (head * (arguments.padded / QUERIES) + tile.padded / QUERIES + tile.first) * 2 +
                 half;
@@ -362,14 +363,33 @@ static __device__ inline void backward_part(float (&sums)[32], uint32_t scores, 
     wgmma_commit();
 }
 
+/* The same in all threads of a warp, and the compiler is to know. */
+static __device__ inline struct backward_tile uniform(const struct backward_tile &tile)
+{
+    return {__shfl_sync(~0u, tile.start, 0),   __shfl_sync(~0u, tile.length, 0),
+            __shfl_sync(~0u, tile.padded, 0),  __shfl_sync(~0u, tile.block, 0),
+            __shfl_sync(~0u, tile.kv_head, 0), __shfl_sync(~0u, tile.split, 0),
+            __shfl_sync(~0u, tile.head, 0),    __shfl_sync(~0u, tile.end_head, 0),
+            __shfl_sync(~0u, tile.first, 0),   __shfl_sync(~0u, tile.last, 0),
+            __shfl_sync(~0u, tile.end, 0)};
+}
+
+/* Sums of 64 rows to the workspace. */
+template <int D> static __device__ inline void store_part(float *to, const float (&sums)[D / 2])
+{
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        *(float4 *)(to + (i * 128 + threadIdx.x % 128) * 4) =
+            make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+}
+
 template <class T, int D, int QUERIES>
-static __device__ inline void backward_multiply(uint32_t shared, const int *shared_tile, int half,
+static __device__ inline void backward_multiply(uint32_t shared,
+                                                const struct backward_tile *shared_tile, int half,
                                                 const struct backward_arguments &arguments)
 {
     using at = backward_shared<D, QUERIES>;
     constexpr int both_barrier = 1; /* the two warpgroups */
-    int total = arguments.tiles * arguments.sequences * arguments.kv_heads;
-    int group = arguments.heads / arguments.kv_heads;
     int thread = threadIdx.x % 128, lane = threadIdx.x % 32;
     int thread_key = thread / 32 * 16 + lane / 4, thread_query = lane % 4 * 2;
     float scale = arguments.scale * 1.4426950408889634f;
@@ -379,27 +399,24 @@ static __device__ inline void backward_multiply(uint32_t shared, const int *shar
     /* Where this lane's row of four 8 by 8 matrices goes in dS, but for the column. */
     uint32_t own_scores = shared + at::scores + (half * 64 + thread / 32 * 16 + lane % 16) * 128;
     uint32_t keys_phase = 0, parts_phase = 0, buffer = 0;
-    struct ring<STAGES> ring = {
-        0, 0
-    };
+    struct ring<STAGES> ring;
     struct backward_tile tile;
 
     for (;;) {
-        int number, head, block, key;
+        int head, block, key;
         float dk[D / 2], dv[D / 2], scores[QUERIES / 2];
         uint32_t probabilities[QUERIES / 4], dscores[QUERIES / 4];
 
         mbarrier_wait(shared + at::keys_full, keys_phase);
         keys_phase ^= 1;
-        number = __shfl_sync(~0u, *(const volatile int *)shared_tile, 0);
-        if (number >= total)
+        tile = uniform(*shared_tile);
+        if (tile.end)
             return;
-        backward_tile_find<QUERIES>(&tile, number, arguments);
         key = tile.block * KEYS + half * 64;
 #pragma unroll
         for (int i = 0; i < D / 2; i++)
             dk[i] = dv[i] = 0;
-        head = tile.kv_head * group;
+        head = tile.head;
         block = tile.first;
 
         mbarrier_wait(shared + at::queries_full + 8 * ring.stage, ring.phase);
@@ -501,7 +518,7 @@ static __device__ inline void backward_multiply(uint32_t shared, const int *shar
                 head++;
             }
             block++;
-            more = head < (tile.kv_head + 1) * group;
+            more = head < tile.end_head;
             if (more)
                 mbarrier_wait(shared + at::queries_full + 8 * ring.stage, ring.phase);
             keep(scores);
@@ -523,17 +540,25 @@ static __device__ inline void backward_multiply(uint32_t shared, const int *shar
         }
         release(shared + at::keys_empty);
 
-#pragma unroll
-        for (int i = 0; i < D / 2; i++)
-            dk[i] *= arguments.scale;
-        {
+        if (arguments.splits == 1) {
             int64_t stride = (int64_t)(arguments.heads + 2 * arguments.kv_heads) * D;
             T *to = (T *)arguments.dqkv + (int64_t)(tile.start + key + thread_key) * stride +
                     (arguments.heads + tile.kv_head) * D;
             int rows = tile.length - key - thread_key;
 
+#pragma unroll
+            for (int i = 0; i < D / 2; i++)
+                dk[i] *= arguments.scale;
             store_rows<T, D>(to, stride, dk, rows);
             store_rows<T, D>(to + arguments.kv_heads * D, stride, dv, rows);
+        } else {
+            int64_t blocks = arguments.padded / 64;
+            int64_t place = (tile.split * arguments.kv_heads + tile.kv_head) * blocks +
+                            (tile.padded + key) / 64;
+            int64_t values = arguments.splits * arguments.kv_heads * blocks;
+
+            store_part<D>(arguments.dkv + place * (D / 64) * PART, dk);
+            store_part<D>(arguments.dkv + (values + place) * (D / 64) * PART, dv);
         }
     }
 }
@@ -550,7 +575,7 @@ __global__ __launch_bounds__(384, 1) void attention_backward_kernel(
     extern __shared__ __align__(1024) unsigned char memory[];
     using at = backward_shared<D, QUERIES>;
     uint32_t shared = shared_address(memory);
-    int *shared_tile = (int *)(memory + at::tile);
+    struct backward_tile *shared_tile = (struct backward_tile *)(memory + at::tile);
     int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
 
     if (threadIdx.x == 0) {
@@ -588,58 +613,87 @@ __global__ __launch_bounds__(384, 1) void attention_backward_kernel(
 /* --- finish ------------------------------------------------------------------------------------
  */
 
-template <class T, int D, int QUERIES>
-__global__ __launch_bounds__(256) void attention_backward_finish_kernel(
+/* A block rounds 64 rows of 64 columns of dQ or, where they are in parts, of dK or dV. */
+template <class T, int D>
+__global__ __launch_bounds__(128) void attention_backward_finish_kernel(
     const __grid_constant__ struct backward_arguments arguments)
 {
-    int half = threadIdx.x / 128, thread = threadIdx.x % 128;
-    int row = blockIdx.x * QUERIES, head = blockIdx.y;
+    constexpr int panels = D / 64;
+    int row = blockIdx.x * 64, head = blockIdx.y / panels, panel = blockIdx.y % panels;
     int sequence = padded_sequence(row, arguments);
     int start = arguments.starts[sequence], length = arguments.starts[sequence + 1] - start;
     int64_t stride = (int64_t)(arguments.heads + 2 * arguments.kv_heads) * D;
-    const float *from =
-        arguments.dq +
-        ((head * (arguments.padded / QUERIES) + blockIdx.x) * 2 + half) * (int64_t)PART +
-        thread * 4;
-    float sums[32];
+    int64_t plane = arguments.padded / 64 * panels * PART; /* of a head */
+    int64_t place = ((int64_t)blockIdx.x * panels + panel) * PART + threadIdx.x * 4;
+    const float *from = arguments.dq + head * plane + place;
+    int parts = 1;
+    float scale = arguments.scale, sums[32] = {0};
 
     row -= padded_start(start, sequence);
     if (row >= length)
         return;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        float4 x = *(const float4 *)(from + i * 128 * 4);
+    if (head >= arguments.heads) {
+        int which = (head - arguments.heads) / arguments.kv_heads;
+        int kv_head = (head - arguments.heads) % arguments.kv_heads;
 
-        sums[4 * i] = x.x * arguments.scale;
-        sums[4 * i + 1] = x.y * arguments.scale;
-        sums[4 * i + 2] = x.z * arguments.scale;
-        sums[4 * i + 3] = x.w * arguments.scale;
+        parts = arguments.splits;
+        if (which == 1)
+            scale = 1;
+        plane *= arguments.kv_heads;
+        from = arguments.dkv + which * parts * plane + kv_head * plane / arguments.kv_heads + place;
     }
-    row += thread / 32 * 16 + thread % 32 / 4 + (QUERIES == 128 ? half * 64 : 0);
-    store_rows<T, 64>((T *)arguments.dqkv + (int64_t)(start + row) * stride + head * D +
-                          (D == 128 ? half * 64 : 0),
+    for (int part = 0; part < parts; part++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float4 x = *(const float4 *)(from + part * plane + i * 128 * 4);
+
+            sums[4 * i] += x.x;
+            sums[4 * i + 1] += x.y;
+            sums[4 * i + 2] += x.z;
+            sums[4 * i + 3] += x.w;
+        }
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+        sums[i] *= scale;
+    row += threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+    store_rows<T, 64>((T *)arguments.dqkv + (int64_t)(start + row) * stride + head * D + panel * 64,
                       stride, sums, length - row);
 }
 
 /* --- host --------------------------------------------------------------------------------------
  */
 
+/* Enough tiles for all multiprocessors, if the sequences are not many and short: then the longest
+ * tile, twice as long as the mean one, is no longer than a multiprocessor's share. */
+static int backward_splits(const struct attention_shape *shape)
+{
+    int group = shape->heads / shape->kv_heads, splits = 1;
+    int64_t tiles = ceil_div(shape->rows, KEYS) * shape->kv_heads;
+
+    while (splits < group && (group % splits || tiles * splits < 2 * cuda_device.multiprocessors))
+        splits++;
+    return splits;
+}
+
 /* Bytes of the workspace; the arguments' pointers into it, when there is one. */
 static size_t backward_memory(struct backward_arguments *arguments, void *workspace,
                               const struct attention_shape *shape)
 {
     int64_t padded = padded_rows(shape->rows, shape->sequences);
-    size_t floats = (size_t)padded * shape->heads;
-    char *to = (char *)workspace;
+    size_t rows = (size_t)padded * shape->heads, sums = rows * shape->head_dim;
+    int splits = backward_splits(shape);
+    size_t parts = splits > 1 ? 2 * sums / (shape->heads / shape->kv_heads) * splits : 0;
 
     if (arguments) {
         arguments->padded = padded;
-        arguments->dq = (float *)to;
-        arguments->statistics = arguments->dq + floats * shape->head_dim;
-        arguments->added = (uint32_t *)(arguments->statistics + 2 * floats);
-        arguments->next = arguments->added + floats / 32;
+        arguments->splits = splits;
+        arguments->dq = (float *)workspace;
+        arguments->dkv = arguments->dq + sums;
+        arguments->statistics = arguments->dkv + parts;
+        arguments->added = (uint32_t *)(arguments->statistics + 2 * rows);
+        arguments->next = arguments->added + rows / 32;
     }
-    return (floats * shape->head_dim + 2 * floats + floats / 32) * 4 + 256;
+    return (sums + parts + 2 * rows + rows / 32 + 1) * 4;
 }
 
 size_t attention_wgmma_workspace(const struct attention_shape *shape)
@@ -660,7 +714,8 @@ static void backward_launch(struct stream *stream, const struct backward_argumen
     CUtensorMap douts = attention_map(arguments->dout, arguments->rows, arguments->heads * D,
                                       queries_of_block, D / 64, dtype);
     int bytes = backward_shared<D, queries_of_block>::bytes;
-    int64_t tiles = (int64_t)arguments->tiles * arguments->sequences * arguments->kv_heads;
+    int heads = arguments->heads, kv_heads = arguments->kv_heads;
+    int64_t tiles = (int64_t)arguments->tiles * arguments->sequences * kv_heads * arguments->splits;
     int blocks = tiles < cuda_device.multiprocessors ? (int)tiles : cuda_device.multiprocessors;
 
     attention_backward_prepare_kernel<T, D>
@@ -671,9 +726,10 @@ static void backward_launch(struct stream *stream, const struct backward_argumen
               "shared memory for attention");
     kernel<<<blocks, 384, bytes, handle_of(stream)>>>(queries, keys, douts, *arguments);
     LAUNCHED("attention backward");
-    attention_backward_finish_kernel<T, D, queries_of_block>
-        <<<dim3(arguments->padded / queries_of_block, arguments->heads), 256, 0,
-           handle_of(stream)>>>(*arguments);
+    attention_backward_finish_kernel<T, D>
+        <<<dim3(arguments->padded / 64,
+                (heads + (arguments->splits > 1 ? 2 * kv_heads : 0)) * (D / 64)),
+           128, 0, handle_of(stream)>>>(*arguments);
     LAUNCHED("attention backward, dQ");
 }
 
@@ -702,9 +758,9 @@ static void backward_fill(struct backward_arguments *arguments, void *dqkv, cons
     arguments->sequences = shape->sequences;
     arguments->window = shape->window;
     arguments->tiles = (int)ceil_div(shape->longest, KEYS);
-    arguments->section = shape->sequences * shape->kv_heads;
     arguments->scale = 1 / sqrtf((float)shape->head_dim);
     backward_memory(arguments, workspace, shape);
+    arguments->section = shape->sequences * shape->kv_heads * arguments->splits;
 }
 
 void attention_wgmma_backward(struct stream *stream, void *dqkv, const void *dout, const void *out,
