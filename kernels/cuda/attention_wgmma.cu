@@ -54,7 +54,8 @@ template <int D, int GROUPS, int STAGES> struct forward_shared {
     /* Barriers: full, empty */
     static constexpr uint32_t tiles_full = tiles + 64;
     static constexpr uint32_t tiles_empty = tiles_full + 8 * 2;
-    static constexpr uint32_t queries_full = tiles_empty + 8 * 2;
+    static constexpr uint32_t tiles_ready = tiles_empty + 8 * 2; /* for the next number */
+    static constexpr uint32_t queries_full = tiles_ready + 8;
     static constexpr uint32_t queries_empty = queries_full + 8 * 2;
     static constexpr uint32_t keys_full = queries_empty + 8 * 2;
     static constexpr uint32_t keys_empty = keys_full + 8 * STAGES;
@@ -89,29 +90,36 @@ static __device__ inline bool forward_tile_find(struct forward_tile *tile, int n
     return tile->query < tile->length;
 }
 
-/* One thread: the numbers of tiles, one ahead of their use. */
+/* One thread: the numbers of tiles. The first is the block's own, the others come from the counter,
+ * and late, so that the last ones go to the blocks that are ready first. */
 template <int D, int GROUPS, int STAGES>
 static __device__ inline void forward_take(uint32_t shared, struct forward_tile *shared_tiles,
                                            const struct forward_arguments &arguments)
 {
     using at = forward_shared<D, GROUPS, STAGES>;
     unsigned total = arguments.tiles * arguments.sequences * arguments.heads;
+    unsigned number = blockIdx.x;
+    uint32_t ready_phase = 0;
     struct ring<2> turn;
     struct forward_tile tile;
 
     do {
-        unsigned number = atomicAdd(forward_taken + arguments.counter, 1);
-
-        if (number == total + gridDim.x - 1) /* the last that any block takes */
-            forward_taken[arguments.counter] = 0;
         tile.end = number >= total;
-        if (!tile.end && !forward_tile_find(&tile, number, 64 * GROUPS, arguments))
-            continue;
-        mbarrier_wait(shared + at::tiles_empty + 8 * turn.stage, turn.phase ^ 1);
-        shared_tiles[turn.stage] = tile;
-        mbarrier_arrive(shared + at::tiles_full + 8 * turn.stage);
-        turn.next();
-    } while (!tile.end);
+        if (tile.end || forward_tile_find(&tile, number, 64 * GROUPS, arguments)) {
+            mbarrier_wait(shared + at::tiles_empty + 8 * turn.stage, turn.phase ^ 1);
+            shared_tiles[turn.stage] = tile;
+            mbarrier_arrive(shared + at::tiles_full + 8 * turn.stage);
+            turn.next();
+            if (tile.end)
+                return;
+            mbarrier_wait(shared + at::tiles_ready, ready_phase);
+            ready_phase ^= 1;
+        }
+        number = atomicAdd(forward_taken + arguments.counter, 1);
+        if (number == total - 1) /* the last that any block takes */
+            forward_taken[arguments.counter] = 0;
+        number += gridDim.x;
+    } while (true);
 }
 
 /* One thread: queries, keys and values. */
@@ -155,6 +163,8 @@ static __device__ inline void forward_load(uint32_t shared, const struct forward
             copy_box(shared + at::values + ring.stage * at::key_bytes, keys, row,
                      (arguments.heads + arguments.kv_heads + kv_head) * panels, full);
             ring.next();
+            if (block == max(tile.first, min(tile.last, tile.first + 4 - STAGES)))
+                mbarrier_arrive(shared + at::tiles_ready);
         }
     }
 }
@@ -431,6 +441,7 @@ __global__ __launch_bounds__(128 * (GROUPS + 1), 1) void attention_forward_kerne
     if (threadIdx.x == 0) {
         prefetch_map(&queries);
         prefetch_map(&keys);
+        mbarrier_init(shared + at::tiles_ready, 1);
         for (int turn = 0; turn < 2; turn++) {
             mbarrier_init(shared + at::tiles_full + 8 * turn, 1);
             mbarrier_init(shared + at::tiles_empty + 8 * turn, 4 * GROUPS + 1);
@@ -478,6 +489,7 @@ static void forward_launch(struct stream *stream, void *out, float *lse, const v
     int tiles = (int)ceil_div(shape->longest, 64 * GROUPS);
     int group = shape->heads / shape->kv_heads;
     int64_t section = ATTENTION_SECTION_BYTES / per_head * group;
+    int blocks = min(cuda_device.multiprocessors, tiles * pairs);
 
     arguments.out = out;
     arguments.lse = lse;
@@ -493,8 +505,7 @@ static void forward_launch(struct stream *stream, void *out, float *lse, const v
     arguments.scale = 1 / sqrtf((float)D);
     cuda_note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
               "shared memory for attention");
-    kernel<<<cuda_device.multiprocessors, 128 * (GROUPS + 1), bytes, handle_of(stream)>>>(
-        queries, keys, arguments);
+    kernel<<<blocks, 128 * (GROUPS + 1), bytes, handle_of(stream)>>>(queries, keys, arguments);
     LAUNCHED("attention forward");
 }
 
