@@ -42,3 +42,75 @@ kernels_test_vocabulary_SOURCES = kernels/test_vocabulary.c \
 kernels_test_vocabulary_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_vocabulary_LDADD = kernels/libkernels.la core/libcore.la $(CMOCKA_LIBS) -lm
 endif
+
+# The CUDA backend: a shared object beside the programs' other files, built by nvcc for A100 (sm_80)
+# and H100/H200 (sm_90a), with PTX for what comes after them.
+cuda_sources = \
+	kernels/cuda/attention.cu \
+	kernels/cuda/attention_mma.cu kernels/cuda/attention_mma_backward.cu \
+	kernels/cuda/attention_simt.cu \
+	kernels/cuda/attention_wgmma.cu kernels/cuda/attention_wgmma_backward.cu \
+	kernels/cuda/cross_entropy.cu \
+	kernels/cuda/elementwise.cu \
+	kernels/cuda/embedding.cu \
+	kernels/cuda/linear.cu \
+	kernels/cuda/module.cu \
+	kernels/cuda/norm.cu \
+	kernels/cuda/optimizer.cu \
+	kernels/cuda/rope.cu \
+	kernels/cuda/swiglu.cu
+cuda_headers = \
+	kernels/cuda/attention.h kernels/cuda/attention_mma.h \
+	kernels/cuda/cuda.h \
+	kernels/cuda/memory.h \
+	kernels/cuda/mma.h \
+	kernels/cuda/wgmma.h
+cudnn_sources = kernels/cuda/attention_cudnn.cu kernels/cuda/cudnn_graph.cu
+gpu_scripts = tests/gpu/check.sh tests/gpu/peer.py tests/gpu/training.sh tests/bench/gpu.sh
+EXTRA_DIST += $(cuda_sources) $(cuda_headers) $(cudnn_sources) kernels/cuda/cudnn_graph.h \
+	$(gpu_scripts) kernels/cuda/NOTES.md
+
+if HAVE_CUDA
+modulesdir = $(pkglibdir)
+modules_DATA = mtllm-cuda.so
+cuda_objects = $(cuda_sources:.cu=.o)
+if HAVE_CUDNN
+cuda_objects += $(cudnn_sources:.cu=.o)
+endif
+CLEANFILES += mtllm-cuda.so $(cuda_objects)
+NVCCFLAGS = -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall \
+	-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
+	-gencode arch=compute_90,code=compute_90
+$(cuda_objects): $(cuda_headers) kernels/cuda/cudnn_graph.h kernels/kernels.h kernels/module.h kernels/philox.h core/error.h
+SUFFIXES = .cu
+.cu.o:
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && $(NVCC) $(NVCCFLAGS) -I$(top_srcdir) -c -o $@ $<
+mtllm-cuda.so: $(cuda_objects) core/libcore_without_inih.la
+	$(AM_V_GEN)$(NVCC) -shared -cudart static -o $@ $(cuda_objects) \
+		core/.libs/libcore_without_inih.a -L$(cuda_directory)/lib64 -lcublasLt \
+		-Xlinker -rpath=$(cuda_directory)/lib64 -Xlinker --exclude-libs=ALL
+
+# What needs a GPU: make check-gpu, and tests/bench/gpu.sh for the rates.
+gpu_programs = kernels/cuda/test_attention kernels/cuda/test_linear kernels/cuda/test_memory \
+	kernels/cuda/bench_attention kernels/cuda/bench_memory
+check_PROGRAMS += $(gpu_programs)
+gpu_libs = kernels/libkernels.la core/libcore.la -lm
+test_device = kernels/cuda/test_device.c kernels/cuda/test_device.h
+kernels_cuda_test_attention_SOURCES = kernels/cuda/test_attention.c $(test_device)
+kernels_cuda_test_attention_LDADD = $(gpu_libs)
+kernels_cuda_test_linear_SOURCES = kernels/cuda/test_linear.c $(test_device)
+kernels_cuda_test_linear_LDADD = $(gpu_libs)
+kernels_cuda_test_memory_SOURCES = kernels/cuda/test_memory.c $(test_device)
+kernels_cuda_test_memory_LDADD = $(gpu_libs)
+kernels_cuda_bench_attention_SOURCES = kernels/cuda/bench_attention.c $(test_device)
+kernels_cuda_bench_attention_LDADD = $(gpu_libs)
+kernels_cuda_bench_memory_SOURCES = kernels/cuda/bench_memory.c $(test_device)
+kernels_cuda_bench_memory_LDADD = $(gpu_libs)
+check-gpu: all $(gpu_programs) tests/make_tokens
+	$(top_srcdir)/tests/gpu/check.sh .
+.PHONY: check-gpu
+else
+EXTRA_DIST += kernels/cuda/test_attention.c kernels/cuda/test_linear.c kernels/cuda/test_memory.c \
+	kernels/cuda/bench_attention.c kernels/cuda/bench_memory.c \
+	kernels/cuda/test_device.c kernels/cuda/test_device.h
+endif

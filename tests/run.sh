@@ -138,9 +138,11 @@ make_check() { # DIR TARGET [TEST...]
     fi
 }
 
-make_distcheck() { # DIR: with the unit tests alone; the others have run already
+# With the unit tests alone; the others have run already. Without CUDA's part, like the sanitizers:
+# it was compiled once, and it takes minutes.
+make_distcheck() { # DIR
     make -C "$1" distcheck TESTS="$(make -s --no-print-directory -C "$1" show-unit-tests | tr '\n' ' ')" \
-        DISTCHECK_CONFIGURE_FLAGS=--enable-werror AM_MAKEFLAGS="-j$jobs"
+        DISTCHECK_CONFIGURE_FLAGS="--enable-werror --with-cuda=no" AM_MAKEFLAGS="-j$jobs"
 }
 
 export -f configure_and_make make_check make_distcheck
@@ -168,7 +170,7 @@ if matches check || [ ${#tests[@]} -gt 0 ]; then
 fi
 if matches sanitizers; then
     part_trs sanitizers 900 "$build/sanitizers" bash -c '
-        configure_and_make "$build/sanitizers" --enable-sanitizers &&
+        configure_and_make "$build/sanitizers" --enable-sanitizers --with-cuda=no &&
         make_check "$build/sanitizers" check-unit'
 fi
 for look in format cppcheck clang-tidy man scripts; do

@@ -404,5 +404,5 @@ static void backward(struct stream *stream, void *dqkv, const void *dout, const 
         }
 }
 
-extern const struct attention_implementation attention_cudnn = {"cuDNN", supports, forward,
+extern const struct attention_implementation attention_cudnn = {"cudnn", supports, forward,
                                                                 workspace, backward};

@@ -82,6 +82,11 @@ void test_fail(const char *format, ...)
     failures++;
 }
 
+bool test_small(void)
+{
+    return getenv("MTLLM_TEST_SMALL") != NULL;
+}
+
 double tolerance(void)
 {
     return cuda->dtype == DTYPE_F32 ? 1e-5 : cuda->dtype == DTYPE_BF16 ? 1e-2 : 2e-3;

@@ -46,6 +46,10 @@ double tolerance(void);
 void twin_same_bits(const char *what, const struct twin *a, const struct twin *b);
 void test_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* Whether $MTLLM_TEST_SMALL asks for few cases, which still reach every kernel: under a tool that
+ * makes the device slow. */
+bool test_small(void);
+
 /* Random integer in [0, n). */
 int32_t test_below(int32_t n);
 

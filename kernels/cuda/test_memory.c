@@ -708,8 +708,8 @@ static void test_adamw(void)
 static void test(void)
 {
     srand48(20);
-    for (int i = 0; i < ROW_COUNTS; i++)
-        for (int j = 0; j < COLUMN_COUNTS; j++) {
+    for (int i = test_small() ? ROW_COUNTS - 1 : 0; i < ROW_COUNTS; i++)
+        for (int j = test_small() ? COLUMN_COUNTS - 2 : 0; j < COLUMN_COUNTS; j++) {
             test_norm(row_counts[i], column_counts[j]);
             test_swiglu(row_counts[i], column_counts[j]);
         }

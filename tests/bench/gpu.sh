@@ -37,7 +37,7 @@ train() {
     echo "losses: $losses"
     used=$(sed -n 's/.*: \([0-9.]*\) GiB in use.*/\1/p' "$work/log")
     rm -rf "$work/run"
-    python3 "$source_dir/tests/gpu/peer.py" "$model" --steps=10 --attention="${peer_attention:-cudnn}" \
+    python3 "$source_dir/tests/gpu/peer.py" "$model" --steps=8 --attention="${peer_attention:-cudnn}" \
         > "$work/peer" 2> "$work/peer.log" || { tail -3 "$work/peer.log"; echo '{}' > "$work/peer"; }
     cat "$work/peer"
     peer=$(sed -n 's/.*"tokens_per_s": \([0-9]*\).*/\1/p' "$work/peer")

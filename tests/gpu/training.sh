@@ -67,7 +67,8 @@ near() {
 large=(--model="$model" --seq-length="$length" --micro-batch-size=1 --steps=50)
 # Enough tokens a step, and small enough steps, that the loss falls without spikes: rounding is to
 # be compared, not chaos.
-calm=(--model="$model" --seq-length=512 --micro-batch-size=4 --steps=50 --lr=5e-5 --device=cuda)
+calm=(--model="$model" --seq-length=512 --micro-batch-size=4 --steps=50 --lr=1e-4
+    --lr-warmup-steps=50 --device=cuda)
 if [[ $parts == *" losses "* ]]; then # the CPU takes long: beside all the rest
     train cpu "${large[@]}" --device=cpu & cpu=$!
 fi
