@@ -47,11 +47,13 @@ noinst_LTLIBRARIES += trainer/libtraining.la
 trainer_libtraining_la_SOURCES = \
 	trainer/batch.c trainer/batch.h \
 	trainer/block.c trainer/ends.c \
+	trainer/contact.c trainer/contact.h \
 	trainer/device.c trainer/device.h \
 	trainer/evaluate.c \
 	trainer/loss_scale.c trainer/loss_scale.h \
 	trainer/optimizer.c trainer/optimizer.h \
 	trainer/parameter.c trainer/parameter.h \
+	trainer/peers.c trainer/peers.h \
 	trainer/pipeline.c trainer/pipeline.h \
 	trainer/products.c trainer/products.h \
 	trainer/restore.c trainer/restore.h \
@@ -78,4 +80,12 @@ TESTS += trainer/test_model trainer/test_loss_scale
 trainer_test_model_SOURCES = trainer/test_model.c
 trainer_test_model_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_model_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)
+endif
+
+# For tests/peers.bats; with little patience.
+if HAVE_MPI
+check_PROGRAMS += trainer/test_peers
+trainer_test_peers_SOURCES = trainer/test_peers.c trainer/peers.c
+trainer_test_peers_CFLAGS = $(AM_CFLAGS) -DPEERS_PATIENCE_S=2
+trainer_test_peers_LDADD = trainer/libtraining.la
 endif

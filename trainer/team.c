@@ -49,6 +49,26 @@ int team_share(struct team *team, void *bytes, size_t count, struct error *error
     return result;
 }
 
+int team_gather(struct team *team, void *all, const void *mine, size_t bytes, struct error *error)
+{
+    const struct kernels *k = team->kernels;
+    size_t whole = bytes * (size_t)comm_size(team->world);
+    char *device = k->allocate(whole), *part;
+    int result;
+
+    assert(bytes % sizeof(int32_t) == 0);
+    if (!device)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory for %zu bytes", whole);
+    part = device + bytes * (size_t)comm_rank(team->world);
+    k->to_device(team->stream, part, mine, bytes);
+    comm_all_gather(team->world, device, part, (int64_t)(bytes / sizeof(int32_t)), COMM_I32,
+                    team->stream);
+    k->to_host(team->stream, all, device, whole);
+    result = k->stream_sync(team->stream, error);
+    k->release(device);
+    return result;
+}
+
 int team_agree(struct team *team, int result, struct error *error)
 {
     const struct kernels *k = team->kernels;

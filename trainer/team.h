@@ -26,6 +26,9 @@ int team_sum(struct team *team, double *numbers, int count, struct error *error)
 /* Bring rank 0's `bytes` of host memory to every rank. */
 int team_share(struct team *team, void *bytes, size_t count, struct error *error);
 
+/* all[ranks][bytes] = every rank's `mine`, by rank, in host memory. bytes is a multiple of 4. */
+int team_gather(struct team *team, void *all, const void *mine, size_t bytes, struct error *error);
+
 /* 0 when `result` is 0 on every rank. Otherwise -1 on every rank, and every rank's error has the
  * status of the lowest failing rank; the text is that rank's own and empty elsewhere, so that
  * whoever has a text says it. */

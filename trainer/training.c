@@ -350,7 +350,9 @@ static int open_team(struct training *t, struct error *error)
     loss_scale_from_settings(&t->scale, t->settings, kernels->dtype == DTYPE_F16);
     if (comm_open(&t->groups, t->world, &t->layout, error) < 0)
         return -1;
-    return team_create(&t->team, t->groups.world, kernels, error);
+    if (team_create(&t->team, t->groups.world, kernels, error) < 0)
+        return -1;
+    return peers_open(&t->peers, t->world, &t->team, error);
 }
 
 static int open_directory(struct training *t, struct error *error)
@@ -431,6 +433,8 @@ void training_close(struct training *t)
     run_directory_close(&t->run);
     if (t->team.scalars)
         team_destroy(&t->team);
+    peers_goodbye(t->peers);
     if (t->groups.world)
         comm_close(&t->groups);
+    peers_close(t->peers);
 }

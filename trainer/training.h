@@ -8,6 +8,7 @@
 #include "trainer/loss_scale.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
+#include "trainer/peers.h"
 #include "trainer/pipeline.h"
 #include "trainer/run_directory.h"
 #include "trainer/saver.h"
@@ -28,6 +29,7 @@ struct training {
     struct model model;
     struct comm_groups groups;
     struct team team;
+    struct peers *peers; /* NULL: nothing is watched */
     struct run_directory run;
     struct tokenizer_files tokenizer;
 
