@@ -7,6 +7,7 @@
 #include "core/dtype.h"
 #include "core/error.h"
 #include "kernels/kernels.h"
+#include "kernels/nccl.h"
 
 struct cuda_options {
     int device;            /* its number among those that this process sees */
@@ -25,10 +26,11 @@ struct cuda_module {
     /* "NVIDIA H200", and bytes of its memory in all and taken by this process's card now. */
     const char *(*device_name)(void);
     void (*memory)(size_t *total, size_t *used);
+    const struct nccl *nccl; /* communication, with the device that was opened */
 };
 
 /* Goes up with every change of struct cuda_module, struct kernels or what they point to. */
-#define CUDA_MODULE_VERSION 1
+#define CUDA_MODULE_VERSION 2
 
 /* The module, or NULL with the reason in `error` (EXIT_STATUS_CONFIGURATION): it is not installed,
  * its libraries are not, or it is of another build. It stays loaded. */

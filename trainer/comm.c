@@ -91,21 +91,12 @@ void comm_reduce_parts(void *acc, const void *parts, size_t stride, int part_cou
     }
 }
 
-static void copy_host(void *to, const void *from, size_t bytes, struct stream *stream)
-{
-    (void)stream;
-    memcpy(to, from, bytes);
-}
-
-/* Of groups of one rank in a world of one. */
-static const struct comm_backend alone = {.copy = copy_host};
-
-static struct comm *group_of_one(const struct comm_backend *backend, const char *name)
+static struct comm *group_of_one(const struct kernels *kernels, const char *name)
 {
     struct comm *comm = calloc(1, sizeof(*comm));
 
     if (comm)
-        *comm = (struct comm){.backend = backend, .name = name, .size = 1};
+        *comm = (struct comm){.kernels = kernels, .name = name, .size = 1};
     return comm;
 }
 
@@ -113,18 +104,21 @@ static struct comm *group_of_one(const struct comm_backend *backend, const char 
 static struct comm *open_group(struct comm *world, int size, int color, const char *name)
 {
     if (size == 1 || world->size == 1)
-        return group_of_one(world->backend, name);
+        return group_of_one(world->kernels, name);
     return world->backend->split(world, color, name);
 }
 
-static int open_world(struct comm **comm, const struct world *world, struct error *error)
+static int open_world(struct comm **comm, const struct world *world, const struct kernels *kernels,
+                      struct error *error)
 {
     if (world->size == 1) {
-        *comm = group_of_one(&alone, "world");
+        *comm = group_of_one(kernels, "world");
         return *comm ? 0 : error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     }
+    if (strcmp(kernels->name, "cuda") == 0)
+        return comm_nccl_open(comm, world, kernels, error);
 #ifdef HAVE_MPI
-    return comm_mpi_open(comm, world, error);
+    return comm_mpi_open(comm, world, kernels, error);
 #else
     return error_set(error, EXIT_STATUS_CONFIGURATION,
                      "%d ranks were started, but this mtllm was built without MPI; start one, or "
@@ -134,7 +128,7 @@ static int open_world(struct comm **comm, const struct world *world, struct erro
 }
 
 int comm_open(struct comm_groups *groups, const struct world *world, const struct layout *layout,
-              struct error *error)
+              const struct kernels *kernels, struct error *error)
 {
     struct layout_place place = layout_place(layout, world->rank);
     bool at_end = place.pp == 0 || place.pp == layout->pp - 1;
@@ -142,7 +136,7 @@ int comm_open(struct comm_groups *groups, const struct world *world, const struc
 
     assert(layout_world(layout) == world->size);
     *groups = (struct comm_groups){0};
-    if (open_world(&groups->world, world, error) < 0)
+    if (open_world(&groups->world, world, kernels, error) < 0)
         return -1;
     groups->tp = open_group(groups->world, layout->tp, place.pp * layout->dp + place.dp, "tp");
     groups->dp = open_group(groups->world, layout->dp, place.pp * layout->tp + place.tp, "dp");
@@ -207,7 +201,7 @@ void comm_all_gather(struct comm *comm, void *out, const void *in, int64_t count
     if (comm->size > 1)
         comm->backend->all_gather(comm, out, in, count, type, stream);
     else if (out != in)
-        comm->backend->copy(out, in, (size_t)count * comm_type_bytes(type), stream);
+        comm->kernels->copy(stream, out, in, (size_t)count * comm_type_bytes(type));
 }
 
 void comm_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root, struct stream *stream)

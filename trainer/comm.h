@@ -1,10 +1,12 @@
 /* Communication between the ranks of a group. MPI is behind it on CPUs, NCCL on GPUs; a group of
  * one rank needs neither.
  *
- * Buffers are device buffers of the kernels' backend. Collectives are called by every rank of the
- * group in the same order. Reductions have a fixed order: the same inputs give the same bits, on
- * every rank. A failed operation cannot be survived: the backend says which one failed and ends
- * the process with EXIT_STATUS_IO; nothing here returns an error.
+ * Buffers are device buffers of the kernels' backend. On GPUs everything but comm_barrier() is work
+ * on a stream: it begins when that has done what it got before, and what it gets later finds it
+ * done. Collectives are called by every rank of the group in the same order. Reductions have a
+ * fixed order: the same inputs give the same bits, on every rank. A failed operation cannot be
+ * survived: the backend says which one failed and ends the process with EXIT_STATUS_IO; nothing
+ * here returns an error.
  */
 #ifndef MTLLM_TRAINER_COMM_H
 #define MTLLM_TRAINER_COMM_H
@@ -36,11 +38,12 @@ struct comm_groups {
                                there is one stage */
 };
 
-/* Collective over the world, in the main thread; layout_world(layout) == world->size. Error:
- * EXIT_STATUS_CONFIGURATION when the world has several ranks and this build has no MPI, or when MPI
- * does not see the same world. Several may be open at once; the first opened is closed last. */
+/* Collective over the world, in the main thread; layout_world(layout) == world->size. `kernels`,
+ * the same backend on every rank, must outlive the groups. Error: EXIT_STATUS_CONFIGURATION when
+ * the world has several ranks and there is no MPI, or no NCCL, or it does not see the same world.
+ * Several may be open at once; the first opened is closed last. */
 int comm_open(struct comm_groups *groups, const struct world *world, const struct layout *layout,
-              struct error *error);
+              const struct kernels *kernels, struct error *error);
 /* Collective; before world_close(). Safe to call when comm_open() failed, and twice. */
 void comm_close(struct comm_groups *groups);
 
@@ -48,7 +51,13 @@ int comm_size(const struct comm *comm);
 int comm_rank(const struct comm *comm);
 
 /* In place. A sum is taken in rank order (16-bit types in fp32, rounded once), so it depends on
- * nothing but the inputs. A maximum is NaN when an input is. */
+ * nothing but the inputs. A maximum is NaN when an input is.
+ *
+ * Sums of more than COMM_RANK_ORDER_BYTES through NCCL are the exception. They run round NCCL's
+ * ring, 16-bit types rounded at every addition, and which rank's element is first depends on its
+ * index, on count and type, on how the GPUs of the group are connected, and on the version of NCCL.
+ * With these the same, so are the bits, on every rank and at every start. */
+enum { COMM_RANK_ORDER_BYTES = 64 << 10 };
 void comm_all_reduce(struct comm *comm, void *buffer, int64_t count, enum comm_type type,
                      enum comm_op op, struct stream *stream);
 /* out[size * count]: every rank's in[count], by rank. `in` is this rank's part of out, or does not
@@ -61,7 +70,13 @@ void comm_barrier(struct comm *comm);
 
 /* Point to point, both nonblocking; the buffer is the operation's until comm_wait(). Messages
  * between two ranks of a group arrive in the order they were sent, each received with as many bytes
- * as were sent. */
+ * as were sent.
+ *
+ * Through NCCL that order is one for all groups that two ranks share, and messages of a rank in the
+ * same direction, that is, sent to higher and received from lower ranks, or the other way round,
+ * are carried out in the order of the calls: one whose other end is called later holds up those
+ * behind it. Pipelines and rings get along with that. comm_wait() makes the operation's stream
+ * wait, not the caller. */
 void comm_send(struct comm *comm, const void *buffer, int64_t bytes, int peer,
                struct comm_request *request, struct stream *stream);
 void comm_receive(struct comm *comm, void *buffer, int64_t bytes, int peer,

@@ -34,12 +34,11 @@ struct comm_backend {
     void (*receive)(struct comm *comm, void *buffer, int64_t bytes, int peer,
                     struct comm_request *request, struct stream *stream);
     void (*wait)(struct comm_transfer *transfer); /* and frees it */
-    /* Between buffers of this rank's device. */
-    void (*copy)(void *to, const void *from, size_t bytes, struct stream *stream);
 };
 
 struct comm {
-    const struct comm_backend *backend;
+    const struct comm_backend *backend; /* NULL in a world of one rank */
+    const struct kernels *kernels;
     const char *name; /* "tp", for messages */
     int rank, size;
     void *state; /* the backend's; NULL in a group of one rank */
@@ -52,7 +51,10 @@ size_t comm_type_bytes(enum comm_type type);
 void comm_reduce_parts(void *acc, const void *parts, size_t stride, int part_count, size_t count,
                        enum comm_type type, enum comm_op op);
 
-/* The group of all ranks, through MPI. */
-int comm_mpi_open(struct comm **comm, const struct world *world, struct error *error);
+/* The group of all ranks, through MPI; through NCCL. */
+int comm_mpi_open(struct comm **comm, const struct world *world, const struct kernels *kernels,
+                  struct error *error);
+int comm_nccl_open(struct comm **comm, const struct world *world, const struct kernels *kernels,
+                   struct error *error);
 
 #endif

@@ -195,12 +195,6 @@ static void mpi_barrier(struct comm *comm)
     check(MPI_Barrier(group_of(comm)->mpi), comm, "barrier", 0);
 }
 
-static void mpi_copy(void *to, const void *from, size_t bytes, struct stream *stream)
-{
-    (void)stream;
-    memcpy(to, from, bytes);
-}
-
 /* --- point to point ----------------------------------------------------------------------------*/
 
 /* One MPI message a MESSAGE_BYTES, and one for nothing. MPI keeps messages of one sender in
@@ -275,7 +269,8 @@ static void mpi_wait(struct comm_transfer *base)
 
 /* --- opening and closing -----------------------------------------------------------------------*/
 
-static struct comm *create_group(MPI_Comm mpi, struct workspace *workspace, const char *name)
+static struct comm *create_group(MPI_Comm mpi, struct workspace *workspace,
+                                 const struct kernels *kernels, const char *name)
 {
     struct comm *comm = calloc(1, sizeof(*comm));
     struct mpi_group *group = calloc(1, sizeof(*group));
@@ -286,7 +281,8 @@ static struct comm *create_group(MPI_Comm mpi, struct workspace *workspace, cons
         return NULL;
     }
     *group = (struct mpi_group){mpi, workspace};
-    *comm = (struct comm){.backend = &mpi_backend, .name = name, .state = group};
+    *comm =
+        (struct comm){.backend = &mpi_backend, .kernels = kernels, .name = name, .state = group};
     if (MPI_Comm_rank(mpi, &comm->rank) != MPI_SUCCESS ||
         MPI_Comm_size(mpi, &comm->size) != MPI_SUCCESS) {
         free(comm);
@@ -306,7 +302,7 @@ static struct comm *mpi_split(struct comm *parent, int color, const char *name)
           parent, "split", 0);
     if (mpi == MPI_COMM_NULL)
         return NULL;
-    comm = create_group(mpi, group_of(parent)->workspace, name);
+    comm = create_group(mpi, group_of(parent)->workspace, parent->kernels, name);
     if (!comm)
         MPI_Comm_free(&mpi);
     return comm;
@@ -394,7 +390,8 @@ static int start_mpi(struct workspace *workspace, struct error *error)
     return 0;
 }
 
-int comm_mpi_open(struct comm **comm, const struct world *world, struct error *error)
+int comm_mpi_open(struct comm **comm, const struct world *world, const struct kernels *kernels,
+                  struct error *error)
 {
     struct workspace *workspace = calloc(1, sizeof(*workspace));
     int rank = -1, size = 0;
@@ -416,7 +413,7 @@ int comm_mpi_open(struct comm **comm, const struct world *world, struct error *e
     }
     workspace->scratch = aligned_alloc(64, SCRATCH_BYTES);
     if (workspace->scratch)
-        *comm = create_group(MPI_COMM_WORLD, workspace, "world");
+        *comm = create_group(MPI_COMM_WORLD, workspace, kernels, "world");
     if (!*comm) {
         error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
         goto failed;
@@ -438,5 +435,4 @@ static const struct comm_backend mpi_backend = {
     .send = mpi_send,
     .receive = mpi_receive,
     .wait = mpi_wait,
-    .copy = mpi_copy,
 };

@@ -1,7 +1,7 @@
 noinst_LTLIBRARIES += trainer/libtrainer.la
 
 trainer_libtrainer_la_SOURCES = \
-	trainer/comm.c trainer/comm.h trainer/comm_backend.h \
+	trainer/comm.c trainer/comm.h trainer/comm_backend.h trainer/comm_nccl.c \
 	trainer/metrics.c trainer/metrics.h trainer/metrics_file.c \
 	trainer/schedule.c trainer/schedule.h \
 	trainer/stop.c trainer/stop.h \
@@ -10,7 +10,7 @@ if HAVE_MPI
 trainer_libtrainer_la_SOURCES += trainer/comm_mpi.c
 endif
 trainer_libtrainer_la_CFLAGS = $(AM_CFLAGS) $(PMIX_CFLAGS) $(MPI_CFLAGS) $(JANSSON_CFLAGS)
-trainer_libtrainer_la_LIBADD = core/libcore.la $(PMIX_LIBS) $(MPI_LIBS) $(JANSSON_LIBS) -lpthread -lm
+trainer_libtrainer_la_LIBADD = kernels/libkernels.la core/libcore.la $(PMIX_LIBS) $(MPI_LIBS) $(JANSSON_LIBS) -lpthread -lm
 
 # The second has MPI messages so short that every path of long ones is taken.
 EXTRA_DIST += trainer/test_comm.sh
@@ -89,3 +89,8 @@ trainer_test_peers_SOURCES = trainer/test_peers.c trainer/peers.c
 trainer_test_peers_CFLAGS = $(AM_CFLAGS) -DPEERS_PATIENCE_S=2
 trainer_test_peers_LDADD = trainer/libtraining.la
 endif
+
+# On a GPU; see check-gpu.
+check_PROGRAMS += trainer/test_comm_nccl
+trainer_test_comm_nccl_SOURCES = trainer/test_comm_nccl.c
+trainer_test_comm_nccl_LDADD = trainer/libtrainer.la

@@ -1,6 +1,7 @@
 /* Guards: every collective of every group of every layout gives what a plain computation gives,
  * with the same bits on every rank and in every repetition; messages arrive whole and in order,
- * also when they are large. Run by test_comm.sh under mpirun with 1 to 8 ranks.
+ * also when they are large. Run by test_comm.sh under mpirun with 1 to 8 ranks; with the argument
+ * "cuda" through NCCL, on as many GPUs.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 
 #include "core/log.h"
+#include "kernels/module.h"
 #include "trainer/comm.h"
 #include "trainer/world.h"
 
@@ -16,6 +18,7 @@
 #define LARGE_COUNT ((int64_t)2 * 1024 * 1024 + 5) /* more than one piece of a reduction */
 
 static struct world world;
+static const struct kernels *kernels;
 
 static void check_at(bool holds, const char *what, const char *name, int line)
 {
@@ -59,15 +62,80 @@ static void *allocate(size_t bytes)
     return memory;
 }
 
+/* --- communication of memory of the host, by way of the device's ------------------------------ */
+
+static void *push(const void *host, size_t bytes)
+{
+    void *device = kernels->allocate(bytes);
+
+    if (!device) {
+        fprintf(stderr, "test_comm: out of memory\n");
+        world_abort(&world, 1);
+    }
+    kernels->to_device(NULL, device, host, bytes);
+    return device;
+}
+
+static void copy_back(void *host, const void *device, size_t bytes)
+{
+    struct error error = {0};
+
+    kernels->to_host(NULL, host, device, bytes);
+    if (kernels->stream_sync(NULL, &error) < 0)
+        world_abort(&world, error_print(&error));
+}
+
+static void pull(void *host, void *device, size_t bytes)
+{
+    copy_back(host, device, bytes);
+    kernels->release(device);
+}
+
+static size_t bytes_of(int64_t count, enum comm_type type)
+{
+    return (size_t)count * (type == COMM_F64 || type == COMM_I64    ? 8
+                            : type == COMM_BF16 || type == COMM_F16 ? 2
+                                                                    : 4);
+}
+
+static void all_reduce(struct comm *comm, void *buffer, int64_t count, enum comm_type type,
+                       enum comm_op op)
+{
+    void *device = push(buffer, bytes_of(count, type));
+
+    comm_all_reduce(comm, device, count, type, op, NULL);
+    pull(buffer, device, bytes_of(count, type));
+}
+
+/* From this rank's part of `out` when `in` is NULL. */
+static void all_gather(struct comm *comm, void *out, const void *in, int64_t count,
+                       enum comm_type type)
+{
+    size_t part = bytes_of(count, type), whole = part * (size_t)comm_size(comm);
+    char *all = push(out, whole), *mine = all + part * (size_t)comm_rank(comm);
+    void *elsewhere = in ? push(in, part) : NULL;
+
+    comm_all_gather(comm, all, in ? elsewhere : mine, count, type, NULL);
+    pull(out, all, whole);
+    if (in)
+        kernels->release(elsewhere);
+}
+
 /* All ranks of the group hold the same bytes. */
 static void check_same(struct comm *comm, const void *bytes, size_t size, const char *name)
 {
     uint64_t mine = hash(bytes, size), *all = allocate(8 * (size_t)comm_size(comm));
 
-    comm_all_gather(comm, all, &mine, 1, COMM_I64, NULL);
+    all_gather(comm, all, &mine, 1, COMM_I64);
     for (int i = 0; i < comm_size(comm); i++)
         CHECK(all[i] == mine);
     free(all);
+}
+
+/* Whether sums of that many bytes follow the ranks' order. */
+static bool in_rank_order(int64_t bytes)
+{
+    return strcmp(kernels->name, "cpu") == 0 || bytes <= COMM_RANK_ORDER_BYTES;
 }
 
 /* ranks[i]: world rank of the group's rank i. */
@@ -77,15 +145,18 @@ static void check_reduce_f32(struct comm *comm, const int *ranks, int64_t count,
 
     for (int64_t i = 0; i < count; i++)
         sum[i] = again[i] = (float)value_of(world.rank, i);
-    comm_all_reduce(comm, sum, count, COMM_F32, COMM_SUM, NULL);
-    comm_all_reduce(comm, again, count, COMM_F32, COMM_SUM, NULL);
+    all_reduce(comm, sum, count, COMM_F32, COMM_SUM);
+    all_reduce(comm, again, count, COMM_F32, COMM_SUM);
     CHECK(memcmp(sum, again, (size_t)count * 4) == 0);
     for (int64_t i = 0; i < count; i++) {
-        float expected = (float)value_of(ranks[0], i);
+        float expected = (float)value_of(ranks[0], i), size = fabsf(expected);
 
-        for (int r = 1; r < comm_size(comm); r++)
+        for (int r = 1; r < comm_size(comm); r++) {
             expected += (float)value_of(ranks[r], i);
-        CHECK(sum[i] == expected);
+            size += fabsf((float)value_of(ranks[r], i));
+        }
+        CHECK(in_rank_order(count * 4) ? sum[i] == expected
+                                       : fabsf(sum[i] - expected) <= 1e-6F * size);
     }
     check_same(comm, sum, (size_t)count * 4, name);
     free(sum);
@@ -100,7 +171,8 @@ static void check_reduce_other(struct comm *comm, const int *ranks, const char *
     int32_t i32[COUNT];
     float wide[COUNT], expected_wide[COUNT];
     uint16_t half[COUNT], expected_half[COUNT];
-    float with_nan = comm_rank(comm) == comm_size(comm) - 1 ? NAN : 1;
+    float with_nan[] = {1, comm_rank(comm) == comm_size(comm) - 1 ? NAN : 1,
+                        comm_rank(comm) == 0 ? NAN : 1};
     int n = comm_size(comm);
 
     for (int i = 0; i < COUNT; i++) {
@@ -108,9 +180,9 @@ static void check_reduce_other(struct comm *comm, const int *ranks, const char *
         i64[i] = (int64_t)(value_of(world.rank, i) * 1e12);
         i32[i] = (int32_t)(value_of(world.rank, i) * 1000);
     }
-    comm_all_reduce(comm, f64, COUNT, COMM_F64, COMM_SUM, NULL);
-    comm_all_reduce(comm, i64, COUNT, COMM_I64, COMM_SUM, NULL);
-    comm_all_reduce(comm, i32, COUNT, COMM_I32, COMM_MAX, NULL);
+    all_reduce(comm, f64, COUNT, COMM_F64, COMM_SUM);
+    all_reduce(comm, i64, COUNT, COMM_I64, COMM_SUM);
+    all_reduce(comm, i32, COUNT, COMM_I32, COMM_MAX);
     for (int i = 0; i < COUNT; i++) {
         double sum = value_of(ranks[0], i);
         int64_t whole = (int64_t)(value_of(ranks[0], i) * 1e12);
@@ -139,12 +211,11 @@ static void check_reduce_other(struct comm *comm, const int *ranks, const char *
         for (int i = 0; i < COUNT; i++)
             wide[i] = (float)value_of(world.rank, i);
         dtype_convert(half, dtype, wide, DTYPE_F32, COUNT);
-        comm_all_reduce(comm, half, COUNT, dtype == DTYPE_BF16 ? COMM_BF16 : COMM_F16, COMM_SUM,
-                        NULL);
+        all_reduce(comm, half, COUNT, dtype == DTYPE_BF16 ? COMM_BF16 : COMM_F16, COMM_SUM);
         CHECK(memcmp(half, expected_half, sizeof(half)) == 0);
     }
-    comm_all_reduce(comm, &with_nan, 1, COMM_F32, COMM_MAX, NULL);
-    CHECK(isnan(with_nan));
+    all_reduce(comm, with_nan, 3, COMM_F32, COMM_MAX);
+    CHECK(with_nan[0] == 1 && isnan(with_nan[1]) && isnan(with_nan[2]));
 }
 
 static void check_gather(struct comm *comm, const int *ranks, int64_t count, const char *name)
@@ -159,7 +230,7 @@ static void check_gather(struct comm *comm, const int *ranks, int64_t count, con
         memset(out, 0xff, (size_t)(count * n) * 4);
         for (int64_t i = 0; i < count; i++)
             from[i] = (int32_t)(value_of(world.rank, i) * 1e5);
-        comm_all_gather(comm, out, from, count, COMM_I32, NULL);
+        all_gather(comm, out, pass ? in : NULL, count, COMM_I32);
         for (int r = 0; r < n; r++)
             for (int64_t i = 0; i < count; i++)
                 CHECK(out[r * count + i] == (int32_t)(value_of(ranks[r], i) * 1e5));
@@ -173,9 +244,13 @@ static void check_broadcast(struct comm *comm, const int *ranks, int64_t count, 
     double *buffer = allocate((size_t)count * 8);
 
     for (int root = 0; root < comm_size(comm); root++) {
+        void *device;
+
         for (int64_t i = 0; i < count; i++)
             buffer[i] = value_of(world.rank, i);
-        comm_broadcast(comm, buffer, count * 8, root, NULL);
+        device = push(buffer, (size_t)count * 8);
+        comm_broadcast(comm, device, count * 8, root, NULL);
+        pull(buffer, device, (size_t)count * 8);
         for (int64_t i = 0; i < count; i++)
             CHECK(buffer[i] == value_of(ranks[root], i));
     }
@@ -189,31 +264,101 @@ static void check_messages(struct comm *comm, const int *ranks, int64_t count, c
     enum { MESSAGES = 5 };
     int n = comm_size(comm), next = (comm_rank(comm) + 1) % n,
         before = (comm_rank(comm) + n - 1) % n;
-    double *out[MESSAGES], *in[MESSAGES];
+    void *out[MESSAGES], *in[MESSAGES];
+    double *buffer = allocate((size_t)count * MESSAGES * 8);
     struct comm_request sends[MESSAGES], receives[MESSAGES], nothing = {0};
 
     comm_wait(&nothing);
-    if (n == 1)
-        return;
     for (int m = 0; m < MESSAGES; m++) {
-        int64_t length = count * m;
-
-        out[m] = allocate((size_t)length * 8);
-        in[m] = allocate((size_t)length * 8);
-        for (int64_t i = 0; i < length; i++)
-            out[m][i] = value_of(world.rank, i * MESSAGES + m);
-        comm_receive(comm, in[m], length * 8, before, &receives[m], NULL);
-        comm_send(comm, out[m], length * 8, next, &sends[m], NULL);
+        for (int64_t i = 0; i < count * m; i++)
+            buffer[i] = value_of(world.rank, i * MESSAGES + m);
+        out[m] = push(buffer, (size_t)(count * m) * 8);
+        in[m] = push(buffer, (size_t)(count * m) * 8);
     }
-    for (int m = MESSAGES - 1; m >= 0; m--) {
+    /* No memory is taken or given back meanwhile: that may wait for all work of the device. */
+    for (int m = 0; m < MESSAGES && n > 1; m++) {
+        comm_receive(comm, in[m], count * m * 8, before, &receives[m], NULL);
+        comm_send(comm, out[m], count * m * 8, next, &sends[m], NULL);
+    }
+    for (int m = MESSAGES - 1; m >= 0 && n > 1; m--) {
         comm_wait(&receives[m]);
         comm_wait(&sends[m]);
         CHECK(!receives[m].handle && !sends[m].handle);
+        copy_back(buffer, in[m], (size_t)(count * m) * 8);
         for (int64_t i = 0; i < count * m; i++)
-            CHECK(in[m][i] == value_of(ranks[before], i * MESSAGES + m));
-        free(out[m]);
-        free(in[m]);
+            CHECK(buffer[i] == value_of(ranks[before], i * MESSAGES + m));
     }
+    for (int m = 0; m < MESSAGES; m++) {
+        kernels->release(in[m]);
+        kernels->release(out[m]);
+    }
+    free(buffer);
+}
+
+/* Messages as a pipeline has them, one forward one backward, and none waited for before the last is
+ * begun: neither side may wait for what the other begins later. */
+static void check_pipeline(struct comm *comm, const int *ranks, int64_t count, const char *name)
+{
+    enum { MICROBATCHES = 6 };
+    int n = comm_size(comm), stage = comm_rank(comm), ahead = n - stage - 1;
+    struct comm_request requests[4 * MICROBATCHES];
+    void *from_below[MICROBATCHES], *from_above[MICROBATCHES], *mine;
+    double *buffer = allocate((size_t)count * 8);
+    int64_t bytes = count * 8;
+    int begun = 0;
+
+    for (int64_t i = 0; i < count; i++)
+        buffer[i] = value_of(world.rank, i);
+    mine = push(buffer, (size_t)bytes);
+    for (int m = 0; m < MICROBATCHES; m++) {
+        from_below[m] = kernels->allocate((size_t)bytes);
+        from_above[m] = kernels->allocate((size_t)bytes);
+    }
+    for (int m = -ahead; m < MICROBATCHES; m++) {
+        int forward = m + ahead;
+
+        if (forward < MICROBATCHES && stage > 0)
+            comm_receive(comm, from_below[forward], bytes, stage - 1, &requests[begun++], NULL);
+        if (forward < MICROBATCHES && stage < n - 1)
+            comm_send(comm, mine, bytes, stage + 1, &requests[begun++], NULL);
+        if (m >= 0 && stage < n - 1)
+            comm_receive(comm, from_above[m], bytes, stage + 1, &requests[begun++], NULL);
+        if (m >= 0 && stage > 0)
+            comm_send(comm, mine, bytes, stage - 1, &requests[begun++], NULL);
+    }
+    while (begun > 0)
+        comm_wait(&requests[--begun]);
+    for (int m = 0; m < MICROBATCHES; m++) {
+        pull(buffer, from_below[m], (size_t)bytes);
+        for (int64_t i = 0; i < count && stage > 0; i++)
+            CHECK(buffer[i] == value_of(ranks[stage - 1], i));
+        pull(buffer, from_above[m], (size_t)bytes);
+        for (int64_t i = 0; i < count && stage < n - 1; i++)
+            CHECK(buffer[i] == value_of(ranks[stage + 1], i));
+    }
+    kernels->release(mine);
+    free(buffer);
+}
+
+/* Work on another stream beside the one that computes, which waits for it: what a group does is
+ * done in the order of the calls, whichever stream it is given. */
+static void check_streams(struct comm *comm, const char *name)
+{
+    enum { COUNT = 100000 };
+    struct stream *other = kernels->stream_create();
+    float *numbers = allocate(COUNT * 4), *device;
+
+    for (int64_t i = 0; i < COUNT; i++)
+        numbers[i] = (float)(i % 100 + comm_rank(comm));
+    device = push(numbers, COUNT * 4);
+    kernels->stream_wait(other, NULL);
+    comm_all_reduce(comm, device, COUNT, COMM_F32, COMM_MAX, other);
+    comm_all_reduce(comm, device, COUNT, COMM_F32, COMM_SUM, NULL);
+    pull(numbers, device, COUNT * 4);
+    for (int64_t i = 0; i < COUNT; i++)
+        CHECK(numbers[i] == (float)(i % 100 + comm_size(comm) - 1) * (float)comm_size(comm));
+    kernels->stream_destroy(other);
+    free(numbers);
 }
 
 static bool in_group(const char *name, const struct layout *layout, int rank)
@@ -253,6 +398,8 @@ static void check_group(struct comm *comm, const char *name, const struct layout
     check_gather(comm, ranks, 1777, name);
     check_broadcast(comm, ranks, 333, name);
     check_messages(comm, ranks, 500, name);
+    check_pipeline(comm, ranks, 5000, name);
+    check_streams(comm, name);
     comm_barrier(comm);
 }
 
@@ -263,7 +410,7 @@ static void check_layout(const struct layout *layout)
     struct layout_place place = layout_place(layout, world.rank);
     const char *name = "layout";
 
-    if (comm_open(&groups, &world, layout, &error) < 0)
+    if (comm_open(&groups, &world, layout, kernels, &error) < 0)
         world_abort(&world, error_print(&error));
     check_group(groups.world, "world", layout);
     check_group(groups.tp, "tp", layout);
@@ -288,6 +435,7 @@ static void check_large(struct comm *comm)
     check_gather(comm, ranks, LARGE_COUNT / 8, "large");
     check_broadcast(comm, ranks, LARGE_COUNT / 8, "large");
     check_messages(comm, ranks, LARGE_COUNT / 16, "large");
+    check_pipeline(comm, ranks, LARGE_COUNT / 16, "large");
 }
 
 /* Every node has one first rank, and launchers that say where a rank is say the same. */
@@ -297,8 +445,8 @@ static void check_places(struct comm *comm)
     const char *local_rank = getenv("OMPI_COMM_WORLD_LOCAL_RANK"), *name = "places";
     const char *local_size = getenv("OMPI_COMM_WORLD_LOCAL_SIZE"), *node = getenv("SLURM_NODEID");
 
-    comm_all_reduce(comm, &first_ranks, 1, COMM_I32, COMM_SUM, NULL);
-    comm_all_reduce(comm, &last_node, 1, COMM_I32, COMM_MAX, NULL);
+    all_reduce(comm, &first_ranks, 1, COMM_I32, COMM_SUM);
+    all_reduce(comm, &last_node, 1, COMM_I32, COMM_MAX);
     CHECK(first_ranks == world.nodes && last_node == world.nodes - 1);
     CHECK(!local_rank || atoi(local_rank) == world.local_rank);
     CHECK(!local_size || atoi(local_size) == world.local_size);
@@ -322,24 +470,73 @@ static void fail(struct comm *comm, const char *how)
     comm_barrier(comm);
 }
 
+/* Rank 0's bytes reach every rank, more than once, before any other communication. */
+static void check_share(void)
+{
+    const char *name = "share";
+
+    for (int time = 0; time < 3; time++) {
+        unsigned char bytes[200];
+        struct error error = {0};
+
+        memset(bytes, world.rank == 0 ? 7 + time : 0, sizeof(bytes));
+        if (world_share(&world, bytes, sizeof(bytes), &error) < 0)
+            world_abort(&world, error_print(&error));
+        for (size_t i = 0; i < sizeof(bytes); i++)
+            CHECK(bytes[i] == 7 + time);
+    }
+}
+
+/* The GPU of this rank's number on its node. Where there are fewer GPUs than ranks, ranks share
+ * them; NCCL takes them for ranks of different hosts then, and makes them talk through sockets. */
+static void open_gpu(void)
+{
+    struct cuda_options options = {.dtype = DTYPE_F32, .attention = "auto"};
+    struct error error = {0};
+    const struct cuda_module *module = cuda_module_load(&error);
+    int count = module ? module->device_count() : 0;
+    char host[32];
+
+    if (count == 0) {
+        fprintf(stderr, "skipped: %s\n", module ? "no GPU" : error.text);
+        world_close(&world);
+        exit(77);
+    }
+    snprintf(host, sizeof(host), "test-%d", world.rank);
+    if (count < world.local_size)
+        setenv("NCCL_HOSTID", host, 1);
+    options.device = world.local_rank % count;
+    kernels = module->open(&options, &error);
+    if (!kernels)
+        world_abort(&world, error_print(&error));
+}
+
 int main(int argc, char **argv)
 {
     struct comm_groups first;
     struct error error = {0};
-    const char *name = "world";
+    const char *name = "world", *how = argc > 1 ? argv[1] : "";
     int layouts = 0;
 
     if (world_open(&world, &error) < 0)
         return error_print(&error);
     CHECK(world.size <= MOST_RANKS);
+    if (strcmp(how, "share") == 0) {
+        check_share();
+        world_close(&world);
+        return 0;
+    }
+    kernels = kernels_cpu(1);
+    if (strcmp(how, "cuda") == 0)
+        open_gpu();
     /* MPI can be started once a process: this one is open throughout. */
-    if (comm_open(&first, &world, &(struct layout){1, 1, world.size}, &error) < 0) {
+    if (comm_open(&first, &world, &(struct layout){1, 1, world.size}, kernels, &error) < 0) {
         world_close(&world);
         return error_print(&error);
     }
     check_places(first.world);
-    if (argc > 1)
-        fail(first.world, argv[1]);
+    if (*how && strcmp(how, "cuda") != 0)
+        fail(first.world, how);
     for (int tp = 1; tp <= world.size; tp++) {
         for (int pp = 1; tp * pp <= world.size; pp++) {
             if (world.size % (tp * pp) != 0)

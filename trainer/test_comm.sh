@@ -20,6 +20,7 @@ on() { # RANKS PROGRAM [ARGUMENT]
 for ranks in 1 2 3 4 8; do
     on $ranks trainer/test_comm || fail "$ranks ranks: exit status $?"
 done
+on 4 trainer/test_comm share || fail "what rank 0 shares: exit status $?"
 on 3 trainer/test_comm_pieces || fail "messages in pieces: exit status $?"
 timeout 100 trainer/test_comm || fail "without mpirun: exit status $?"
 

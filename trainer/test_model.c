@@ -97,7 +97,8 @@ static void golden_open(struct golden *golden, const char *name)
     read_model(golden);
     snprintf(path, sizeof(path), "%s/golden.safetensors", golden->directory);
     check(safetensors_open(&golden->values, path, &error), &error);
-    check(comm_open(&golden->groups, &golden->world, &golden->layout, &error), &error);
+    check(comm_open(&golden->groups, &golden->world, &golden->layout, kernels_cpu(1), &error),
+          &error);
     check(stage_create(&golden->stage, kernels_cpu(1), &golden->model, &golden->layout,
                        (struct layout_place){0}, &golden->groups, BATCH, LENGTH, 1, STAGE_TRAINS,
                        &error),

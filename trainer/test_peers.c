@@ -26,6 +26,7 @@ static void work(const struct world *world, struct peers *peers, const char *how
 
 int main(int argc, char **argv)
 {
+    const struct kernels *kernels = kernels_cpu(1);
     struct world world;
     struct comm_groups groups = {0};
     struct team team = {0};
@@ -34,8 +35,8 @@ int main(int argc, char **argv)
 
     if (argc != 2 || world_open(&world, &error) < 0)
         return error_print(&error);
-    if (comm_open(&groups, &world, &(struct layout){1, 1, world.size}, &error) < 0 ||
-        team_create(&team, groups.world, kernels_cpu(1), &error) < 0 ||
+    if (comm_open(&groups, &world, &(struct layout){1, 1, world.size}, kernels, &error) < 0 ||
+        team_create(&team, groups.world, kernels, &error) < 0 ||
         peers_open(&peers, &world, &team, &error) < 0)
         world_abort(&world, error_print(&error));
     if (!peers) {

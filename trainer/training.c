@@ -348,7 +348,7 @@ static int open_team(struct training *t, struct error *error)
     if (device_open(&kernels, t->settings, t->world, error) < 0)
         return -1;
     loss_scale_from_settings(&t->scale, t->settings, kernels->dtype == DTYPE_F16);
-    if (comm_open(&t->groups, t->world, &t->layout, error) < 0)
+    if (comm_open(&t->groups, t->world, &t->layout, kernels, error) < 0)
         return -1;
     if (team_create(&t->team, t->groups.world, kernels, error) < 0)
         return -1;

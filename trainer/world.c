@@ -246,6 +246,7 @@ static int connect_world(struct world *world, struct error *error)
                          "started by the launcher itself, and is it the same PMIx?",
                          PMIx_Error_string(status));
     world->connected = true;
+    snprintf(world->space, sizeof(world->space), "%s", self.nspace);
     if (!get_integer(&self, PMIX_JOB_SIZE, &size) || size < 1 || size > INT32_MAX ||
         self.rank >= size)
         return error_set(error, EXIT_STATUS_SYSTEM,
@@ -266,6 +267,73 @@ int world_open(struct world *world, struct error *error)
         world_close(world);
         return -1;
     }
+    return 0;
+}
+
+static pmix_status_t put(const char *key, const void *bytes, size_t size)
+{
+    pmix_byte_object_t object = {.bytes = (char *)bytes, .size = size}; /* copied, not changed */
+    pmix_value_t value;
+    pmix_status_t status;
+
+    PMIX_VALUE_LOAD(&value, &object, PMIX_BYTE_OBJECT);
+    status = PMIx_Put(PMIX_GLOBAL, key, &value);
+    PMIX_VALUE_DESTRUCT(&value);
+    return status == PMIX_SUCCESS ? PMIx_Commit() : status;
+}
+
+/* Waits for every rank; what they have put is then on every node. */
+static pmix_status_t fence(void)
+{
+    pmix_info_t collect;
+    bool yes = true;
+    pmix_status_t status;
+
+    PMIX_INFO_LOAD(&collect, PMIX_COLLECT_DATA, &yes, PMIX_BOOL);
+    status = PMIx_Fence(NULL, 0, &collect, 1);
+    PMIX_INFO_DESTRUCT(&collect);
+    return status;
+}
+
+static pmix_status_t get_from_first(const struct world *world, const char *key, void *bytes,
+                                    size_t size)
+{
+    pmix_proc_t first;
+    pmix_value_t *value;
+    pmix_status_t status;
+
+    PMIX_PROC_LOAD(&first, world->space, 0);
+    status = PMIx_Get(&first, key, NULL, 0, &value);
+    if (status != PMIX_SUCCESS)
+        return status;
+    if (value->type == PMIX_BYTE_OBJECT && value->data.bo.size == size)
+        memcpy(bytes, value->data.bo.bytes, size);
+    else
+        status = PMIX_ERR_TYPE_MISMATCH;
+    PMIX_VALUE_RELEASE(value);
+    return status;
+}
+
+int world_share(const struct world *world, void *bytes, size_t size, struct error *error)
+{
+    /* What was put under a name once is remembered, so that every time has a name of its own. */
+    static unsigned times;
+    pmix_status_t status = PMIX_SUCCESS;
+    char key[32];
+
+    if (world->size == 1)
+        return 0;
+    snprintf(key, sizeof(key), "mtllm.%u", times++);
+    if (world->rank == 0)
+        status = put(key, bytes, size);
+    if (status == PMIX_SUCCESS)
+        status = fence();
+    if (status == PMIX_SUCCESS && world->rank != 0)
+        status = get_from_first(world, key, bytes, size);
+    if (status != PMIX_SUCCESS)
+        return error_set(error, EXIT_STATUS_SYSTEM,
+                         "rank %d cannot exchange anything with the others through PMIx: %s",
+                         world->rank, PMIx_Error_string(status));
     return 0;
 }
 

@@ -8,6 +8,7 @@
 #define MTLLM_TRAINER_WORLD_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "core/error.h"
 
@@ -15,8 +16,9 @@ struct world {
     int rank, size;
     int local_rank, local_size; /* among the ranks of this node */
     int node, nodes;
-    char job[64];   /* job id as users know it: "123", "120_4", or "" outside a job */
-    bool connected; /* to a PMIx server; for world_close() */
+    char job[64];    /* job id as users know it: "123", "120_4", or "" outside a job */
+    bool connected;  /* to a PMIx server; for world_close() */
+    char space[256]; /* where PMIx has its ranks; "" when not connected */
 };
 
 /* Call in the main thread, after stop_open(): PMIx starts a thread, and the signals that stop a run
@@ -24,6 +26,11 @@ struct world {
  * the launcher speaks no PMIx (srun without --mpi=pmix), EXIT_STATUS_SYSTEM when the PMIx server
  * does not answer. */
 int world_open(struct world *world, struct error *error);
+
+/* Brings rank 0's `bytes` to every rank, without any other communication. Collective. Not before
+ * MPI was started, where it will be: with Slurm's PMIx 22.05 Open MPI then crashed in 2 of 75
+ * starts. Error: EXIT_STATUS_SYSTEM. */
+int world_share(const struct world *world, void *bytes, size_t size, struct error *error);
 
 /* Ends this rank's membership. Safe to call when world_open() failed. */
 void world_close(struct world *world);

@@ -187,6 +187,10 @@ template <class T>
 void cuda_adamw(struct stream *stream, void *weight, float *master, void *m, void *v,
                 const float *grad, int64_t n, const struct adamw *update);
 
+/* nccl.cu */
+struct nccl;
+extern const struct nccl cuda_nccl;
+
 /* elementwise.cu */
 template <class T> void cuda_add(struct stream *stream, void *y, const void *x, int64_t n);
 template <class T> void cuda_fill(struct stream *stream, void *w, double value, int64_t n);

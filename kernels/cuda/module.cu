@@ -8,6 +8,7 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -299,10 +300,14 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     return &table;
 }
 
+/* Streams that share a hardware queue wait for each other. There are to be as many queues as
+ * streams, because a message that waits for another device must not hold up what that one waits
+ * for; the driver reads this when it starts. */
 static int device_count(void)
 {
     int count = 0;
 
+    (void)setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
     if (cudaGetDeviceCount(&count) != cudaSuccess) {
         (void)cudaGetLastError();
         return 0;
@@ -371,4 +376,4 @@ static void memory(size_t *total, size_t *used)
 
 extern "C" __attribute__((visibility("default"))) const struct cuda_module mtllm_cuda_module;
 const struct cuda_module mtllm_cuda_module = {CUDA_MODULE_VERSION, device_count, open_device,
-                                              device_name, memory};
+                                              device_name,         memory,       &cuda_nccl};
