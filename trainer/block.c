@@ -149,5 +149,7 @@ void blocks_backward(struct stage *stage, struct slot *slot)
                             gradient_of(stage, PARAMETER_INPUT_NORM, layer), stage->scratch.dnormed,
                             block->input, weight_of(stage, PARAMETER_INPUT_NORM, layer),
                             block->rstd, gradient, n->rows, n->hidden);
+        stage_gradients_done(
+            stage, parameters_find(&stage->parameters, PARAMETER_INPUT_NORM, layer)->offset);
     }
 }

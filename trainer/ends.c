@@ -31,6 +31,7 @@ void embedding_backward(struct stage *stage, struct slot *slot)
     stage->kernels->embedding_backward(stage->stream, stage->gradients + embedding->offset,
                                        slot->tokens, slot->gradient, n->vocab_first, n->vocab_count,
                                        n->rows, n->hidden);
+    stage_gradients_done(stage, embedding->offset);
 }
 
 /* The head's matrix: its own, or the embedding's when they are tied. */
@@ -103,4 +104,5 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
     k->rmsnorm_backward(stage->stream, slot->gradient, stage->gradients + norm->offset, s->dnormed,
                         slot->output, stage_weight(stage, norm->offset), s->final_rstd, NULL,
                         n->rows, n->hidden);
+    stage_gradients_done(stage, norm->offset);
 }

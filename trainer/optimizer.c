@@ -1,5 +1,7 @@
 #include "trainer/optimizer.h"
 
+#include <assert.h>
+
 int optimizer_create(struct optimizer *optimizer, const struct settings *settings,
                      const struct stage *stage, struct error *error)
 {
@@ -32,9 +34,9 @@ void optimizer_zero_gradients(struct stage *stage)
 
 void optimizer_reduce_gradients(struct stage *stage)
 {
+    assert(stage->layout->dp == 1 || stage->unreduced == 0);
     if (stage->layout->dp > 1)
-        comm_all_reduce(stage->groups->dp, stage->gradients, stage->parameters.elements, COMM_F32,
-                        COMM_SUM, stage->stream);
+        stage->kernels->stream_wait(stage->stream, stage->reductions);
     if (stage->model->tied_embeddings && stage->groups->embedding) {
         const struct parameter *embedding =
             parameters_find(&stage->parameters, PARAMETER_EMBEDDING, -1);

@@ -20,7 +20,8 @@ void optimizer_destroy(struct optimizer *optimizer, const struct stage *stage);
 
 void optimizer_zero_gradients(struct stage *stage);
 
-/* Sum gradients over data parallel replicas and over the homes of a tied embedding. Collective. */
+/* After pipeline_train(), which has begun to sum the gradients over data parallel replicas: what
+ * computes next finds them summed, over the homes of a tied embedding too. Collective. */
 void optimizer_reduce_gradients(struct stage *stage);
 
 /* *squared = this rank's share of the squared global norm: every weight of the model counts on one

@@ -50,6 +50,7 @@ static void forward(struct walk *walk, int64_t microbatch)
     struct comm *pp = stage->groups->pp;
     struct comm_request request = {0};
 
+    stage->last_microbatch = microbatch == walk->batch->microbatches - 1;
     /* What the microbatch that had the slot before sent from its buffers. */
     comm_wait(&slot->sent_forward);
     comm_wait(&slot->sent_backward);
@@ -78,6 +79,7 @@ static void backward(struct walk *walk, int64_t microbatch)
     struct comm *pp = stage->groups->pp;
     struct comm_request request = {0};
 
+    stage->last_microbatch = microbatch == walk->batch->microbatches - 1;
     if (!stage->last) {
         comm_receive(pp, slot->gradient, boundary_bytes(stage), stage->place.pp + 1, &request,
                      stage->stream);
@@ -104,6 +106,7 @@ void pipeline_train(struct stage *stage, const struct batch *batch)
     struct walk walk = {.stage = stage, .batch = batch, .training = true};
     int64_t ahead = stage->layout->pp - stage->place.pp - 1;
 
+    stage->unreduced = stage->parameters.elements;
     if (ahead > batch->microbatches)
         ahead = batch->microbatches;
     for (int64_t m = 0; m < ahead; m++)

@@ -12,7 +12,8 @@ typedef void (*pipeline_logits)(void *user, int64_t microbatch, int64_t row, int
 /* Forward and backward of every microbatch, one forward one backward (1F1B): a stage runs
  * min(pp - stage - 1, microbatches) forwards ahead and then alternates, so that no more than
  * pp - stage microbatches are in flight (reference: PipeDream-Flush). Gradients and loss_sum
- * accumulate. */
+ * accumulate; in the last microbatch the gradients' sums over replicas begin, which
+ * optimizer_reduce_gradients() ends. */
 void pipeline_train(struct stage *stage, const struct batch *batch);
 
 /* Forward only; loss_sum accumulates. `see` may be NULL. */

@@ -248,6 +248,8 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
     lay_out(stage, state, &arena);
     if (set_positions(stage) < 0)
         goto no_memory;
+    if (layout->dp > 1 && state != STAGE_EVALUATES)
+        stage->reductions = kernels->stream_create();
     return 0;
 no_memory:
     error_set(error, EXIT_STATUS_SYSTEM,
@@ -262,6 +264,7 @@ void stage_destroy(struct stage *stage)
 {
     if (!stage->kernels)
         return;
+    stage->kernels->stream_destroy(stage->reductions);
     if (stage->memory)
         stage->kernels->release(stage->memory);
     for (int i = 0; stage->slots && i < stage->slot_count; i++)
@@ -324,4 +327,16 @@ void stage_sum_over_tp(struct stage *stage, void *buffer)
     if (stage->layout->tp > 1)
         comm_all_reduce(stage->groups->tp, buffer, stage->sizes.rows * stage->sizes.hidden,
                         types[stage->kernels->dtype], COMM_SUM, stage->stream);
+}
+
+void stage_gradients_done(struct stage *stage, int64_t offset)
+{
+    int64_t count = stage->unreduced - offset;
+
+    if (!stage->last_microbatch || stage->layout->dp == 1 || count <= 0)
+        return;
+    stage->kernels->stream_wait(stage->reductions, stage->stream);
+    comm_all_reduce(stage->groups->dp, stage->gradients + offset, count, COMM_F32, COMM_SUM,
+                    stage->reductions);
+    stage->unreduced = offset;
 }

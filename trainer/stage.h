@@ -81,7 +81,11 @@ struct stage {
 
     void *weights;    /* [parameters.elements], of kernels->dtype */
     float *gradients; /* fp32 */
-    float *master;    /* fp32; NULL when the weights are fp32, or updated without one */
+    /* Sums over replicas, on a stream beside the one that computes where the kernels have one. */
+    struct stream *reductions;
+    bool last_microbatch; /* what backward has finished will not change any more */
+    int64_t unreduced;    /* gradients [0, unreduced) are this replica's own */
+    float *master;        /* fp32; NULL when the weights are fp32, or updated without one */
     enum dtype moments;
     void *exp_avg, *exp_avg_sq; /* of `moments` */
     double *loss_sum;           /* device: sum of weight * loss over microbatches */
@@ -123,6 +127,11 @@ struct attention_shape stage_attention(const struct stage *stage);
 
 /* Sum a [rows, hidden] buffer of activations over the ranks that hold parts of the same layer. */
 void stage_sum_over_tp(struct stage *stage, void *buffer);
+
+/* Backward adds nothing more to the gradients from element `offset` on in this microbatch. In the
+ * last one they are summed over replicas, while backward goes on: always the same ranges in the
+ * same order, from the end of the model to its beginning. */
+void stage_gradients_done(struct stage *stage, int64_t offset);
 
 /* --- arithmetic of one microbatch --------------------------------------------------------- */
 
