@@ -5,9 +5,9 @@
  * asks. Signals that come again change nothing, except a second Ctrl-C, which ends the process at
  * once, as people expect.
  *
- * Order in main(): stop_open() first, before other threads exist (world_open() starts PMIx's, OpenMP
- * has its own), because a signal goes to any thread that does not block it. Those that a library
- * started before main() learn to block it when they get it.
+ * Order in main(): stop_open() first, before other threads exist (world_open() starts PMIx's,
+ * OpenMP has its own), because a signal goes to any thread that does not block it. Those that a
+ * library started before main() learn to block it when they get it.
  */
 #ifndef MTLLM_TRAINER_STOP_H
 #define MTLLM_TRAINER_STOP_H

@@ -154,7 +154,7 @@ struct twin twin_poisoned(const char *name, int64_t count, enum dtype dtype)
 
 struct twin twin_integers(const char *name, const int32_t *values, int64_t count)
 {
-    return twin_from(name, (const float *)values, count, DTYPE_F32);
+    return twin_from(name, (const float *)(const void *)values, count, DTYPE_F32);
 }
 
 void twin_free(struct twin *twin)
@@ -251,7 +251,7 @@ static int compare_doubles(const void *a, const void *b)
 
 double time_us(void (*call)(void *), void *user, int runs, int repeats)
 {
-    double times[runs];
+    double *times = calloc((size_t)runs, sizeof(*times)), median;
     struct error error;
 
     for (int run = -2; run < runs; run++) {
@@ -264,5 +264,7 @@ double time_us(void (*call)(void *), void *user, int runs, int repeats)
             times[run] = (now_us() - begin) / repeats;
     }
     qsort(times, (size_t)runs, sizeof(*times), compare_doubles);
-    return times[runs / 2];
+    median = times[runs / 2];
+    free(times);
+    return median;
 }

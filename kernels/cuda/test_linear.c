@@ -53,8 +53,10 @@ static void check_record(void)
         test_fail("linear_prepare: %s", error.text);
     check_shape(512, 768, 2304);
     text = cuda->products_text();
-    if (!text || !strstr(text, "backward-weight"))
+    if (!text || !strstr(text, "backward-weight")) {
         test_fail("products_text() lacks the shape that was prepared");
+        return;
+    }
     if (!cuda->products_adopt(text))
         test_fail("products_adopt() refuses what products_text() gave");
     damaged = strdup(text);
