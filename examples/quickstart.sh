@@ -86,7 +86,9 @@ fi
 build() {
     [ -x "$source_dir/configure" ] || "$source_dir/bootstrap" || return 1
     mkdir "$directory/build" && cd "$directory/build" || return 1
-    "$source_dir/configure" --prefix="$prefix" --with-slurm-plugindir="$prefix/lib/slurm" &&
+    # On CPUs: eight ranks share this host, and few hosts have eight GPUs.
+    "$source_dir/configure" --prefix="$prefix" --with-slurm-plugindir="$prefix/lib/slurm" \
+        --with-cuda=no &&
         make -j "$(nproc)" && make install
 }
 if [ -z "$prefix" ]; then
