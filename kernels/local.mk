@@ -108,7 +108,7 @@ kernels_cuda_bench_attention_LDADD = $(gpu_libs)
 kernels_cuda_bench_memory_SOURCES = kernels/cuda/bench_memory.c $(test_device)
 kernels_cuda_bench_memory_LDADD = $(gpu_libs)
 check-gpu: all $(gpu_programs) tests/make_tokens
-	$(top_srcdir)/tests/gpu/check.sh .
+	$(top_srcdir)/tests/gpu/check.sh . || [ $$? = 77 ]
 .PHONY: check-gpu
 else
 EXTRA_DIST += kernels/cuda/test_attention.c kernels/cuda/test_linear.c kernels/cuda/test_memory.c \
