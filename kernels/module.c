@@ -15,10 +15,13 @@ static void module_path(char *path, size_t size)
 
 const struct cuda_module *cuda_module_load(struct error *error)
 {
+    static const struct cuda_module *loaded; /* every step asks for it */
     const struct cuda_module *module;
     char path[PATH_MAX];
     void *handle;
 
+    if (loaded)
+        return loaded;
     module_path(path, sizeof(path));
     handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
@@ -32,5 +35,6 @@ const struct cuda_module *cuda_module_load(struct error *error)
         dlclose(handle);
         return NULL;
     }
+    loaded = module;
     return module;
 }

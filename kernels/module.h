@@ -33,7 +33,8 @@ struct cuda_module {
 #define CUDA_MODULE_VERSION 2
 
 /* The module, or NULL with the reason in `error` (EXIT_STATUS_CONFIGURATION): it is not installed,
- * its libraries are not, or it is of another build. It stays loaded. */
+ * its libraries are not, or it is of another build. It stays loaded, and is
+ * looked for once. For one thread at a time. */
 const struct cuda_module *cuda_module_load(struct error *error);
 
 #endif

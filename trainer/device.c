@@ -102,8 +102,8 @@ double device_peak_tflops(const struct kernels *kernels)
         double tflops; /* dense bf16 and fp16 */
     } devices[] = {
         {"H100 PCIe", 756}, {"H100 NVL", 835}, {"H100", 989.4}, {"H200", 989.4},
-        {"GH200", 989.4},   {"H800", 989.4},   {"H20", 148},    {"B200", 2250},
-        {"B100", 1800},     {"A100", 312},     {"A800", 312},   {"L40", 181},
+        {"H800", 989.4},    {"H20", 148},      {"B200", 2250},  {"B100", 1800},
+        {"A100", 312},      {"A800", 312},     {"L40", 181},
     };
     const struct cuda_module *module = module_of(kernels);
 

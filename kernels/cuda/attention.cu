@@ -28,7 +28,9 @@ int cuda_attention_open(const char *choice, struct error *error)
             preferred = implementations[i];
     if (!preferred)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "attention '%s' is not in this build of the CUDA backend", choice);
+                         "attention=%s: this build of the CUDA backend lacks it; use "
+                         "--attention=auto, or build where cuDNN's headers are",
+                         choice);
     return 0;
 }
 
