@@ -159,7 +159,7 @@ static void bench_layer(struct bench *b)
     k->rmsnorm_forward(NULL, b->out, b->rstd, NULL, b->hidden, NULL, b->norm_weight, 1e-5, b->rows,
                        HIDDEN);
     MEASURE(b, "rmsnorm backward", 0, 16 * n, 2 * LAYERS + 1,
-            k->rmsnorm_backward(NULL, b->hidden2, b->grad, b->out, b->hidden, b->norm_weight,
+            k->rmsnorm_backward(NULL, b->hidden2, b->grad, NULL, b->out, b->hidden, b->norm_weight,
                                 b->rstd, b->hidden2, b->rows, HIDDEN));
     MEASURE(b, "rope", 0, 16 * n, 2 * LAYERS,
             k->rope(NULL, b->qkv, b->cosine, b->sine, b->positions, b->rows, HEADS, HEADS, HEAD_DIM,
@@ -167,7 +167,7 @@ static void bench_layer(struct bench *b)
     MEASURE(b, "swiglu forward", 0, 12 * nf, LAYERS,
             k->swiglu_forward(NULL, b->product, b->gate_up, b->rows, FFN));
     MEASURE(b, "swiglu backward", 0, 20 * nf, LAYERS,
-            k->swiglu_backward(NULL, b->gate_up, b->product, b->gate_up, b->rows, FFN));
+            k->swiglu_backward(NULL, b->gate_up, NULL, b->product, b->gate_up, b->rows, FFN));
 }
 
 static void bench_vocabulary(struct bench *b)

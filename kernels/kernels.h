@@ -106,8 +106,9 @@ struct kernels {
                             const void *residual, const void *w, double eps, int64_t rows,
                             int64_t columns);
     /* dx[rows, columns] = the gradient of s + dresidual (NULL: none; may be dx itself);
-     * dw[columns] (fp32) += */
-    void (*rmsnorm_backward)(struct stream *stream, void *dx, float *dw, const void *dy,
+     * dw[columns] (fp32) += ; y (NULL: not wanted; may be dy itself) = what forward made of s, the
+     * same bits, for who did not keep it. */
+    void (*rmsnorm_backward)(struct stream *stream, void *dx, float *dw, void *y, const void *dy,
                              const void *s, const void *w, const float *rstd, const void *dresidual,
                              int64_t rows, int64_t columns);
 
@@ -134,8 +135,8 @@ struct kernels {
     /* --- SwiGLU: y[rows, f] = silu(gate) * up, gate_up[rows, 2 f] is [gate | up] ------------ */
     void (*swiglu_forward)(struct stream *stream, void *y, const void *gate_up, int64_t rows,
                            int64_t f);
-    /* dgate_up may be gate_up itself. */
-    void (*swiglu_backward)(struct stream *stream, void *dgate_up, const void *dy,
+    /* dgate_up may be gate_up itself; y as in rmsnorm_backward. */
+    void (*swiglu_backward)(struct stream *stream, void *dgate_up, void *y, const void *dy,
                             const void *gate_up, int64_t rows, int64_t f);
 
     /* --- embedding, rows [first, first + count) of the vocabulary being here -----------------

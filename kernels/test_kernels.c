@@ -211,15 +211,16 @@ static void check_norm_backward(const struct kernels *k, const float *inputs, in
 
     k->rmsnorm_forward(NULL, y, rstd, s, s, inputs + n, inputs + 2 * n, eps, rows, columns);
     memset(dw, 0, (size_t)columns * sizeof(float));
-    k->rmsnorm_backward(NULL, gradient, dw, dy, s, inputs + 2 * n, rstd, dresidual ? dsum : NULL,
-                        rows, columns);
+    k->rmsnorm_backward(NULL, gradient, dw, NULL, dy, s, inputs + 2 * n, rstd,
+                        dresidual ? dsum : NULL, rows, columns);
     memcpy(gradient + n, gradient, (size_t)n * sizeof(float)); /* x and residual have the same */
     check_gradient("rmsnorm", norm_loss, &problem, wide, gradient, 2 * n + columns);
 
-    /* dresidual may be dx; dw keeps what was there. */
-    k->rmsnorm_backward(NULL, in_place, dw_after, dy, s, inputs + 2 * n, rstd,
+    /* dresidual may be dx; dw keeps what was there; what forward gave may take the place of dy. */
+    k->rmsnorm_backward(NULL, in_place, dw_after, dy, dy, s, inputs + 2 * n, rstd,
                         dresidual ? in_place : NULL, rows, columns);
     assert_same_bits(in_place, gradient, n);
+    assert_same_bits(dy, y, n);
     for (int64_t i = 0; i < columns; i++)
         want[i] += (double)dw[i];
     check_close("rmsnorm_backward, accumulating", dw_after, want, columns, tolerance);
@@ -460,11 +461,12 @@ static void check_swiglu(const struct kernels *k, int64_t rows, int64_t f, float
     reference_swiglu(want, wide, rows, f);
     k->swiglu_forward(NULL, y, gate_up, rows, f);
     check_close("swiglu_forward", y, want, n, tolerance);
-    k->swiglu_backward(NULL, gradient, dy, gate_up, rows, f);
+    k->swiglu_backward(NULL, gradient, NULL, dy, gate_up, rows, f);
     check_gradient("swiglu", swiglu_loss, &problem, wide, gradient, 2 * n);
     in_place = copied(gate_up, 2 * n);
-    k->swiglu_backward(NULL, in_place, dy, in_place, rows, f);
+    k->swiglu_backward(NULL, in_place, dy, dy, in_place, rows, f);
     assert_same_bits(in_place, gradient, 2 * n);
+    assert_same_bits(dy, y, n);
     free(gate_up);
     free(dy);
     free(y);

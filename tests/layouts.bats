@@ -72,3 +72,11 @@ layouts() {
     losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
 }
 
+
+@test "recompute=selective: every bit as without" {
+    train 1 $model $run --micro-batch-size=8 --recompute=selective --run-dir=one > log 2>&1
+    cmp <(losses one/metrics.jsonl) <(losses "$(reference)")
+    train 8 $model $run --tp=2 --pp=2 --run-dir=kept > log 2>&1
+    train 8 $model $run --tp=2 --pp=2 --recompute=selective --run-dir=again > log 2>&1
+    mtllm-ckpt diff kept/ckpt/latest again/ckpt/latest
+}

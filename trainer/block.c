@@ -6,6 +6,10 @@
  * scratch.branch until then. With tensor parallelism each rank computes a part of every branch
  * (its heads, its columns of the MLP); the parts are summed where the branch ends, and in
  * backward the gradient of the branch's input is summed likewise.
+ *
+ * With RECOMPUTE_SELECTIVE the outputs of norms and of SwiGLU, which backward needs for the
+ * products' weights, are not kept from forward: backward has their inputs at hand and writes them
+ * once more, into the scratch memory whose content they replace.
  */
 #include "trainer/stage.h"
 
@@ -80,37 +84,85 @@ void blocks_forward(struct stage *stage, struct slot *slot)
     k->add(stage->stream, slot->output, branch, n->rows * n->hidden);
 }
 
-/* From the gradient of the MLP's output to that of its input, scratch.dnormed. */
+/* How a branch begins: with a norm of the residual stream, and a product of that. */
+struct branch_input {
+    enum parameter_role norm, weight;
+    int64_t width;     /* that the product gives */
+    const void *s;     /* [rows, hidden] the residual stream */
+    void *normed;      /* [rows, hidden] */
+    const float *rstd; /* [rows] */
+};
+
+/* From the gradient of that product, scratch.dwide, to the residual stream's, which is added to
+ * `gradient`. */
+static void branch_input_backward(struct stage *stage, int64_t layer,
+                                  const struct branch_input *input, void *gradient)
+{
+    const struct kernels *k = stage->kernels;
+    const struct stage_sizes *n = &stage->sizes;
+    void *dwide = stage->scratch.dwide, *dnormed = stage->scratch.dnormed;
+    float *dw = gradient_of(stage, input->weight, layer);
+    bool again = stage->recompute == RECOMPUTE_SELECTIVE;
+
+    k->linear_backward_input(stage->stream, dnormed, dwide, weight_of(stage, input->weight, layer),
+                             n->rows, n->hidden, input->width, false);
+    stage_sum_begin(stage, dnormed);
+    if (!again) /* while that is summed */
+        k->linear_backward_weight(stage->stream, dw, dwide, input->normed, n->rows, n->hidden,
+                                  input->width);
+    stage_sum_end(stage);
+    k->rmsnorm_backward(stage->stream, gradient, gradient_of(stage, input->norm, layer),
+                        again ? input->normed : NULL, dnormed, input->s,
+                        weight_of(stage, input->norm, layer), input->rstd, gradient, n->rows,
+                        n->hidden);
+    if (again)
+        k->linear_backward_weight(stage->stream, dw, dwide, input->normed, n->rows, n->hidden,
+                                  input->width);
+}
+
+/* `gradient`, of the residual stream behind the MLP, becomes that before it. */
 static void mlp_branch_backward(struct stage *stage, int64_t layer,
-                                const struct block_activations *block, const void *gradient)
+                                const struct block_activations *block, void *gradient)
 {
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *scratch = &stage->scratch;
+    const struct branch_input input = {
+        .norm = PARAMETER_POST_NORM,
+        .weight = PARAMETER_GATE,
+        .width = 2 * n->ffn,
+        .s = block->middle,
+        .normed = block->middle_normed,
+        .rstd = block->middle_rstd,
+    };
 
     k->linear_backward_input(stage->stream, scratch->dmixed, gradient,
                              weight_of(stage, PARAMETER_DOWN, layer), n->rows, n->ffn, n->hidden,
                              false);
+    k->swiglu_backward(stage->stream, scratch->dwide,
+                       stage->recompute == RECOMPUTE_SELECTIVE ? block->gated : NULL,
+                       scratch->dmixed, block->gate_up, n->rows, n->ffn);
     k->linear_backward_weight(stage->stream, gradient_of(stage, PARAMETER_DOWN, layer), gradient,
                               block->gated, n->rows, n->ffn, n->hidden);
-    k->swiglu_backward(stage->stream, scratch->dwide, scratch->dmixed, block->gate_up, n->rows,
-                       n->ffn);
-    k->linear_backward_input(stage->stream, scratch->dnormed, scratch->dwide,
-                             weight_of(stage, PARAMETER_GATE, layer), n->rows, n->hidden,
-                             2 * n->ffn, false);
-    k->linear_backward_weight(stage->stream, gradient_of(stage, PARAMETER_GATE, layer),
-                              scratch->dwide, block->middle_normed, n->rows, n->hidden, 2 * n->ffn);
-    stage_sum_over_tp(stage, scratch->dnormed);
+    branch_input_backward(stage, layer, &input, gradient);
 }
 
-/* From the gradient of attention's output to that of its input, scratch.dnormed. */
+/* `gradient`, of the residual stream behind attention, becomes that before it. */
 static void attention_branch_backward(struct stage *stage, int64_t layer,
-                                      const struct block_activations *block, const void *gradient)
+                                      const struct block_activations *block, void *gradient)
 {
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *scratch = &stage->scratch;
     struct attention_shape shape = stage_attention(stage);
+    const struct branch_input input = {
+        .norm = PARAMETER_INPUT_NORM,
+        .weight = PARAMETER_Q,
+        .width = n->qkv_width,
+        .s = block->input,
+        .normed = block->normed,
+        .rstd = block->rstd,
+    };
 
     k->linear_backward_input(stage->stream, scratch->dmixed, gradient,
                              weight_of(stage, PARAMETER_O, layer), n->rows, n->mixed_width,
@@ -121,34 +173,16 @@ static void attention_branch_backward(struct stage *stage, int64_t layer,
                           block->lse, scratch->attention, &shape);
     k->rope(stage->stream, scratch->dwide, stage->cosine, stage->sine, stage->positions, n->rows,
             n->heads, n->kv_heads, n->head_dim, true);
-    k->linear_backward_input(stage->stream, scratch->dnormed, scratch->dwide,
-                             weight_of(stage, PARAMETER_Q, layer), n->rows, n->hidden, n->qkv_width,
-                             false);
-    k->linear_backward_weight(stage->stream, gradient_of(stage, PARAMETER_Q, layer), scratch->dwide,
-                              block->normed, n->rows, n->hidden, n->qkv_width);
-    stage_sum_over_tp(stage, scratch->dnormed);
+    branch_input_backward(stage, layer, &input, gradient);
 }
 
 void blocks_backward(struct stage *stage, struct slot *slot)
 {
-    const struct kernels *k = stage->kernels;
-    const struct stage_sizes *n = &stage->sizes;
-    void *gradient = slot->gradient;
-
     for (int64_t i = stage->layers - 1; i >= 0; i--) {
-        const struct block_activations *block = &slot->blocks[i];
         int64_t layer = stage->first_layer + i;
 
-        mlp_branch_backward(stage, layer, block, gradient);
-        k->rmsnorm_backward(stage->stream, gradient, gradient_of(stage, PARAMETER_POST_NORM, layer),
-                            stage->scratch.dnormed, block->middle,
-                            weight_of(stage, PARAMETER_POST_NORM, layer), block->middle_rstd,
-                            gradient, n->rows, n->hidden);
-        attention_branch_backward(stage, layer, block, gradient);
-        k->rmsnorm_backward(stage->stream, gradient,
-                            gradient_of(stage, PARAMETER_INPUT_NORM, layer), stage->scratch.dnormed,
-                            block->input, weight_of(stage, PARAMETER_INPUT_NORM, layer),
-                            block->rstd, gradient, n->rows, n->hidden);
+        mlp_branch_backward(stage, layer, &slot->blocks[i], slot->gradient);
+        attention_branch_backward(stage, layer, &slot->blocks[i], slot->gradient);
         stage_gradients_done(
             stage, parameters_find(&stage->parameters, PARAMETER_INPUT_NORM, layer)->offset);
     }

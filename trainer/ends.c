@@ -101,8 +101,8 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
     if (!backward)
         return;
     stage_sum_over_tp(stage, s->dnormed);
-    k->rmsnorm_backward(stage->stream, slot->gradient, stage->gradients + norm->offset, s->dnormed,
-                        slot->output, stage_weight(stage, norm->offset), s->final_rstd, NULL,
-                        n->rows, n->hidden);
+    k->rmsnorm_backward(stage->stream, slot->gradient, stage->gradients + norm->offset, NULL,
+                        s->dnormed, slot->output, stage_weight(stage, norm->offset), s->final_rstd,
+                        NULL, n->rows, n->hidden);
     stage_gradients_done(stage, norm->offset);
 }

@@ -47,25 +47,28 @@ static void set_sizes(struct stage *stage)
         sizes->rows < stage->kernels->head_rows ? sizes->rows : stage->kernels->head_rows;
 }
 
+/* After lay_out_scratch(). */
 static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena *arena)
 {
     const struct stage_sizes *n = &stage->sizes;
+    bool keep = stage->recompute == RECOMPUTE_NONE;
     size_t act = dtype_bytes(stage->kernels->dtype);
 
     for (int64_t i = 0; i < stage->layers; i++) {
         struct block_activations *block = &slot->blocks[i];
 
         block->input = take(arena, n->rows * n->hidden, act);
-        block->normed = take(arena, n->rows * n->hidden, act);
+        block->normed = keep ? take(arena, n->rows * n->hidden, act) : stage->scratch.dnormed;
         block->rstd = take(arena, n->rows, sizeof(float));
         block->qkv = take(arena, n->rows * n->qkv_width, act);
         block->mixed = take(arena, n->rows * n->mixed_width, act);
         block->lse = take(arena, n->rows * n->heads, sizeof(float));
         block->middle = take(arena, n->rows * n->hidden, act);
-        block->middle_normed = take(arena, n->rows * n->hidden, act);
+        block->middle_normed =
+            keep ? take(arena, n->rows * n->hidden, act) : stage->scratch.dnormed;
         block->middle_rstd = take(arena, n->rows, sizeof(float));
         block->gate_up = take(arena, n->rows * 2 * n->ffn, act);
-        block->gated = take(arena, n->rows * n->ffn, act);
+        block->gated = keep ? take(arena, n->rows * n->ffn, act) : stage->scratch.dmixed;
     }
 }
 
@@ -202,8 +205,8 @@ static int prepare_products(const struct stage *stage, struct error *error)
 
 int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,
                  const struct layout *layout, struct layout_place place,
-                 const struct comm_groups *groups, int64_t micro_batch, int64_t seq_length,
-                 int64_t microbatches, enum stage_state state, struct error *error)
+                 const struct comm_groups *groups, const struct stage_work *work,
+                 struct error *error)
 {
     struct arena arena = {0};
     int64_t in_flight = layout->pp - place.pp;
@@ -214,20 +217,21 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         .layout = layout,
         .place = place,
         .groups = groups,
-        .micro_batch = micro_batch,
-        .seq_length = seq_length,
+        .micro_batch = work->micro_batch,
+        .seq_length = work->seq_length,
+        .recompute = work->recompute,
         .first_layer = layout_first_layer(layout, model, place.pp),
         .first = place.pp == 0,
         .last = place.pp == layout->pp - 1,
-        .moments = state == STAGE_TRAINS_BF16 ? DTYPE_BF16 : DTYPE_F32,
+        .moments = work->state == STAGE_TRAINS_BF16 ? DTYPE_BF16 : DTYPE_F32,
     };
     stage->layers = layout_first_layer(layout, model, place.pp + 1) - stage->first_layer;
     set_sizes(stage);
     if (parameters_create(&stage->parameters, model, layout, place, error) < 0)
         return -1;
-    stage->slot_count = (int)(in_flight < microbatches ? in_flight : microbatches);
+    stage->slot_count = (int)(in_flight < work->microbatches ? in_flight : work->microbatches);
     stage->slots = calloc((size_t)stage->slot_count, sizeof(*stage->slots));
-    stage->sequence_starts = calloc((size_t)micro_batch + 1, sizeof(*stage->sequence_starts));
+    stage->sequence_starts = calloc((size_t)work->micro_batch + 1, sizeof(*stage->sequence_starts));
     if (!stage->slots || !stage->sequence_starts)
         goto no_memory;
     for (int i = 0; i < stage->slot_count; i++) {
@@ -235,7 +239,7 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         if (!stage->slots[i].blocks)
             goto no_memory;
     }
-    lay_out(stage, state, &arena);
+    lay_out(stage, work->state, &arena);
     stage->memory_bytes = arena.used;
     if (prepare_products(stage, error) < 0) {
         stage_destroy(stage);
@@ -245,16 +249,18 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
     if (!stage->memory)
         goto no_memory;
     arena = (struct arena){.base = stage->memory};
-    lay_out(stage, state, &arena);
+    lay_out(stage, work->state, &arena);
     if (set_positions(stage) < 0)
         goto no_memory;
-    if (layout->dp > 1 && state != STAGE_EVALUATES)
+    if (layout->dp > 1 && work->state != STAGE_EVALUATES)
         stage->reductions = kernels->stream_create();
+    if (layout->tp > 1 && work->state != STAGE_EVALUATES)
+        stage->sums = kernels->stream_create();
     return 0;
 no_memory:
     error_set(error, EXIT_STATUS_SYSTEM,
-              "out of memory: this rank needs %.2f GiB; use more ranks (--tp, --pp) or a smaller "
-              "--micro-batch-size",
+              "out of memory: this rank needs %.2f GiB; use more ranks (--tp, --pp), a smaller "
+              "--micro-batch-size or --recompute=selective",
               (double)stage->memory_bytes / (1 << 30));
     stage_destroy(stage);
     return -1;
@@ -265,6 +271,7 @@ void stage_destroy(struct stage *stage)
     if (!stage->kernels)
         return;
     stage->kernels->stream_destroy(stage->reductions);
+    stage->kernels->stream_destroy(stage->sums);
     if (stage->memory)
         stage->kernels->release(stage->memory);
     for (int i = 0; stage->slots && i < stage->slot_count; i++)
@@ -316,7 +323,7 @@ struct attention_shape stage_attention(const struct stage *stage)
     };
 }
 
-void stage_sum_over_tp(struct stage *stage, void *buffer)
+static void sum_over_tp(struct stage *stage, void *buffer, struct stream *stream)
 {
     static const enum comm_type types[] = {
         [DTYPE_F32] = COMM_F32,
@@ -324,9 +331,28 @@ void stage_sum_over_tp(struct stage *stage, void *buffer)
         [DTYPE_F16] = COMM_F16,
     };
 
+    comm_all_reduce(stage->groups->tp, buffer, stage->sizes.rows * stage->sizes.hidden,
+                    types[stage->kernels->dtype], COMM_SUM, stream);
+}
+
+void stage_sum_over_tp(struct stage *stage, void *buffer)
+{
     if (stage->layout->tp > 1)
-        comm_all_reduce(stage->groups->tp, buffer, stage->sizes.rows * stage->sizes.hidden,
-                        types[stage->kernels->dtype], COMM_SUM, stage->stream);
+        sum_over_tp(stage, buffer, stage->stream);
+}
+
+void stage_sum_begin(struct stage *stage, void *buffer)
+{
+    if (stage->layout->tp == 1)
+        return;
+    stage->kernels->stream_wait(stage->sums, stage->stream);
+    sum_over_tp(stage, buffer, stage->sums);
+}
+
+void stage_sum_end(struct stage *stage)
+{
+    if (stage->layout->tp > 1)
+        stage->kernels->stream_wait(stage->stream, stage->sums);
 }
 
 void stage_gradients_done(struct stage *stage, int64_t offset)

@@ -67,6 +67,10 @@ struct scratch {
     int32_t *best;           /* [head_rows] */
 };
 
+/* What backward computes again instead of keeping it: nothing, or the outputs of norms and of
+ * SwiGLU. The bits are the same. */
+enum recompute { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE };
+
 struct stage {
     const struct kernels *kernels;
     struct stream *stream;
@@ -75,14 +79,16 @@ struct stage {
     struct layout_place place;
     const struct comm_groups *groups;
     int64_t micro_batch, seq_length, first_layer, layers;
+    enum recompute recompute;
     bool first, last;
     struct stage_sizes sizes;
     struct parameters parameters;
 
     void *weights;    /* [parameters.elements], of kernels->dtype */
     float *gradients; /* fp32 */
-    /* Sums over replicas, on a stream beside the one that computes where the kernels have one. */
-    struct stream *reductions;
+    /* Sums over replicas, and over tensor parallelism, on streams beside the one that computes
+     * where the kernels have some. */
+    struct stream *reductions, *sums;
     bool last_microbatch; /* what backward has finished will not change any more */
     int64_t unreduced;    /* gradients [0, unreduced) are this replica's own */
     float *master;        /* fp32; NULL when the weights are fp32, or updated without one */
@@ -107,13 +113,20 @@ struct stage {
  * weights where the weights are narrower; bf16 moments and no master weights. */
 enum stage_state { STAGE_EVALUATES, STAGE_TRAINS, STAGE_TRAINS_BF16 };
 
-/* Lay out and allocate everything, and settle how products are computed.
- * `microbatches` bounds how many can be in flight. model, layout and groups must outlive the stage.
- * Error: EXIT_STATUS_SYSTEM with the bytes asked for. */
+/* What a stage has to do. */
+struct stage_work {
+    int64_t micro_batch, seq_length;
+    int64_t microbatches; /* a step: bounds how many can be in flight */
+    enum stage_state state;
+    enum recompute recompute;
+};
+
+/* Lay out and allocate everything, and settle how products are computed. model, layout and groups
+ * must outlive the stage. Error: EXIT_STATUS_SYSTEM with the bytes asked for. */
 int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,
                  const struct layout *layout, struct layout_place place,
-                 const struct comm_groups *groups, int64_t micro_batch, int64_t seq_length,
-                 int64_t microbatches, enum stage_state state, struct error *error);
+                 const struct comm_groups *groups, const struct stage_work *work,
+                 struct error *error);
 void stage_destroy(struct stage *stage);
 
 /* Initial weights, the same whatever the layout. */
@@ -127,6 +140,9 @@ struct attention_shape stage_attention(const struct stage *stage);
 
 /* Sum a [rows, hidden] buffer of activations over the ranks that hold parts of the same layer. */
 void stage_sum_over_tp(struct stage *stage, void *buffer);
+/* The same while the stage computes something else; done when stage_sum_end() has been called. */
+void stage_sum_begin(struct stage *stage, void *buffer);
+void stage_sum_end(struct stage *stage);
 
 /* Backward adds nothing more to the gradients from element `offset` on in this microbatch. In the
  * last one they are summed over replicas, while backward goes on: always the same ranges in the

@@ -89,6 +89,7 @@ static void golden_open(struct golden *golden, const char *name)
 {
     const char *source = getenv("srcdir");
     char path[600];
+    const struct stage_work work = {BATCH, LENGTH, 1, STAGE_TRAINS, RECOMPUTE_NONE};
     struct error error = {0};
 
     *golden = (struct golden){.layout = {1, 1, 1}, .world = {.size = 1}};
@@ -100,8 +101,7 @@ static void golden_open(struct golden *golden, const char *name)
     check(comm_open(&golden->groups, &golden->world, &golden->layout, kernels_cpu(1), &error),
           &error);
     check(stage_create(&golden->stage, kernels_cpu(1), &golden->model, &golden->layout,
-                       (struct layout_place){0}, &golden->groups, BATCH, LENGTH, 1, STAGE_TRAINS,
-                       &error),
+                       (struct layout_place){0}, &golden->groups, &work, &error),
           &error);
     check(batch_create(&golden->batch, golden->stage.kernels, 1, BATCH, LENGTH, &error), &error);
     load_weights(golden);
@@ -229,6 +229,8 @@ static const struct model small = {
     .init_std = 0.02,
 };
 
+static const struct stage_work evaluation = {1, 8, 1, STAGE_EVALUATES, RECOMPUTE_NONE};
+
 /* Put the initial weights of one rank into the whole model's, by tensor; every element once. */
 static void gather_rank(const struct layout *layout, int rank, const struct parameters *whole,
                         float *weights)
@@ -238,7 +240,7 @@ static void gather_rank(const struct layout *layout, int rank, const struct para
     struct error error = {0};
 
     check(stage_create(&stage, kernels_cpu(1), &small, layout, layout_place(layout, rank), &groups,
-                       1, 8, 1, STAGE_EVALUATES, &error),
+                       &evaluation, &error),
           &error);
     stage_randomize(&stage, 7);
     for (size_t i = 0; i < stage.parameters.count; i++) {
@@ -270,8 +272,8 @@ static void test_layouts_start_alike(void **state)
     struct error error = {0};
     (void)state;
 
-    check(stage_create(&stage, kernels_cpu(1), &small, &one, (struct layout_place){0}, &groups, 1,
-                       8, 1, STAGE_EVALUATES, &error),
+    check(stage_create(&stage, kernels_cpu(1), &small, &one, (struct layout_place){0}, &groups,
+                       &evaluation, &error),
           &error);
     stage_randomize(&stage, 7);
     for (size_t i = 0; i < sizeof(layouts) / sizeof(*layouts); i++) {

@@ -118,7 +118,14 @@ static int open_stage(struct training *t, struct error *error)
 {
     bool training = !setting_boolean(t->settings, SETTING_EVAL_ONLY);
     bool bf16 = strcmp(setting_text(t->settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
-    enum stage_state state = !training ? STAGE_EVALUATES : bf16 ? STAGE_TRAINS_BF16 : STAGE_TRAINS;
+    bool selective = strcmp(setting_text(t->settings, SETTING_RECOMPUTE), "selective") == 0;
+    struct stage_work work = {
+        .micro_batch = setting_integer(t->settings, SETTING_MICRO_BATCH_SIZE),
+        .state = !training ? STAGE_EVALUATES
+                 : bf16    ? STAGE_TRAINS_BF16
+                           : STAGE_TRAINS,
+        .recompute = selective ? RECOMPUTE_SELECTIVE : RECOMPUTE_NONE,
+    };
 
     if (training && bf16 && t->team.kernels->dtype == DTYPE_F32)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
@@ -126,10 +133,12 @@ static int open_stage(struct training *t, struct error *error)
                          "--dtype=bf16 or fp16 on a GPU");
     if (layout_microbatches(&t->layout, t->settings, "--", &t->microbatches, error) < 0)
         return -1;
-    t->micro_batch = setting_integer(t->settings, SETTING_MICRO_BATCH_SIZE);
+    t->micro_batch = work.micro_batch;
     t->global_batch = t->microbatches * t->micro_batch * t->layout.dp;
-    if (stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups,
-                     t->micro_batch, t->seq_length, t->microbatches, state, error) < 0 ||
+    work.seq_length = t->seq_length;
+    work.microbatches = t->microbatches;
+    if (stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups, &work,
+                     error) < 0 ||
         batch_create(&t->batch, t->team.kernels, t->microbatches, t->micro_batch, t->seq_length,
                      error) < 0)
         return -1;

@@ -34,9 +34,9 @@ void cpu_linear_backward_weight(struct stream *stream, float *dw, const void *dy
 void cpu_rmsnorm_forward(struct stream *stream, void *y, float *rstd, void *sum, const void *x,
                          const void *residual, const void *w, double eps, int64_t rows,
                          int64_t columns);
-void cpu_rmsnorm_backward(struct stream *stream, void *dx, float *dw, const void *dy, const void *s,
-                          const void *w, const float *rstd, const void *dresidual, int64_t rows,
-                          int64_t columns);
+void cpu_rmsnorm_backward(struct stream *stream, void *dx, float *dw, void *y, const void *dy,
+                          const void *s, const void *w, const float *rstd, const void *dresidual,
+                          int64_t rows, int64_t columns);
 
 /* rope.c */
 void cpu_rope(struct stream *stream, void *qkv, const float *cosine, const float *sine,
@@ -53,8 +53,8 @@ void cpu_attention_backward(struct stream *stream, void *dqkv, const void *dout,
 /* swiglu.c */
 void cpu_swiglu_forward(struct stream *stream, void *y, const void *gate_up, int64_t rows,
                         int64_t f);
-void cpu_swiglu_backward(struct stream *stream, void *dgate_up, const void *dy, const void *gate_up,
-                         int64_t rows, int64_t f);
+void cpu_swiglu_backward(struct stream *stream, void *dgate_up, void *y, const void *dy,
+                         const void *gate_up, int64_t rows, int64_t f);
 
 /* embedding.c */
 void cpu_embedding_forward(struct stream *stream, void *y, const int32_t *tokens, const void *w,

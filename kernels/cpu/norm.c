@@ -111,9 +111,9 @@ VECTORIZED static void backward_weight_slice(float *dw, const float *dy, const f
         dw[i] = (float)(dw[i] + total[i]);
 }
 
-void cpu_rmsnorm_backward(struct stream *stream, void *dx, float *dw, const void *dy, const void *s,
-                          const void *w, const float *rstd, const void *dresidual, int64_t rows,
-                          int64_t columns)
+void cpu_rmsnorm_backward(struct stream *stream, void *dx, float *dw, void *y, const void *dy,
+                          const void *s, const void *w, const float *rstd, const void *dresidual,
+                          int64_t rows, int64_t columns)
 {
     (void)stream;
     assert(columns > 0);
@@ -135,5 +135,10 @@ void cpu_rmsnorm_backward(struct stream *stream, void *dx, float *dw, const void
             backward_weight_slice(
                 dw + column, (const float *)dy + column, (const float *)s + column, rstd, rows,
                 columns, columns - column < SLICE_COLUMNS ? columns - column : SLICE_COLUMNS);
+            /* Last, because it may take dy's place. */
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < (y ? rows : 0); row++)
+            scale_row((float *)y + row * columns, (const float *)s + row * columns, w, rstd[row],
+                      columns);
     }
 }

@@ -8,13 +8,17 @@
 
 #include "kernels/cpu/vector.h"
 
+/* With e = exp(-|gate|). */
+static inline float forward(float gate, float up, float e)
+{
+    return gate * ((gate < 0 ? e : 1) / (1 + e)) * up;
+}
+
 VECTORIZED static void forward_row(float *y, const float *gate, const float *up, int64_t f)
 {
 #pragma omp simd
     for (int64_t i = 0; i < f; i++) {
-        float g = gate[i], e = exp_vector(-fabsf(g));
-
-        y[i] = g * ((g < 0 ? e : 1) / (1 + e)) * up[i];
+        y[i] = forward(gate[i], up[i], exp_vector(-fabsf(gate[i])));
     }
 }
 
@@ -30,21 +34,23 @@ void cpu_swiglu_forward(struct stream *stream, void *y, const void *gate_up, int
     }
 }
 
-VECTORIZED static void backward_row(float *dgate, float *dup, const float *dy, const float *gate,
-                                    const float *up, int64_t f)
+VECTORIZED static void backward_row(float *dgate, float *dup, float *y, const float *dy,
+                                    const float *gate, const float *up, int64_t f)
 {
 #pragma omp simd
     for (int64_t i = 0; i < f; i++) {
         float g = gate[i], u = up[i], d = dy[i], e = exp_vector(-fabsf(g)), scale = 1 / (1 + e);
         float sigmoid = (g < 0 ? e : 1) * scale, complement = (g < 0 ? 1 : e) * scale;
 
+        if (y)
+            y[i] = forward(g, u, e);
         dgate[i] = d * u * (sigmoid * (1 + g * complement));
         dup[i] = d * (g * sigmoid);
     }
 }
 
-void cpu_swiglu_backward(struct stream *stream, void *dgate_up, const void *dy, const void *gate_up,
-                         int64_t rows, int64_t f)
+void cpu_swiglu_backward(struct stream *stream, void *dgate_up, void *y, const void *dy,
+                         const void *gate_up, int64_t rows, int64_t f)
 {
     (void)stream;
 #pragma omp parallel for schedule(static) if (rows * f > PARALLEL_ELEMENTS)
@@ -52,6 +58,7 @@ void cpu_swiglu_backward(struct stream *stream, void *dgate_up, const void *dy, 
         const float *gate = (const float *)gate_up + row * 2 * f;
         float *dgate = (float *)dgate_up + row * 2 * f;
 
-        backward_row(dgate, dgate + f, (const float *)dy + row * f, gate, gate + f, f);
+        backward_row(dgate, dgate + f, y ? (float *)y + row * f : NULL, (const float *)dy + row * f,
+                     gate, gate + f, f);
     }
 }

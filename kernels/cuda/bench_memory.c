@@ -156,7 +156,7 @@ static void run_norm_backward(void *user)
     struct call *call = user;
     void **a = next(call);
 
-    cuda->rmsnorm_backward(NULL, a[0], a[1], a[2], a[3], a[4], a[5], a[6], call->rows,
+    cuda->rmsnorm_backward(NULL, a[0], a[1], NULL, a[2], a[3], a[4], a[5], a[6], call->rows,
                            call->columns);
 }
 
@@ -182,7 +182,7 @@ static void run_swiglu_backward(void *user)
     struct call *call = user;
     void **a = next(call);
 
-    cuda->swiglu_backward(NULL, a[0], a[1], a[2], call->rows, call->columns);
+    cuda->swiglu_backward(NULL, a[0], NULL, a[1], a[2], call->rows, call->columns);
 }
 
 static void run_embedding_forward(void *user)

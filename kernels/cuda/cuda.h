@@ -129,7 +129,7 @@ void cuda_rmsnorm_forward(struct stream *stream, void *y, float *rstd, void *sum
                           const void *residual, const void *w, double eps, int64_t rows,
                           int64_t columns);
 template <class T>
-void cuda_rmsnorm_backward(struct stream *stream, void *dx, float *dw, const void *dy,
+void cuda_rmsnorm_backward(struct stream *stream, void *dx, float *dw, void *y, const void *dy,
                            const void *s, const void *w, const float *rstd, const void *dresidual,
                            int64_t rows, int64_t columns);
 
@@ -154,7 +154,7 @@ template <class T>
 void cuda_swiglu_forward(struct stream *stream, void *y, const void *gate_up, int64_t rows,
                          int64_t f);
 template <class T>
-void cuda_swiglu_backward(struct stream *stream, void *dgate_up, const void *dy,
+void cuda_swiglu_backward(struct stream *stream, void *dgate_up, void *y, const void *dy,
                           const void *gate_up, int64_t rows, int64_t f);
 
 /* embedding.cu */

@@ -120,8 +120,8 @@ static __global__ void forward_any(T *y, float *rstd, T *sum, const T *x, const 
     if (threadIdx.x == 0)
         rstd[blockIdx.x] = scale;
     for (int64_t column = threadIdx.x; column < columns; column += blockDim.x)
-        y[row + column] = from_float<T>(to_float((residual ? sum : x)[row + column]) * scale *
-                                        to_float(w[column]));
+        y[row + column] = from_float<T>(to_float((residual ? sum : x)[row + column]) *
+                                        (scale * to_float(w[column])));
 }
 
 template <class T>
@@ -185,7 +185,7 @@ static __device__ inline void read_part(row_part<T, VECTORS> *part, const T *dy,
 /* parts[gridDim.x][columns]: this block's sums over its rows. */
 template <class T, int VECTORS>
 static __global__ void __launch_bounds__(BACKWARD_THREADS)
-    backward(T *dx, float *parts, const T *dy, const T *s, const T *w, const float *rstd,
+    backward(T *dx, float *parts, T *y, const T *dy, const T *s, const T *w, const float *rstd,
              const T *dresidual, int64_t rows, int64_t columns)
 {
     constexpr int N = pack<T>::size;
@@ -249,6 +249,12 @@ static __global__ void __launch_bounds__(BACKWARD_THREADS)
             for (int i = 0; i < N; i++)
                 out[i] += gradient[i] * factor[i] * part.rstd - in[i] * shift;
             store(dx + row * columns + column, narrow<T>(out));
+            if (!y)
+                continue;
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                in[i] *= part.rstd * factor[i];
+            store(y + row * columns + column, narrow<T>(in));
         }
     }
 #pragma unroll
@@ -282,8 +288,8 @@ static __global__ void add_parts(float *dw, const float *parts, int count, int64
 }
 
 template <class T>
-static __global__ void backward_any(T *dx, const T *dy, const T *s, const T *w, const float *rstd,
-                                    const T *dresidual, int64_t columns)
+static __global__ void backward_any(T *dx, T *y, const T *dy, const T *s, const T *w,
+                                    const float *rstd, const T *dresidual, int64_t columns)
 {
     __shared__ float scratch[WARP];
     int64_t row = blockIdx.x * columns;
@@ -299,6 +305,8 @@ static __global__ void backward_any(T *dx, const T *dy, const T *s, const T *w, 
         if (dresidual)
             value += to_float(dresidual[row + column]);
         dx[row + column] = from_float<T>(value);
+        if (y)
+            y[row + column] = from_float<T>(to_float(s[row + column]) * (r * to_float(w[column])));
     }
 }
 
@@ -339,7 +347,7 @@ static int parts_in_workspace(int64_t blocks, int64_t columns)
 }
 
 template <class T>
-void cuda_rmsnorm_backward(struct stream *stream, void *dx, float *dw, const void *dy,
+void cuda_rmsnorm_backward(struct stream *stream, void *dx, float *dw, void *y, const void *dy,
                            const void *s, const void *w, const float *rstd, const void *dresidual,
                            int64_t rows, int64_t columns)
 {
@@ -353,7 +361,7 @@ void cuda_rmsnorm_backward(struct stream *stream, void *dx, float *dw, const voi
     assert(columns > 0 && handle == cuda_device.compute.handle);
     if (rows == 0)
         return;
-    if (packs<T>(columns, dx, dy, s, w) && packs<T>(columns, dresidual) &&
+    if (packs<T>(columns, dx, dy, s, w) && packs<T>(columns, dresidual, y) &&
         vectors <= 2 * BACKWARD_THREADS) {
         bool two = vectors > BACKWARD_THREADS;
         int threads = round_up_to_warps(two ? ceil_div(vectors, 2) : vectors);
@@ -361,11 +369,11 @@ void cuda_rmsnorm_backward(struct stream *stream, void *dx, float *dw, const voi
 
         blocks = parts_in_workspace(rows < fitting ? rows : fitting, columns);
         if (two)
-            backward<T, 2><<<blocks, threads, 0, handle>>>((T *)dx, parts, (const T *)dy,
+            backward<T, 2><<<blocks, threads, 0, handle>>>((T *)dx, parts, (T *)y, (const T *)dy,
                                                            (const T *)s, (const T *)w, rstd,
                                                            (const T *)dresidual, rows, columns);
         else
-            backward<T, 1><<<blocks, threads, 0, handle>>>((T *)dx, parts, (const T *)dy,
+            backward<T, 1><<<blocks, threads, 0, handle>>>((T *)dx, parts, (T *)y, (const T *)dy,
                                                            (const T *)s, (const T *)w, rstd,
                                                            (const T *)dresidual, rows, columns);
     } else {
@@ -375,7 +383,7 @@ void cuda_rmsnorm_backward(struct stream *stream, void *dx, float *dw, const voi
         backward_weight_any<<<dim3(slices, (unsigned)blocks), slice, 0, handle>>>(
             parts, (const T *)dy, (const T *)s, rstd, rows, columns);
         backward_any<<<blocks_for(rows, 1, 1), ANY_THREADS, 0, handle>>>(
-            (T *)dx, (const T *)dy, (const T *)s, (const T *)w, rstd, (const T *)dresidual,
+            (T *)dx, (T *)y, (const T *)dy, (const T *)s, (const T *)w, rstd, (const T *)dresidual,
             columns);
     }
     add_parts<<<slices, slice, 0, handle>>>(dw, parts, blocks, columns);
@@ -385,7 +393,7 @@ void cuda_rmsnorm_backward(struct stream *stream, void *dx, float *dw, const voi
 #define INSTANTIATE(T)                                                                             \
     template void cuda_rmsnorm_forward<T>(struct stream *, void *, float *, void *, const void *,  \
                                           const void *, const void *, double, int64_t, int64_t);   \
-    template void cuda_rmsnorm_backward<T>(struct stream *, void *, float *, const void *,         \
+    template void cuda_rmsnorm_backward<T>(struct stream *, void *, float *, void *, const void *, \
                                            const void *, const void *, const float *,              \
                                            const void *, int64_t, int64_t);
 INSTANTIATE(float)

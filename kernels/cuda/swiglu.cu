@@ -22,6 +22,12 @@ template <int N> static __device__ inline place find(uint64_t item, uint32_t vec
     return place;
 }
 
+/* With e = exp(-|gate|). */
+static __device__ inline float forward_of(float gate, float up, float e)
+{
+    return gate * __fdividef(gate < 0 ? e : 1, 1 + e) * up;
+}
+
 template <class T, int N>
 static __global__ void forward(T *y, const T *gate_up, int64_t items, uint32_t vectors, int64_t f)
 {
@@ -44,17 +50,14 @@ static __global__ void forward(T *y, const T *gate_up, int64_t items, uint32_t v
             widen(g, gate[k]);
             widen(u, up[k]);
 #pragma unroll
-            for (int i = 0; i < N; i++) {
-                float e = exp_fast(-fabsf(g[i]));
-
-                out[i] = g[i] * __fdividef(g[i] < 0 ? e : 1, 1 + e) * u[i];
-            }
+            for (int i = 0; i < N; i++)
+                out[i] = forward_of(g[i], u[i], exp_fast(-fabsf(g[i])));
             store(y + at[k].narrow, narrow<T>(out));
         }
 }
 
 template <class T, int N>
-static __global__ void backward(T *dgate_up, const T *dy, const T *gate_up, int64_t items,
+static __global__ void backward(T *dgate_up, T *y, const T *dy, const T *gate_up, int64_t items,
                                 uint32_t vectors, int64_t f)
 {
     int64_t item = (int64_t)blockIdx.x * (THREADS * VECTORS_A_THREAD) + threadIdx.x;
@@ -72,7 +75,7 @@ static __global__ void backward(T *dgate_up, const T *dy, const T *gate_up, int6
 #pragma unroll
     for (int k = 0; k < VECTORS_A_THREAD; k++)
         if (item + k * THREADS < items) {
-            float d[N], g[N], u[N], dgate[N], dup[N];
+            float d[N], g[N], u[N], dgate[N], dup[N], out[N];
 
             widen(d, gradient[k]);
             widen(g, gate[k]);
@@ -85,9 +88,12 @@ static __global__ void backward(T *dgate_up, const T *dy, const T *gate_up, int6
 
                 dgate[i] = d[i] * u[i] * (sigmoid * (1 + g[i] * complement));
                 dup[i] = d[i] * (g[i] * sigmoid);
+                out[i] = forward_of(g[i], u[i], e);
             }
             store(dgate_up + at[k].wide, narrow<T>(dgate));
             store(dgate_up + at[k].wide + f, narrow<T>(dup));
+            if (y)
+                store(y + at[k].narrow, narrow<T>(out));
         }
 }
 
@@ -124,36 +130,37 @@ void cuda_swiglu_forward(struct stream *stream, void *y, const void *gate_up, in
 }
 
 template <class T, int N>
-static void launch_backward(cudaStream_t handle, T *dgate_up, const T *dy, const T *gate_up,
+static void launch_backward(cudaStream_t handle, T *dgate_up, T *y, const T *dy, const T *gate_up,
                             int64_t rows, int64_t f)
 {
     uint32_t vectors = vectors_in_row<N>(rows, f);
     int64_t items = rows * vectors;
 
     backward<T, N><<<blocks_for(items, THREADS, VECTORS_A_THREAD), THREADS, 0, handle>>>(
-        dgate_up, dy, gate_up, items, vectors, f);
+        dgate_up, y, dy, gate_up, items, vectors, f);
 }
 
 template <class T>
-void cuda_swiglu_backward(struct stream *stream, void *dgate_up, const void *dy,
+void cuda_swiglu_backward(struct stream *stream, void *dgate_up, void *y, const void *dy,
                           const void *gate_up, int64_t rows, int64_t f)
 {
     cudaStream_t handle = handle_of(stream);
 
     if (rows * f == 0)
         return;
-    if (packs<T>(f, dgate_up, dy, gate_up))
-        launch_backward<T, pack<T>::size>(handle, (T *)dgate_up, (const T *)dy, (const T *)gate_up,
-                                          rows, f);
+    if (packs<T>(f, dgate_up, y, dy, gate_up))
+        launch_backward<T, pack<T>::size>(handle, (T *)dgate_up, (T *)y, (const T *)dy,
+                                          (const T *)gate_up, rows, f);
     else
-        launch_backward<T, 1>(handle, (T *)dgate_up, (const T *)dy, (const T *)gate_up, rows, f);
+        launch_backward<T, 1>(handle, (T *)dgate_up, (T *)y, (const T *)dy, (const T *)gate_up,
+                              rows, f);
     LAUNCHED("SwiGLU's backward");
 }
 
 #define INSTANTIATE(T)                                                                             \
     template void cuda_swiglu_forward<T>(struct stream *, void *, const void *, int64_t, int64_t); \
-    template void cuda_swiglu_backward<T>(struct stream *, void *, const void *, const void *,     \
-                                          int64_t, int64_t);
+    template void cuda_swiglu_backward<T>(struct stream *, void *, void *, const void *,           \
+                                          const void *, int64_t, int64_t);
 INSTANTIATE(float)
 INSTANTIATE(bf16)
 INSTANTIATE(__half)

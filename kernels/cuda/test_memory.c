@@ -93,6 +93,30 @@ static void check_norm_forward(int64_t rows, int64_t columns, char alias)
         11);
 }
 
+/* What backward gives back of forward has its bits, and may take the place of dy. */
+static void check_norm_again(int64_t rows, int64_t columns)
+{
+    int64_t n = rows * columns;
+    struct twin dy[2] = {twin_random("dy", n, act(), 1)}, s = twin_random("s", n, act(), 2);
+    struct twin w = twin_random("w", columns, act(), 1), y = twin_poisoned("y", n, act());
+    struct twin rstd = twin_poisoned("rstd", rows, DTYPE_F32), dx[2], dw[2];
+
+    dy[1] = copied(&dy[0]);
+    cuda->rmsnorm_forward(NULL, y.device, rstd.device, NULL, s.device, NULL, w.device, 1e-5, rows,
+                          columns);
+    for (int i = 0; i < 2; i++) {
+        dx[i] = twin_poisoned("dx", n, act());
+        dw[i] = twin_poisoned("dw", columns, DTYPE_F32);
+        cuda->fill(NULL, dw[i].device, DTYPE_F32, 0, columns);
+        cuda->rmsnorm_backward(NULL, dx[i].device, dw[i].device, i == 0 ? NULL : dy[i].device,
+                               dy[i].device, s.device, w.device, rstd.device, NULL, rows, columns);
+    }
+    twin_same_bits("rmsnorm_backward, forward again", &y, &dy[1]);
+    twin_same_bits("rmsnorm_backward, forward again", &dx[0], &dx[1]);
+    twin_same_bits("rmsnorm_backward, forward again", &dw[0], &dw[1]);
+    free_all((struct twin[]){dy[0], dy[1], s, w, y, rstd, dx[0], dx[1], dw[0], dw[1]}, 10);
+}
+
 /* `residual`: '-' none, 'd' dx itself, 'o' an array of its own. */
 static void check_norm_backward(int64_t rows, int64_t columns, char residual)
 {
@@ -113,10 +137,10 @@ static void check_norm_backward(int64_t rows, int64_t columns, char residual)
         dx[i] = residual == 'd' ? copied(&other) : twin_poisoned("dx", n, act());
         if (residual != '-')
             dresidual = residual == 'd' ? dx[i].device : other.device;
-        cuda->rmsnorm_backward(NULL, dx[i].device, dw[i].device, dy.device, s.device, w.device,
-                               exact_rstd.device, dresidual, rows, columns);
+        cuda->rmsnorm_backward(NULL, dx[i].device, dw[i].device, NULL, dy.device, s.device,
+                               w.device, exact_rstd.device, dresidual, rows, columns);
     }
-    cpu->rmsnorm_backward(NULL, dx[0].host, dw[0].host, dy.host, s.host, w.host, rstd.host,
+    cpu->rmsnorm_backward(NULL, dx[0].host, dw[0].host, NULL, dy.host, s.host, w.host, rstd.host,
                           residual == '-'   ? NULL
                           : residual == 'd' ? dx[0].host
                                             : other.host,
@@ -138,6 +162,7 @@ static void test_norm(int64_t rows, int64_t columns)
         check_norm_backward(rows, columns, '-');
     check_norm_backward(rows, columns, 'd');
     check_norm_backward(rows, columns, 'o');
+    check_norm_again(rows, columns);
 }
 
 /* --- rope, SwiGLU, elementwise ------------------------------------------------------------- */
@@ -183,18 +208,21 @@ static void test_swiglu(int64_t rows, int64_t f)
     struct twin dy = twin_random("dy", rows * f, act(), 1);
     struct twin y[2] = {twin_poisoned("y", rows * f, act()), twin_poisoned("y", rows * f, act())};
     struct twin dgate_up[2] = {twin_poisoned("dgate_up", rows * 2 * f, act()), copied(&gate_up)};
+    struct twin again = copied(&dy);
 
     for (int i = 0; i < 2; i++)
         cuda->swiglu_forward(NULL, y[i].device, gate_up.device, rows, f);
-    cuda->swiglu_backward(NULL, dgate_up[0].device, dy.device, gate_up.device, rows, f);
-    cuda->swiglu_backward(NULL, dgate_up[1].device, dy.device, dgate_up[1].device, rows, f);
+    cuda->swiglu_backward(NULL, dgate_up[0].device, NULL, dy.device, gate_up.device, rows, f);
+    cuda->swiglu_backward(NULL, dgate_up[1].device, again.device, again.device, dgate_up[1].device,
+                          rows, f);
     cpu->swiglu_forward(NULL, y[0].host, gate_up.host, rows, f);
-    cpu->swiglu_backward(NULL, dgate_up[0].host, dy.host, gate_up.host, rows, f);
+    cpu->swiglu_backward(NULL, dgate_up[0].host, NULL, dy.host, gate_up.host, rows, f);
     twin_compare("swiglu_forward", &y[0], tolerance());
     twin_same_bits("swiglu_forward", &y[0], &y[1]);
     twin_compare("swiglu_backward", &dgate_up[0], tolerance());
     twin_same_bits("swiglu_backward, in place", &dgate_up[0], &dgate_up[1]);
-    free_all((struct twin[]){gate_up, dy, y[0], y[1], dgate_up[0], dgate_up[1]}, 6);
+    twin_same_bits("swiglu_backward, forward again", &y[0], &again);
+    free_all((struct twin[]){gate_up, dy, y[0], y[1], dgate_up[0], dgate_up[1], again}, 7);
 }
 
 /* From element `from` on, so that vectors may not fit. */
