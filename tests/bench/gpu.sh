@@ -4,39 +4,64 @@
 #
 # usage: tests/bench/gpu.sh [BUILD_DIRECTORY] [PART...]
 #
-#   PART   kernels, tinyllama-1.1b, llama-2-7b; all of them by default
+#   PART   kernels, tinyllama-1.1b, llama-2-7b, two-gpus; all of them by default
 #
 # The table at the end: tokens/s of the median step, the ratio to PyTorch's (bar 1.0), memory in
 # use, and seconds from the start of the process to the end of the first step (bar 5). Without
-# PyTorch (python3 with torch) ours stand alone.
+# PyTorch (python3 with torch) ours stand alone. two-gpus has Llama-2-7B's shape on one GPU and on
+# two, data parallel (bar 1.9 times one) and tensor parallel (bar 1.6).
 set -u
 source_dir=$(cd "$(dirname "$0")/../.." && pwd)
 build_dir=$(cd "${1:-.}" && pwd)
 shift
-parts=${*:-kernels tinyllama-1.1b llama-2-7b}
+parts=${*:-kernels tinyllama-1.1b llama-2-7b two-gpus}
 export MTLLM_MODELS="$source_dir/etc/models" MTLLM_CONF=/dev/null
 export MTLLM_MODULES=${MTLLM_MODULES:-$build_dir}
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 status=0
 
-# train MODEL OPTION...: the peer's shape, 12 steps. A line of the table.
-train() {
-    local model=$1 begin ours peer
+# What does not fit an 80 GB device otherwise.
+save_memory=
+[ "$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | sort -n | head -n 1)" -gt \
+    90000 ] || save_memory=--recompute=selective
+
+# measure RANKS STEPS OPTION...: sets ours (tokens/s of the median step but for the first three),
+# first (when the first step ended) and used (GiB). The run is killed when it has made its steps:
+# it would write a checkpoint, 40 GB of the 7B model.
+measure() {
+    local ranks=$1 steps=$2 launch=() child deadline=$((SECONDS + 240))
+    shift 2
+    [ "$ranks" = 1 ] || launch=(mpirun --quiet --bind-to none -n "$ranks")
+    ours=0 first=0 used=0
+    rm -rf "$work/run"
+    setsid "${launch[@]}" "$build_dir/mtllm-train" --seq-length=4096 --data="$work/data" \
+        --steps=1000 --run-dir="$work/run" --resume=never --device=cuda "$@" > "$work/log" 2>&1 &
+    child=$!
+    until [ "$(wc -l < "$work/run/metrics.jsonl" || echo 0)" -ge "$steps" ] ||
+        ! kill -0 $child || [ $SECONDS -ge $deadline ]; do
+        sleep 0.1
+    done 2>/dev/null
+    pkill -KILL -s "$child"
+    wait $child 2>/dev/null
+    [ "$(wc -l < "$work/run/metrics.jsonl")" -ge "$steps" ] || { cat "$work/log"; status=1; return 1; }
+    grep -E 'planned|in use' "$work/log"
+    ours=$(head -n "$steps" "$work/run/metrics.jsonl" | tail -n +4 |
+        sed 's/.*"tokens_per_s": *\([^,}]*\).*/\1/' | sort -g |
+        awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }')
+    first=$(sed -n '1s/.*"time": *\([^,}]*\).*/\1/p' "$work/run/metrics.jsonl")
+    used=$(sed -n 's/.*: \([0-9.]*\) GiB in use.*/\1/p' "$work/log" | head -n 1)
+    echo "losses: $(sed -n 's/.*"loss": *\([^,}]*\).*/\1/p' "$work/run/metrics.jsonl" | tr '\n' ' ')"
+    rm -rf "$work/run"
+}
+
+# against_peer MODEL OPTION...: the peer's shape, and the peer. A line of the table.
+against_peer() {
+    local model=$1 begin peer
     shift
     begin=$(date +%s.%N)
-    "$build_dir/mtllm-train" --model="$model" --seq-length=4096 --data="$work/data" --steps=12 \
-        --run-dir="$work/run" --resume=never --device=cuda "$@" > "$work/log" 2>&1
-    # The checkpoint at the end, 40 GB of the 7B model, may find no room: the rates stand.
-    [ "$(wc -l < "$work/run/metrics.jsonl")" = 12 ] || { cat "$work/log"; status=1; return; }
-    grep -E 'planned|in use' "$work/log"
-    ours=$(sed -n '/"eval"/d; s/.*"tokens_per_s": *\([^,}]*\).*/\1/p' "$work/run/metrics.jsonl" |
-        tail -n +4 | sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }')
-    first=$(sed -n '1s/.*"time": *\([^,}]*\).*/\1/p' "$work/run/metrics.jsonl")
-    losses=$(sed -n 's/.*"loss": *\([^,}]*\).*/\1/p' "$work/run/metrics.jsonl" | tr '\n' ' ')
-    echo "losses: $losses"
-    used=$(sed -n 's/.*: \([0-9.]*\) GiB in use.*/\1/p' "$work/log")
-    rm -rf "$work/run"
+    measure 1 12 --model="$model" "$@" || return
     python3 "$source_dir/tests/gpu/peer.py" "$model" --steps=8 --attention="${peer_attention:-cudnn}" \
         > "$work/peer" 2> "$work/peer.log" || { tail -3 "$work/peer.log"; echo '{}' > "$work/peer"; }
     cat "$work/peer"
@@ -48,6 +73,29 @@ train() {
     }' >> "$work/table"
 }
 
+# on_two NAME ONE OPTION...: a line of the table; ONE is what one GPU does.
+on_two() {
+    local name=$1 one=$2
+    shift 2
+    measure 2 12 --model=llama-2-7b --micro-batch-size=1 --optimizer-state=bf16 "$@" &&
+        awk -v name="$name" -v ours="$ours" -v one="$one" -v used="$used" 'BEGIN {
+            printf "%-28s %9.0f tokens/s, %.3f times one GPU, %.1f GiB\n", name, ours, ours / one, used
+        }' >> "$work/table"
+}
+
+two_gpus() {
+    local one
+    [ "$(nvidia-smi -L | wc -l)" -ge 2 ] || { echo "two-gpus: skipped: there are not two"; return; }
+    measure 1 12 --model=llama-2-7b --micro-batch-size=1 --global-batch-size=8 \
+        --optimizer-state=bf16 $save_memory || return
+    one=$ours
+    printf '%-28s %9.0f tokens/s, %.1f GiB\n' "llama-2-7b, one GPU" "$one" "$used" >> "$work/table"
+    on_two "dp=2, 8 microbatches each" "$one" --dp=2 --global-batch-size=16 $save_memory
+    on_two "dp=2, 4 microbatches each" "$one" --dp=2 --global-batch-size=8 $save_memory
+    on_two "tp=2, 8 microbatches" "$one" --tp=2 --global-batch-size=8
+    on_two "pp=2, 8 microbatches" "$one" --pp=2 --global-batch-size=8
+}
+
 for part in $parts; do
     case $part in
     kernels)
@@ -55,10 +103,14 @@ for part in $parts; do
             status=1 ;;
     tinyllama-1.1b)
         "$build_dir/tests/make_tokens" "$work/data" 32000 6000 1
-        train "$part" --micro-batch-size=4 --global-batch-size=16 ;;
+        against_peer "$part" --micro-batch-size=4 --global-batch-size=16 ;;
     llama-2-7b)
         "$build_dir/tests/make_tokens" "$work/data" 32000 6000 1
-        train "$part" --micro-batch-size=1 --global-batch-size=8 --optimizer-state=bf16 ;;
+        against_peer "$part" --micro-batch-size=1 --global-batch-size=8 --optimizer-state=bf16 \
+            $save_memory ;;
+    two-gpus)
+        "$build_dir/tests/make_tokens" "$work/data" 32000 6000 1
+        two_gpus ;;
     *)
         echo "gpu.sh: $part: unknown part" >&2
         exit 64 ;;

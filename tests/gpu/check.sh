@@ -5,12 +5,13 @@
 #
 #   PART   test_linear, test_memory, test_attention: kernels against the CPU backend
 #          training: bits and losses of whole runs (training.sh)
+#          layouts: runs on two GPUs (layouts.sh); slurm: under a private Slurm (slurm.sh)
 #          memcheck, racecheck: the kernel tests under compute-sanitizer, where that is installed
 set -u
 source_dir=$(cd "$(dirname "$0")/../.." && pwd)
 build_dir=$(cd "${1:-.}" && pwd)
 shift
-parts=${*:-test_linear test_memory test_attention training memcheck racecheck}
+parts=${*:-test_linear test_memory test_attention training layouts slurm memcheck racecheck}
 export MTLLM_MODULES=${MTLLM_MODULES:-$build_dir}
 [ -e /dev/nvidiactl ] || { echo "skipped: no GPU here"; exit 77; }
 log=$(mktemp)
@@ -24,9 +25,14 @@ run() {
     "$@" > "$log" 2>&1
     status=$?
     case $status in
-    0) passed=$((passed + 1)); echo "$name: ok, $((SECONDS - start)) s" ;;
+    0) passed=$((passed + 1)); echo "$name: ok, $((SECONDS - start)) s"; grep '^# ' "$log" ;;
     77) skipped=$((skipped + 1)); echo "$name: skipped: $(tail -n 1 "$log")" ;;
-    *) failed=$((failed + 1)); echo "$name: FAILED with status $status"; tail -n 20 "$log" ;;
+    *)
+        failed=$((failed + 1))
+        echo "$name: FAILED with status $status"
+        grep '^not ok' "$log"
+        tail -n 20 "$log"
+        ;;
     esac
 }
 
@@ -47,7 +53,7 @@ sanitize() {
 for part in $parts; do
     case $part in
     test_*) run "$part" "$build_dir/kernels/cuda/$part" ;;
-    training) run training "$source_dir/tests/gpu/training.sh" "$build_dir" ;;
+    training | layouts | slurm) run "$part" "$source_dir/tests/gpu/$part.sh" "$build_dir" ;;
     memcheck | racecheck) run "$part" sanitize "$part" ;;
     *) echo "check.sh: $part: unknown part" >&2; exit 64 ;;
     esac

@@ -4,14 +4,15 @@
 # it started, it stops the processes it started and no others, and a Slurm that the host may
 # already have is never looked at. Runs as root or as any other user.
 #
-#   cluster.sh start DIR [--nodes=4] [--cpus=4] [--plugin="FILE [KEY=VALUE ...]"]
+#   cluster.sh start DIR [--nodes=4] [--cpus=4] [--gpus=0] [--plugin="FILE [KEY=VALUE ...]"]
 #                        [--cli-filter=FILE] [--grace=30] [--conf="KEY=VALUE"]...
 #   cluster.sh stop DIR             stop the daemons, end the jobs; DIR and its logs stay
 #   cluster.sh env DIR              shell lines that point Slurm's commands at it
 #   cluster.sh node DIR NAME start|stop|kill
 #                                   one slurmd: start it, stop it, or kill it and its steps (-9)
 #
-# Nodes n1, n2, ... have --cpus CPUs each, whatever the host has. Partitions: "normal" (tier 1,
+# Nodes n1, n2, ... have --cpus CPUs each, whatever the host has. --gpus gives the first so many of
+# the host's GPUs to n1: two nodes would both hand out the same ones. Partitions: "normal" (tier 1,
 # preempted with --grace seconds of warning, then requeued) and "high" (tier 10). --conf sets a
 # line of slurm.conf, in place of the default one if there is one.
 #
@@ -200,8 +201,9 @@ END
 
 # Slurm refuses a line given twice, so a --conf line takes the place of the default one.
 cluster_write_conf() {
-    local dir=$1 port=$2 nodes=$3 cpus=$4 grace=$5 line key
-    shift 5
+    local dir=$1 port=$2 nodes=$3 cpus=$4 gpus=$5 grace=$6 host line key
+    shift 6
+    host=$(hostname -s)
     {
         cluster_default_conf "$dir" "$port" "$grace" | while IFS= read -r line; do
             for key in "$@"; do
@@ -210,12 +212,21 @@ cluster_write_conf() {
             [ "${line%%=*}" = GraceTime ] || echo "$line"
         done
         [ $# -eq 0 ] || printf '%s\n' "$@"
-        echo "NodeName=n[1-$nodes] NodeHostname=$(hostname -s) NodeAddr=127.0.0.1" \
-            "Port=[$((port + 1))-$((port + nodes))] CPUs=$cpus"
+        if [ "$gpus" -gt 0 ]; then
+            echo "GresTypes=gpu"
+            echo "NodeName=n1 Gres=gpu:$gpus NodeHostname=$host NodeAddr=127.0.0.1" \
+                "Port=$((port + 1)) CPUs=$cpus"
+        fi
+        if [ "$gpus" = 0 ] || [ "$nodes" -gt 1 ]; then
+            echo "NodeName=n[$((gpus > 0 ? 2 : 1))-$nodes] NodeHostname=$host NodeAddr=127.0.0.1" \
+                "Port=[$((port + (gpus > 0 ? 2 : 1)))-$((port + nodes))] CPUs=$cpus"
+        fi
         echo "PartitionName=normal Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE" \
             "GraceTime=$grace"
         echo "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF"
     } > "$dir/etc/slurm.conf"
+    [ "$gpus" = 0 ] ||
+        echo "NodeName=n1 Name=gpu File=/dev/nvidia[0-$((gpus - 1))]" > "$dir/etc/gres.conf"
     # The nodes share a host name, by which Open MPI names its shared memory.
     cat > "$dir/etc/task_prolog" <<END
 #!/bin/sh
@@ -259,13 +270,14 @@ cluster_start_daemons() {
 }
 
 cluster_start() {
-    local dir nodes=4 cpus=4 grace=30 plugin='' cli_filter='' conf=() option port node
+    local dir nodes=4 cpus=4 gpus=0 grace=30 plugin='' cli_filter='' conf=() option port node
     mkdir -p "$1" && dir=$(cd "$1" && pwd -P) || return 1
     shift
     for option in "$@"; do
         case $option in
         --nodes=*) nodes=${option#*=} ;;
         --cpus=*) cpus=${option#*=} ;;
+        --gpus=*) gpus=${option#*=} ;;
         --grace=*) grace=${option#*=} ;;
         --plugin=*) plugin=${option#*=} ;;
         --cli-filter=*) cli_filter=${option#*=} ;;
@@ -310,7 +322,7 @@ cluster_start() {
     # Somebody may take a port between our look and the daemon's: then again with others.
     for _ in 1 2 3; do
         port=$(cluster_ports $((nodes + 1))) || break
-        cluster_write_conf "$dir" "$port" "$nodes" "$cpus" "$grace" "${conf[@]}"
+        cluster_write_conf "$dir" "$port" "$nodes" "$cpus" "$gpus" "$grace" "${conf[@]}"
         cluster_start_daemons "$dir" "$nodes" && return 0
         for node in slurmctld $(seq -f 'n%g' "$nodes"); do
             cluster_end "$dir/run/$node.pid"
