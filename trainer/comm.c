@@ -147,6 +147,8 @@ int comm_open(struct comm_groups *groups, const struct world *world, const struc
         groups->embedding = open_group(groups->world, 2,
                                        at_end ? place.dp * layout->tp + place.tp : -1, "embedding");
         complete = complete && (groups->embedding || !at_end);
+        if (groups->pp)
+            comm_connect(groups->pp);
     }
     if (!complete) {
         comm_close(groups);
@@ -215,6 +217,12 @@ void comm_barrier(struct comm *comm)
 {
     if (comm->size > 1)
         comm->backend->barrier(comm);
+}
+
+void comm_connect(struct comm *comm)
+{
+    if (comm->size > 1 && comm->backend->connect)
+        comm->backend->connect(comm);
 }
 
 void comm_send(struct comm *comm, const void *buffer, int64_t bytes, int peer,

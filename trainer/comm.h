@@ -3,7 +3,8 @@
  *
  * Buffers are device buffers of the kernels' backend. On GPUs everything but comm_barrier() is work
  * on a stream: it begins when that has done what it got before, and what it gets later finds it
- * done. Collectives are called by every rank of the group in the same order. Reductions have a
+ * done. A group remembers the stream of its last work, which lives until the group is closed or has
+ * work on another one. Collectives are called by every rank of the group in the same order. Reductions have a
  * fixed order: the same inputs give the same bits, on every rank. A failed operation cannot be
  * survived: the backend says which one failed and ends the process with EXIT_STATUS_IO; nothing
  * here returns an error.
@@ -68,7 +69,12 @@ void comm_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root,
                     struct stream *stream);
 void comm_barrier(struct comm *comm);
 
-/* Point to point, both nonblocking; the buffer is the operation's until comm_wait(). Messages
+/* Before the group's first messages: open the connections between each rank and the next, the last
+ * and the first included. Collective. NCCL would open each with its first message, and keep the
+ * caller until the other end comes to that too, which may be waiting likewise. */
+void comm_connect(struct comm *comm);
+
+/* Point to point between neighbours, both nonblocking; the buffer is the operation's until comm_wait(). Messages
  * between two ranks of a group arrive in the order they were sent, each received with as many bytes
  * as were sent.
  *

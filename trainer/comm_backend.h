@@ -29,6 +29,7 @@ struct comm_backend {
     void (*broadcast)(struct comm *comm, void *buffer, int64_t bytes, int root,
                       struct stream *stream);
     void (*barrier)(struct comm *comm);
+    void (*connect)(struct comm *comm); /* NULL: there is nothing to open */
     void (*send)(struct comm *comm, const void *buffer, int64_t bytes, int peer,
                  struct comm_request *request, struct stream *stream);
     void (*receive)(struct comm *comm, void *buffer, int64_t bytes, int peer,

@@ -13,8 +13,9 @@
  * before it in its own direction; with one forward, one backward, none of these waits for something
  * that its stage, or the neighbour, would do only later.
  *
- * Calls do not wait, but for connections that are made when they are used first; a rank that dies
- * then, or while others wait for it on the device, is found by peers.c. What fails in the
+ * Calls do not wait, but for connections that collectives make when they are used first, by all
+ * ranks at the same place; those of messages are made by comm_connect(). A rank that dies then, or
+ * while others wait for it on the device, is found by peers.c. What fails in the
  * background (a network) would be waited for as well: a thread asks for it.
  */
 #include "trainer/comm_backend.h"
@@ -198,13 +199,49 @@ static void nccl_barrier(struct comm *comm)
 
 /* --- point to point ----------------------------------------------------------------------------*/
 
+static const struct direction *direction_of(const struct comm *comm, int peer, bool receiving)
+{
+    const struct connection *connection = state_of(comm)->connection;
+    bool up = receiving ? peer < comm->rank : peer > comm->rank;
+
+    return up ? &connection->up : &connection->down;
+}
+
+/* A byte to and from each neighbour, all that go in one direction at once. */
+static void nccl_connect(struct comm *comm)
+{
+    struct nccl_state *state = begin(comm, NULL);
+    const struct connection *connection = state->connection;
+    const struct direction *directions[] = {&connection->up, &connection->down};
+    const int next = (comm->rank + 1) % comm->size;
+    const int neighbours[] = {next, (comm->rank + comm->size - 1) % comm->size};
+    struct error error;
+
+    for (int d = 0; d < 2; d++) {
+        struct nccl_message messages[4];
+        int count = 0;
+
+        for (int n = 0; n < (comm->size == 2 ? 1 : 2); n++)
+            for (int receiving = 0; receiving < 2; receiving++)
+                if (direction_of(comm, neighbours[n], receiving) == directions[d]) {
+                    messages[count] = (struct nccl_message){state->scratch + count, 1,
+                                                            state->ranks[neighbours[n]], receiving};
+                    count++;
+                }
+        connection->kernels->stream_wait(directions[d]->stream, NULL);
+        if (connection->nccl->exchange(directions[d]->group, messages, count, directions[d]->stream,
+                                       &error) < 0)
+            fail(comm, "connecting", 1, &error);
+        connection->kernels->stream_wait(NULL, directions[d]->stream);
+    }
+}
+
 static void start_transfer(struct comm *comm, void *buffer, int64_t bytes, int peer, bool receiving,
                            struct comm_request *request, struct stream *stream)
 {
     struct nccl_state *state = state_of(comm);
     struct connection *connection = state->connection;
-    bool up = receiving ? peer < comm->rank : peer > comm->rank;
-    const struct direction *direction = up ? &connection->up : &connection->down;
+    const struct direction *direction = direction_of(comm, peer, receiving);
     struct nccl_message message = {buffer, bytes, state->ranks[peer], receiving};
     struct nccl_transfer *transfer = calloc(1, sizeof(*transfer));
     struct error error;
@@ -500,6 +537,7 @@ static const struct comm_backend nccl_backend = {
     .all_gather = nccl_all_gather,
     .broadcast = nccl_broadcast,
     .barrier = nccl_barrier,
+    .connect = nccl_connect,
     .send = nccl_send,
     .receive = nccl_receive,
     .wait = nccl_wait,

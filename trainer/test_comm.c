@@ -268,6 +268,7 @@ static void check_messages(struct comm *comm, const int *ranks, int64_t count, c
     double *buffer = allocate((size_t)count * MESSAGES * 8);
     struct comm_request sends[MESSAGES], receives[MESSAGES], nothing = {0};
 
+    comm_connect(comm);
     comm_wait(&nothing);
     for (int m = 0; m < MESSAGES; m++) {
         for (int64_t i = 0; i < count * m; i++)

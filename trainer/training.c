@@ -436,9 +436,6 @@ void training_close(struct training *t)
     dataset_close(t->valid_data);
     token_file_close(t->train_file);
     token_file_close(t->valid_file);
-    batch_destroy(&t->batch);
-    optimizer_destroy(&t->optimizer, &t->stage);
-    stage_destroy(&t->stage);
     run_directory_close(&t->run);
     if (t->team.scalars)
         team_destroy(&t->team);
@@ -446,4 +443,8 @@ void training_close(struct training *t)
     if (t->groups.world)
         comm_close(&t->groups);
     peers_close(t->peers);
+    /* Groups remember the stage's streams. */
+    batch_destroy(&t->batch);
+    optimizer_destroy(&t->optimizer, &t->stage);
+    stage_destroy(&t->stage);
 }

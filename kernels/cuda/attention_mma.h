@@ -60,6 +60,7 @@ static __device__ inline void store_rows(T *to, int64_t stride, int rows, int he
     constexpr int chunks = DIM / CHUNK;
     int lane = threadIdx.x % WARP;
 
+    __syncwarp(); /* what the tile held is read */
 #pragma unroll
     for (int i = 0; i < ROW_TILES; i++)
 #pragma unroll

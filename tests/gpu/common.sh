@@ -16,8 +16,12 @@ ok() {
     echo "ok $((++number)) $1"
 }
 
+# With the end of the log that was written last.
 not_ok() {
+    local log
     echo "not ok $((++number)) $1"
+    log=$(ls -t ./*.log 2>/dev/null | head -n 1)
+    [ -z "$log" ] || tail -n 5 "$log" | sed "s|^|#   $log: |"
     status=1
 }
 
@@ -28,9 +32,7 @@ expect() {
     if "$@"; then ok "$text"; else not_ok "$text"; fi
 }
 
-# The plan, and the logs when something failed.
 finish() {
-    [ $status = 0 ] || tail -n 3 ./*.log
     echo "1..$number"
     exit $status
 }

@@ -21,7 +21,7 @@ large=(--model="$model" --seq-length="$length" --micro-batch-size=1 --steps=50 -
 # does for text, a step earlier or later counts for more than the rounding that is to be compared.
 "$build_dir/tests/make_tokens" natural 32000 3000 1 natural
 text=(--model="$model" --seq-length=1024 --micro-batch-size=4 --steps=50 --lr=3e-4
-    --lr-warmup-steps=50 --device=cuda --data="${MTLLM_GPU_DATA:-$work/natural}")
+    --lr-warmup-steps=50 --lr-decay-steps=1000 --device=cuda --data="${MTLLM_GPU_DATA:-$work/natural}")
 if [[ $parts == *" losses "* ]]; then # the CPU takes long: beside all the rest
     train 1 cpu "${large[@]}" --device=cpu & cpu=$!
 fi
