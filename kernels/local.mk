@@ -87,10 +87,19 @@ $(cuda_objects): $(cuda_headers) kernels/cuda/cudnn_graph.h kernels/kernels.h ke
 SUFFIXES = .cu
 .cu.o:
 	$(AM_V_GEN)$(MKDIR_P) $(@D) && $(NVCC) $(NVCCFLAGS) -I$(top_srcdir) -c -o $@ $<
+link_cuda = $(NVCC) -shared -cudart static -o $@
+cuda_libraries = core/.libs/libcore_without_inih.a -L$(cuda_directory)/lib64 -lcublasLt \
+	-Xlinker -rpath=$(cuda_directory)/lib64 -Xlinker --exclude-libs=ALL
 mtllm-cuda.so: $(cuda_objects) core/libcore_without_inih.la
-	$(AM_V_GEN)$(NVCC) -shared -cudart static -o $@ $(cuda_objects) \
-		core/.libs/libcore_without_inih.a -L$(cuda_directory)/lib64 -lcublasLt \
-		-Xlinker -rpath=$(cuda_directory)/lib64 -Xlinker --exclude-libs=ALL
+	$(AM_V_GEN)$(link_cuda) $(cuda_objects) $(cuda_libraries)
+
+# The same for racecheck; see tests/gpu/check.sh.
+racecheck_objects = $(cuda_objects:_mma_backward.o=_mma_backward.racecheck.o)
+CLEANFILES += racecheck/mtllm-cuda.so kernels/cuda/attention_mma_backward.racecheck.o
+kernels/cuda/attention_mma_backward.racecheck.o: kernels/cuda/attention_mma_backward.cu $(cuda_headers)
+	$(AM_V_GEN)$(NVCC) $(NVCCFLAGS) -DBARRIERS_ARE_WAITED_AT -I$(top_srcdir) -c -o $@ $<
+racecheck/mtllm-cuda.so: $(racecheck_objects) core/libcore_without_inih.la
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && $(link_cuda) $(racecheck_objects) $(cuda_libraries)
 
 # What needs a GPU: make check-gpu, and tests/bench/gpu.sh for the rates.
 gpu_programs = kernels/cuda/test_attention kernels/cuda/test_linear kernels/cuda/test_memory \
@@ -108,7 +117,7 @@ kernels_cuda_bench_attention_SOURCES = kernels/cuda/bench_attention.c $(test_dev
 kernels_cuda_bench_attention_LDADD = $(gpu_libs)
 kernels_cuda_bench_memory_SOURCES = kernels/cuda/bench_memory.c $(test_device)
 kernels_cuda_bench_memory_LDADD = $(gpu_libs)
-check-gpu: all $(gpu_programs) tests/make_tokens
+check-gpu: all racecheck/mtllm-cuda.so $(check_PROGRAMS)
 	$(top_srcdir)/tests/gpu/check.sh . || [ $$? = 77 ]
 .PHONY: check-gpu
 else

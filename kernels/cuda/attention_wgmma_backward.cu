@@ -363,9 +363,14 @@ static __device__ inline void backward_part(float (&sums)[32], uint32_t scores, 
     wgmma_commit();
 }
 
-/* The same in all threads of a warp, and the compiler is to know. */
-static __device__ inline struct backward_tile uniform(const struct backward_tile &tile)
+/* The same in all threads of a warp, and the compiler is to know. Read by the lane that release()
+ * has tell the loading warp. */
+static __device__ inline struct backward_tile uniform(const struct backward_tile *shared_tile)
 {
+    struct backward_tile tile = {};
+
+    if (threadIdx.x % 32 == 0)
+        tile = *shared_tile;
     return {__shfl_sync(~0u, tile.start, 0),   __shfl_sync(~0u, tile.length, 0),
             __shfl_sync(~0u, tile.padded, 0),  __shfl_sync(~0u, tile.block, 0),
             __shfl_sync(~0u, tile.kv_head, 0), __shfl_sync(~0u, tile.split, 0),
@@ -409,7 +414,7 @@ static __device__ inline void backward_multiply(uint32_t shared,
 
         mbarrier_wait(shared + at::keys_full, keys_phase);
         keys_phase ^= 1;
-        tile = uniform(*shared_tile);
+        tile = uniform(shared_tile);
         if (tile.end)
             return;
         key = tile.block * KEYS + half * 64;

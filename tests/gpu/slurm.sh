@@ -38,13 +38,18 @@ field_is() { # JOB NAME TEST VALUE
     test "$(field "$1" "$2")" "$3" "$4"
 }
 
+# shellcheck disable=SC2317
+over() { # JOB
+    case $(field "$1" JobState) in COMPLETED | FAILED | CANCELLED | NODE_FAIL) ;; *) return 1 ;; esac
+}
+
 submit() { # RUN
     sbatch --parsable -N1 -n "$gpus" --gpus-per-task=1 -o "$work/$1.log" --open-mode=append \
         --llm-run-dir="$work/$1" job.sh "${run[@]}"
 }
 
 whole=$(submit whole)
-wait_for 120 field_is "$whole" JobState = COMPLETED
+wait_for 120 over "$whole"
 expect "a job that is left alone ends" field_is "$whole" JobState = COMPLETED
 
 job=$(submit preempted)
@@ -55,7 +60,7 @@ expect "preempted: requeued" field_is "$job" Restarts = 1
 wait_for 30 field_is "$urgent" JobState = RUNNING
 expect "the more urgent job runs meanwhile" field_is "$urgent" JobState = RUNNING
 scancel "$urgent"
-wait_for 120 field_is "$job" JobState = COMPLETED
+wait_for 120 over "$job"
 expect "goes on and ends" field_is "$job" JobState = COMPLETED
 expect "from its checkpoint" grep -q 'resuming from' preempted.log
 expect "on the GPU" grep -q 'GiB in use' preempted.log
