@@ -71,16 +71,15 @@ int main(int argc, char **argv)
     struct token_writer *writer = NULL;
     struct error error = {0};
     bool natural = argc == 6 && strcmp(argv[5], "natural") == 0;
+    int32_t vocabulary = argc > 2 ? atoi(argv[2]) : 0, tokens[512];
     uint64_t state;
-    int32_t vocabulary, tokens[512];
     double *frequencies;
     int result = 0;
 
-    if (argc != 5 && !natural) {
+    if ((argc != 5 && !natural) || vocabulary < 1) {
         fprintf(stderr, "usage: make_tokens PREFIX VOCABULARY DOCUMENTS SEED [natural]\n");
         return EXIT_STATUS_USAGE;
     }
-    vocabulary = atoi(argv[2]);
     state = strtoull(argv[4], NULL, 10);
     frequencies = zipf_frequencies(vocabulary);
     if (!frequencies)

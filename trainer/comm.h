@@ -4,10 +4,10 @@
  * Buffers are device buffers of the kernels' backend. On GPUs everything but comm_barrier() is work
  * on a stream: it begins when that has done what it got before, and what it gets later finds it
  * done. A group remembers the stream of its last work, which lives until the group is closed or has
- * work on another one. Collectives are called by every rank of the group in the same order. Reductions have a
- * fixed order: the same inputs give the same bits, on every rank. A failed operation cannot be
- * survived: the backend says which one failed and ends the process with EXIT_STATUS_IO; nothing
- * here returns an error.
+ * work on another one. Collectives are called by every rank of the group in the same order.
+ * Reductions have a fixed order: the same inputs give the same bits, on every rank. A failed
+ * operation cannot be survived: the backend says which one failed and ends the process with
+ * EXIT_STATUS_IO; nothing here returns an error.
  */
 #ifndef MTLLM_TRAINER_COMM_H
 #define MTLLM_TRAINER_COMM_H
@@ -74,9 +74,9 @@ void comm_barrier(struct comm *comm);
  * caller until the other end comes to that too, which may be waiting likewise. */
 void comm_connect(struct comm *comm);
 
-/* Point to point between neighbours, both nonblocking; the buffer is the operation's until comm_wait(). Messages
- * between two ranks of a group arrive in the order they were sent, each received with as many bytes
- * as were sent.
+/* Point to point between neighbours, both nonblocking; the buffer is the operation's until
+ * comm_wait(). Messages between two ranks of a group arrive in the order they were sent, each
+ * received with as many bytes as were sent.
  *
  * Through NCCL that order is one for all groups that two ranks share, and messages of a rank in the
  * same direction, that is, sent to higher and received from lower ranks, or the other way round,
