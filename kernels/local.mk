@@ -68,7 +68,7 @@ cuda_headers = \
 	kernels/cuda/wgmma.h
 cudnn_sources = kernels/cuda/attention_cudnn.cu kernels/cuda/cudnn_graph.cu
 gpu_scripts = tests/gpu/check.sh tests/gpu/common.sh tests/gpu/layouts.sh tests/gpu/peer.py \
-	tests/gpu/slurm.sh tests/gpu/training.sh tests/bench/gpu.sh
+	tests/gpu/peer_attention.py tests/gpu/slurm.sh tests/gpu/training.sh tests/bench/gpu.sh
 EXTRA_DIST += $(cuda_sources) $(cuda_headers) $(cudnn_sources) kernels/cuda/cudnn_graph.h \
 	$(gpu_scripts) kernels/cuda/NOTES.md
 

@@ -96,11 +96,27 @@ two_gpus() {
     on_two "pp=2, 8 microbatches" "$one" --pp=2 --global-batch-size=8
 }
 
+# cuDNN's attention behind our entry, whose backward pass is deterministic, and in PyTorch, whose is
+# not: a line of the table.
+cudnn() {
+    local ours peer
+    ours=$(MTLLM_TEST_ATTENTION=cudnn "$build_dir/kernels/cuda/bench_attention" |
+        awk '$1 == 128 && $2 == 8192 { print $8, $11 }')
+    peer=$(python3 "$source_dir/tests/gpu/peer_attention.py" 2> "$work/peer.log") ||
+        tail -n 3 "$work/peer.log"
+    awk -v ours="$ours" -v peer="$peer" 'BEGIN {
+        if (split(ours, o) != 2 || split(peer, p) != 2) exit
+        printf "cuDNN attention, d 128, T 8192: forward %.0f of %.0f TFLOP/s (%.2f), backward %.0f of %.0f (%.2f)\n",
+            o[1], p[1], o[1] / p[1], o[2], p[2], o[2] / p[2]
+    }' >> "$work/table"
+}
+
 for part in $parts; do
     case $part in
     kernels)
         "$build_dir/kernels/cuda/bench_memory" && "$build_dir/kernels/cuda/bench_attention" ||
-            status=1 ;;
+            status=1
+        cudnn ;;
     tinyllama-1.1b)
         "$build_dir/tests/make_tokens" "$work/data" 32000 6000 1
         against_peer "$part" --micro-batch-size=4 --global-batch-size=16 ;;
