@@ -97,7 +97,7 @@ mtllm-cuda.so: $(cuda_objects) core/libcore_without_inih.la
 racecheck_objects = $(cuda_objects:_mma_backward.o=_mma_backward.racecheck.o)
 CLEANFILES += racecheck/mtllm-cuda.so kernels/cuda/attention_mma_backward.racecheck.o
 kernels/cuda/attention_mma_backward.racecheck.o: kernels/cuda/attention_mma_backward.cu $(cuda_headers)
-	$(AM_V_GEN)$(NVCC) $(NVCCFLAGS) -DBARRIERS_ARE_WAITED_AT -I$(top_srcdir) -c -o $@ $<
+	$(AM_V_GEN)$(NVCC) $(NVCCFLAGS) -DBARRIERS_ARE_WAITED_AT=true -I$(top_srcdir) -c -o $@ $<
 racecheck/mtllm-cuda.so: $(racecheck_objects) core/libcore_without_inih.la
 	$(AM_V_GEN)$(MKDIR_P) $(@D) && $(link_cuda) $(racecheck_objects) $(cuda_libraries)
 

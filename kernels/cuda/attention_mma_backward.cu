@@ -100,15 +100,19 @@ static __device__ inline void barrier_sync(int barrier, int threads)
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+#ifndef BARRIERS_ARE_WAITED_AT
+#define BARRIERS_ARE_WAITED_AT false
+#endif
+
 /* What this thread has written or read is done for those who wait at the barrier; it goes on. The
- * race checker does not follow that (see check.sh), so for it the thread waits too. */
+ * race checker does not follow that (see check.sh), so for it all threads wait at the same
+ * barriers. */
 static __device__ inline void barrier_arrive(int barrier, int threads)
 {
-#ifdef BARRIERS_ARE_WAITED_AT
-    barrier_sync(barrier, threads);
-#else
-    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-#endif
+    if (BARRIERS_ARE_WAITED_AT)
+        barrier_sync(barrier, threads);
+    else
+        asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 static __device__ inline void arrivals_expect(uint64_t *barrier, int threads)
@@ -522,7 +526,8 @@ static __device__ inline void gradient_part(gradient_tiles<B> &dk,
         part = dq_part_of<B>(arguments, task, step);
         dq_take<B>(dq, part);
         gradient_product<B>(dk, fragments, q_rows + offset);
-        barrier_sync(DS_WRITTEN, B::PART_THREADS);
+        if (!BARRIERS_ARE_WAITED_AT)
+            barrier_sync(DS_WRITTEN, B::PART_THREADS);
         dq_product<B>(dq, shared);
         turn = dq_leave<B>(dq, part, problem, task, step);
     }
