@@ -26,13 +26,17 @@ kernels_bench_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(BLAS_CFLAGS)
 kernels_bench_kernels_LDADD = kernels/libkernels.la core/libcore.la $(BLAS_LIBS) -lm
 
 if HAVE_CMOCKA
-kernels_tests = kernels/test_kernels kernels/test_optimizer kernels/test_vocabulary
+kernels_tests = kernels/test_kernels kernels/test_norm kernels/test_optimizer kernels/test_vocabulary
 check_PROGRAMS += $(kernels_tests)
 TESTS += $(kernels_tests)
 kernels_test_kernels_SOURCES = kernels/test_kernels.c \
 	kernels/test_reference.c kernels/test_reference.h
 kernels_test_kernels_CFLAGS = $(AM_CFLAGS) $(OPENMP_CFLAGS) $(CMOCKA_CFLAGS)
 kernels_test_kernels_LDADD = kernels/libkernels.la core/libcore.la $(CMOCKA_LIBS) -lm
+kernels_test_norm_SOURCES = kernels/test_norm.c \
+	kernels/test_reference.c kernels/test_reference.h
+kernels_test_norm_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+kernels_test_norm_LDADD = kernels/libkernels.la core/libcore.la $(CMOCKA_LIBS) -lm
 kernels_test_optimizer_SOURCES = kernels/test_optimizer.c \
 	kernels/test_reference.c kernels/test_reference.h
 kernels_test_optimizer_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
@@ -111,7 +115,8 @@ kernels_cuda_test_attention_SOURCES = kernels/cuda/test_attention.c $(test_devic
 kernels_cuda_test_attention_LDADD = $(gpu_libs)
 kernels_cuda_test_linear_SOURCES = kernels/cuda/test_linear.c $(test_device)
 kernels_cuda_test_linear_LDADD = $(gpu_libs)
-kernels_cuda_test_memory_SOURCES = kernels/cuda/test_memory.c $(test_device)
+kernels_cuda_test_memory_SOURCES = kernels/cuda/test_memory.c kernels/cuda/test_memory.h \
+	kernels/cuda/test_memory_norm.c kernels/cuda/test_memory_optimizer.c $(test_device)
 kernels_cuda_test_memory_LDADD = $(gpu_libs)
 kernels_cuda_bench_attention_SOURCES = kernels/cuda/bench_attention.c $(test_device)
 kernels_cuda_bench_attention_LDADD = $(gpu_libs)
@@ -121,7 +126,9 @@ check-gpu: all racecheck/mtllm-cuda.so $(check_PROGRAMS)
 	$(top_srcdir)/tests/gpu/check.sh . || [ $$? = 77 ]
 .PHONY: check-gpu
 else
-EXTRA_DIST += kernels/cuda/test_attention.c kernels/cuda/test_linear.c kernels/cuda/test_memory.c \
+EXTRA_DIST += kernels/cuda/test_attention.c kernels/cuda/test_linear.c \
+	kernels/cuda/test_memory.c kernels/cuda/test_memory.h \
+	kernels/cuda/test_memory_norm.c kernels/cuda/test_memory_optimizer.c \
 	kernels/cuda/bench_attention.c kernels/cuda/bench_memory.c \
 	kernels/cuda/test_device.c kernels/cuda/test_device.h
 endif

@@ -1,4 +1,5 @@
-/* Guards: every kernel of the CPU backend computes what kernels.h says. Forwards are held against
+/* Guards: kernels of the CPU backend compute what kernels.h says; norms (test_norm.c), losses and
+ * the optimizer have programs of their own. Forwards are held against
  * plain double-precision loops, backwards against finite differences of those loops. Outputs begin
  * as NaN, so an element that nobody writes shows; what is accumulated into keeps what was there;
  * the aliases that kernels.h allows work; a second call gives the same bits; sizes are odd ones,
@@ -25,11 +26,6 @@ static const double tolerance = 2e-6;
 static const int64_t row_counts[] = {1, 7, 65};
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
-
-static void assert_same_bits(const float *x, const float *y, int64_t n)
-{
-    assert_memory_equal(x, y, (size_t)n * sizeof(*x));
-}
 
 /* --- the exponential under softmax, SwiGLU and cross-entropy --------------------------------- */
 
@@ -130,131 +126,6 @@ static void test_linear(void **state)
         check_linear(*state, row_counts[i], 33, 17);
         check_linear(*state, row_counts[i], 64, 129);
     }
-}
-
-/* --- norm ---------------------------------------------------------------------------------- */
-
-struct norm {
-    int64_t rows, columns;
-    double eps;
-    double *dy, *dsum; /* dsum: gradient that reaches the sum by the residual path; may be NULL */
-};
-
-/* inputs: x [rows, columns], residual [rows, columns], w [columns] */
-static double norm_loss(const double *inputs, const void *problem)
-{
-    const struct norm *p = problem;
-    int64_t n = p->rows * p->columns;
-    double *y = calloc((size_t)n, sizeof(double)), *s = calloc((size_t)n, sizeof(double)), loss;
-
-    for (int64_t i = 0; i < n; i++)
-        s[i] = inputs[i] + inputs[n + i];
-    reference_rmsnorm(y, NULL, s, inputs + 2 * n, p->eps, p->rows, p->columns);
-    loss = dot(y, p->dy, n) + (p->dsum ? dot(s, p->dsum, n) : 0);
-    free(y);
-    free(s);
-    return loss;
-}
-
-/* With `zero_residual` the kernel gets NULL and the reference zeros. */
-static void check_norm_forward(const struct kernels *k, const float *inputs, int64_t rows,
-                               int64_t columns, double eps, bool zero_residual)
-{
-    int64_t n = rows * columns;
-    const float *residual = zero_residual ? NULL : inputs + n, *w = inputs + 2 * n;
-    float *y = poisoned_array(n), *rstd = poisoned_array(rows), *sum = poisoned_array(n);
-    float *again = poisoned_array(n), *in_place = copied(inputs, n);
-    double *wide = widened(inputs, 2 * n + columns), *want = calloc((size_t)n, sizeof(double));
-    double *want_rstd = calloc((size_t)rows, sizeof(double));
-
-    for (int64_t i = 0; i < n; i++)
-        wide[i] += wide[n + i];
-    reference_rmsnorm(want, want_rstd, wide, wide + 2 * n, eps, rows, columns);
-    k->rmsnorm_forward(NULL, y, rstd, sum, inputs, residual, w, eps, rows, columns);
-    check_close("rmsnorm_forward", y, want, n, tolerance);
-    check_close("rmsnorm_forward, rstd", rstd, want_rstd, rows, tolerance);
-    if (zero_residual)
-        assert_true(isnan(sum[0]) && isnan(sum[n - 1]));
-    else
-        check_close("rmsnorm_forward, sum", sum, wide, n, tolerance);
-
-    /* sum may be x, or residual */
-    k->rmsnorm_forward(NULL, again, rstd, in_place, in_place, residual, w, eps, rows, columns);
-    assert_same_bits(again, y, n);
-    if (!zero_residual) {
-        assert_same_bits(in_place, sum, n);
-        memcpy(in_place, residual, (size_t)n * sizeof(float));
-        k->rmsnorm_forward(NULL, again, rstd, in_place, inputs, in_place, w, eps, rows, columns);
-        assert_same_bits(again, y, n);
-        assert_same_bits(in_place, sum, n);
-    }
-    free(y);
-    free(rstd);
-    free(sum);
-    free(again);
-    free(in_place);
-    free(wide);
-    free(want);
-    free(want_rstd);
-}
-
-static void check_norm_backward(const struct kernels *k, const float *inputs, int64_t rows,
-                                int64_t columns, double eps, bool dresidual)
-{
-    int64_t n = rows * columns;
-    float *s = copied(inputs, n), *y = poisoned_array(n), *rstd = poisoned_array(rows);
-    float *dy = random_array(n, 1), *dsum = random_array(n, 1), *in_place = copied(dsum, n);
-    float *gradient = poisoned_array(2 * n + columns), *dw = gradient + 2 * n;
-    float *dw_before = random_array(columns, 1), *dw_after = copied(dw_before, columns);
-    double *wide = widened(inputs, 2 * n + columns), *want = widened(dw_before, columns);
-    struct norm problem = {rows, columns, eps, widened(dy, n), dresidual ? widened(dsum, n) : NULL};
-
-    k->rmsnorm_forward(NULL, y, rstd, s, s, inputs + n, inputs + 2 * n, eps, rows, columns);
-    memset(dw, 0, (size_t)columns * sizeof(float));
-    k->rmsnorm_backward(NULL, gradient, dw, NULL, dy, s, inputs + 2 * n, rstd,
-                        dresidual ? dsum : NULL, rows, columns);
-    memcpy(gradient + n, gradient, (size_t)n * sizeof(float)); /* x and residual have the same */
-    check_gradient("rmsnorm", norm_loss, &problem, wide, gradient, 2 * n + columns);
-
-    /* dresidual may be dx; dw keeps what was there; what forward gave may take the place of dy. */
-    k->rmsnorm_backward(NULL, in_place, dw_after, dy, dy, s, inputs + 2 * n, rstd,
-                        dresidual ? in_place : NULL, rows, columns);
-    assert_same_bits(in_place, gradient, n);
-    assert_same_bits(dy, y, n);
-    for (int64_t i = 0; i < columns; i++)
-        want[i] += (double)dw[i];
-    check_close("rmsnorm_backward, accumulating", dw_after, want, columns, tolerance);
-    free(s);
-    free(y);
-    free(rstd);
-    free(dy);
-    free(dsum);
-    free(in_place);
-    free(gradient);
-    free(dw_before);
-    free(dw_after);
-    free(wide);
-    free(want);
-    free(problem.dy);
-    free(problem.dsum);
-}
-
-static void test_norm(void **state)
-{
-    static const int64_t column_counts[] = {1, 31, 64, 300};
-
-    for (size_t i = 0; i < COUNT(row_counts); i++)
-        for (size_t j = 0; j < COUNT(column_counts); j++) {
-            int64_t rows = row_counts[i], columns = column_counts[j];
-            float *inputs = random_array((2 * rows + 1) * columns, 2);
-
-            check_norm_forward(*state, inputs, rows, columns, 1e-5, false);
-            check_norm_backward(*state, inputs, rows, columns, 1e-2, false);
-            check_norm_backward(*state, inputs, rows, columns, 1e-2, true);
-            memset(inputs + rows * columns, 0, (size_t)(rows * columns) * sizeof(float));
-            check_norm_forward(*state, inputs, rows, columns, 1e-5, true);
-            free(inputs);
-        }
 }
 
 /* --- rotary positions ---------------------------------------------------------------------- */
@@ -363,9 +234,9 @@ static void check_attention(const struct kernels *k, const struct attention_shap
     check_gradient("attention", attention_loss, &problem, wide, dqkv, n);
 
     k->attention_forward(NULL, out_again, lse, qkv, shape);
-    assert_same_bits(out_again, out, nout);
+    check_same_bits(out_again, out, nout);
     k->attention_backward(NULL, dqkv_again, dout, out, qkv, lse, NULL, shape);
-    assert_same_bits(dqkv_again, dqkv, n);
+    check_same_bits(dqkv_again, dqkv, n);
     free(qkv);
     free(dout);
     free(out);
@@ -465,8 +336,8 @@ static void check_swiglu(const struct kernels *k, int64_t rows, int64_t f, float
     check_gradient("swiglu", swiglu_loss, &problem, wide, gradient, 2 * n);
     in_place = copied(gate_up, 2 * n);
     k->swiglu_backward(NULL, in_place, dy, dy, in_place, rows, f);
-    assert_same_bits(in_place, gradient, 2 * n);
-    assert_same_bits(dy, y, n);
+    check_same_bits(in_place, gradient, 2 * n);
+    check_same_bits(dy, y, n);
     free(gate_up);
     free(dy);
     free(y);
@@ -494,9 +365,11 @@ static void test_swiglu(void **state)
 int main(void)
 {
     struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exp),       cmocka_unit_test(test_linear),
-        cmocka_unit_test(test_norm),      cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_extremes),
+        cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_attention_extremes),
         cmocka_unit_test(test_swiglu),
     };
 

@@ -191,6 +191,11 @@ void check_close(const char *what, const float *got, const double *want, int64_t
                      (long long)n, (double)got[i], want[i]);
 }
 
+void check_same_bits(const float *x, const float *y, int64_t n)
+{
+    assert_memory_equal(x, y, (size_t)n * sizeof(*x));
+}
+
 /* The change of loss along `direction`, divided by the step. */
 static double slope(double (*loss)(const double *, const void *), const void *problem,
                     const double *inputs, const double *direction, double *moved, int64_t n)

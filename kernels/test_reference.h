@@ -37,6 +37,8 @@ void check_gradient(const char *what, double (*loss)(const double *inputs, const
 void check_close(const char *what, const float *got, const double *want, int64_t n,
                  double tolerance);
 
+void check_same_bits(const float *x, const float *y, int64_t n);
+
 double dot(const double *x, const double *y, int64_t n);
 
 /* Numbers for inputs: the same in every run. About uniform in [-1, 1), or below `n`. */
