@@ -98,6 +98,12 @@ struct kernels {
     /* dw[out, in] (fp32) += dy[rows, out]^T x[rows, in] */
     void (*linear_backward_weight)(struct stream *stream, float *dw, const void *dy, const void *x,
                                    int64_t rows, int64_t in, int64_t out);
+    /* The bias of a product: y[rows, columns] += bias[columns], both act */
+    void (*bias_forward)(struct stream *stream, void *y, const void *bias, int64_t rows,
+                         int64_t columns);
+    /* dbias[columns] (fp32) += the sum over the rows of dy[rows, columns] */
+    void (*bias_backward)(struct stream *stream, float *dbias, const void *dy, int64_t rows,
+                          int64_t columns);
 
     /* --- norm: y = s / rms(s) * w, rms(s) = sqrt(mean(s^2) + eps), s = x + residual ----------
      * residual may be NULL: s = x, and sum is not written. Otherwise sum[rows, columns] = s (sum
@@ -138,6 +144,13 @@ struct kernels {
     /* dgate_up may be gate_up itself; y as in rmsnorm_backward. */
     void (*swiglu_backward)(struct stream *stream, void *dgate_up, void *y, const void *dy,
                             const void *gate_up, int64_t rows, int64_t f);
+
+    /* --- GELU: y[n] = x Phi(x), Phi the normal distribution's cumulative function -------------
+     * That is x (1 + erf(x / sqrt(2))) / 2 to the precision of fp32, not its tanh approximation. */
+    void (*gelu_forward)(struct stream *stream, void *y, const void *x, int64_t n);
+    /* dx[n]; may be x itself; y as in rmsnorm_backward. */
+    void (*gelu_backward)(struct stream *stream, void *dx, void *y, const void *dy, const void *x,
+                          int64_t n);
 
     /* --- embedding, rows [first, first + count) of the vocabulary being here -----------------
      * y[rows, columns]: zeros for tokens that are elsewhere. tokens[rows] device. */

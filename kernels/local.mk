@@ -1,12 +1,14 @@
 noinst_LTLIBRARIES += kernels/libkernels.la
 
 kernels_libkernels_la_SOURCES = \
-	kernels/kernels.h kernels/nccl.h kernels/philox.h \
+	kernels/kernels.h kernels/nccl.h kernels/normal.h kernels/philox.h \
 	kernels/module.c kernels/module.h \
 	kernels/cpu/attention.c kernels/cpu/attention.h kernels/cpu/attention_backward.c \
+	kernels/cpu/bias.c \
 	kernels/cpu/cpu.c kernels/cpu/cpu.h \
 	kernels/cpu/cross_entropy.c \
 	kernels/cpu/embedding.c \
+	kernels/cpu/gelu.c \
 	kernels/cpu/linear.c \
 	kernels/cpu/norm.c \
 	kernels/cpu/optimizer.c \
@@ -54,9 +56,11 @@ cuda_sources = \
 	kernels/cuda/attention_mma.cu kernels/cuda/attention_mma_backward.cu \
 	kernels/cuda/attention_simt.cu \
 	kernels/cuda/attention_wgmma.cu kernels/cuda/attention_wgmma_backward.cu \
+	kernels/cuda/bias.cu \
 	kernels/cuda/cross_entropy.cu \
 	kernels/cuda/elementwise.cu \
 	kernels/cuda/embedding.cu \
+	kernels/cuda/gelu.cu \
 	kernels/cuda/linear.cu \
 	kernels/cuda/module.cu \
 	kernels/cuda/nccl.cu \
@@ -66,6 +70,7 @@ cuda_sources = \
 	kernels/cuda/swiglu.cu
 cuda_headers = \
 	kernels/cuda/attention.h kernels/cuda/attention_mma.h \
+	kernels/cuda/columns.h \
 	kernels/cuda/cuda.h \
 	kernels/cuda/memory.h \
 	kernels/cuda/mma.h \
@@ -87,7 +92,7 @@ CLEANFILES += mtllm-cuda.so $(cuda_objects)
 NVCCFLAGS = -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall \
 	-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
 	-gencode arch=compute_90,code=compute_90
-$(cuda_objects): $(cuda_headers) kernels/cuda/cudnn_graph.h kernels/kernels.h kernels/module.h kernels/nccl.h kernels/philox.h core/error.h
+$(cuda_objects): $(cuda_headers) kernels/cuda/cudnn_graph.h kernels/kernels.h kernels/module.h kernels/nccl.h kernels/normal.h kernels/philox.h core/error.h
 SUFFIXES = .cu
 .cu.o:
 	$(AM_V_GEN)$(MKDIR_P) $(@D) && $(NVCC) $(NVCCFLAGS) -I$(top_srcdir) -c -o $@ $<

@@ -362,15 +362,163 @@ static void test_swiglu(void **state)
     assert_true(y[0] == 0 && y[1] == 3000 && isnan(y[2]));
 }
 
+/* --- GELU ---------------------------------------------------------------------------------- */
+
+struct gelu {
+    int64_t n;
+    double *dy;
+};
+
+static double gelu_loss(const double *inputs, const void *problem)
+{
+    const struct gelu *p = problem;
+    double *y = calloc((size_t)p->n, sizeof(double)), loss;
+
+    reference_gelu(y, inputs, p->n);
+    loss = dot(y, p->dy, p->n);
+    free(y);
+    return loss;
+}
+
+static void check_gelu(const struct kernels *k, int64_t n, float spread)
+{
+    float *x = random_array(n, spread), *dy = random_array(n, 1), *y = poisoned_array(n);
+    float *gradient = poisoned_array(n), *in_place = copied(x, n);
+    double *wide = widened(x, n), *want = calloc((size_t)n, sizeof(double));
+    struct gelu problem = {n, widened(dy, n)};
+
+    reference_gelu(want, wide, n);
+    k->gelu_forward(NULL, y, x, n);
+    check_close("gelu_forward", y, want, n, tolerance);
+    k->gelu_backward(NULL, gradient, NULL, dy, x, n);
+    check_gradient("gelu", gelu_loss, &problem, wide, gradient, n);
+    k->gelu_backward(NULL, in_place, dy, dy, in_place, n);
+    check_same_bits(in_place, gradient, n);
+    check_same_bits(dy, y, n);
+    free(x);
+    free(dy);
+    free(y);
+    free(gradient);
+    free(in_place);
+    free(wide);
+    free(want);
+    free(problem.dy);
+}
+
+/* The cumulative function over all of where it is neither 0 nor 1, tail included. */
+static void check_gelu_tail(const struct kernels *k)
+{
+    enum { HALF = 50000, POINTS = 2 * HALF };
+    float *x = poisoned_array(POINTS), *y = poisoned_array(POINTS);
+
+    for (int64_t i = 0; i < POINTS; i++)
+        x[i] = (float)(i - HALF) * (6.0f / HALF);
+    k->gelu_forward(NULL, y, x, POINTS);
+    for (int64_t i = 0; i < POINTS; i++) {
+        double in = (double)x[i], phi = erfc(-in / sqrt(2)) / 2,
+               off = fabs((double)y[i] - in * phi);
+
+        if (!(off <= 2e-7 * fabs(in) && off <= 5e-6 * fabs(in * phi)))
+            fail_msg("gelu(%.9g) is %.9g, expected %.9g", in, (double)y[i], in * phi);
+    }
+    free(x);
+    free(y);
+}
+
+static void test_gelu(void **state)
+{
+    const struct kernels *k = *state;
+    float extreme[] = {-1000, 1000, NAN, -1e30f, 1e30f, 0, INFINITY}, y[7];
+    float dy[] = {1, 1, 1, 1, 1, 1};
+
+    check_gelu(k, 1, 4);
+    check_gelu(k, 539, 4);
+    check_gelu(k, 20865, 4);
+    check_gelu(k, 20865, 20);
+    check_gelu_tail(k);
+    k->gelu_forward(NULL, y, extreme, 7);
+    assert_true(y[0] == 0 && y[1] == 1000 && isnan(y[2]) && y[3] == 0 && y[4] == 1e30f);
+    assert_true(y[5] == 0 && y[6] == INFINITY);
+    k->gelu_backward(NULL, extreme, NULL, dy, extreme, 6);
+    assert_true(extreme[0] == 0 && extreme[1] == 1 && isnan(extreme[2]) && extreme[3] == 0);
+    assert_true(extreme[4] == 1 && extreme[5] == 0.5f);
+}
+
+/* --- bias ---------------------------------------------------------------------------------- */
+
+static void check_bias(const struct kernels *k, int64_t rows, int64_t columns)
+{
+    int64_t n = rows * columns;
+    float *y = random_array(n, 1), *bias = random_array(columns, 1), *dy = random_array(n, 1);
+    float *dbias = random_array(columns, 1), *again = copied(dbias, columns);
+    double *want = widened(y, n), *sums = widened(dbias, columns);
+
+    for (int64_t i = 0; i < n; i++) {
+        want[i] += (double)bias[i % columns];
+        sums[i % columns] += (double)dy[i];
+    }
+    k->bias_forward(NULL, y, bias, rows, columns);
+    check_close("bias_forward", y, want, n, tolerance);
+    k->bias_backward(NULL, dbias, dy, rows, columns);
+    check_close("bias_backward", dbias, sums, columns, tolerance);
+    k->bias_backward(NULL, again, dy, rows, columns);
+    check_same_bits(again, dbias, columns);
+    free(y);
+    free(bias);
+    free(dy);
+    free(dbias);
+    free(again);
+    free(want);
+    free(sums);
+}
+
+static void test_bias(void **state)
+{
+    for (size_t i = 0; i < COUNT(row_counts); i++) {
+        check_bias(*state, row_counts[i], 1);
+        check_bias(*state, row_counts[i], 64);
+        check_bias(*state, row_counts[i], 321);
+    }
+    check_bias(*state, 1000, 33);
+}
+
+/* --- any number of threads ----------------------------------------------------------------- */
+
+static void test_threads(void **state)
+{
+    enum { ROWS = 130, COLUMNS = 321, N = ROWS * COLUMNS, OUTPUTS = 2 * N + COLUMNS };
+    float *x = random_array(N, 4), *dy = random_array(N, 1), *one = NULL;
+    (void)state;
+
+    for (int threads = 1; threads <= 5; threads++) {
+        const struct kernels *k = kernels_cpu(threads);
+        float *outputs = calloc(OUTPUTS, sizeof(*outputs));
+
+        k->gelu_forward(NULL, outputs, x, N);
+        k->bias_forward(NULL, outputs, dy, ROWS, COLUMNS);
+        k->gelu_backward(NULL, outputs + N, NULL, dy, x, N);
+        k->bias_backward(NULL, outputs + 2 * N, dy, ROWS, COLUMNS);
+        if (!one) {
+            one = outputs;
+            continue;
+        }
+        check_same_bits(outputs, one, OUTPUTS);
+        free(outputs);
+    }
+    (void)kernels_cpu(THREADS);
+    free(x);
+    free(dy);
+    free(one);
+}
+
 int main(void)
 {
     struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exp),
-        cmocka_unit_test(test_linear),
-        cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_attention_extremes),
-        cmocka_unit_test(test_swiglu),
+        cmocka_unit_test(test_exp),       cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_bias),      cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_extremes),
+        cmocka_unit_test(test_swiglu),    cmocka_unit_test(test_gelu),
+        cmocka_unit_test(test_threads),
     };
 
     for (size_t i = 0; i < COUNT(tests); i++)

@@ -94,6 +94,12 @@ void reference_swiglu(double *y, const double *gate_up, int64_t rows, int64_t f)
         }
 }
 
+void reference_gelu(double *y, const double *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = x[i] * (1 + erf(x[i] / sqrt(2))) / 2;
+}
+
 double reference_cross_entropy(const double *logits, int64_t target, int64_t count)
 {
     double maximum = logits[0], sum;

@@ -23,6 +23,7 @@ void reference_rope(double *turned, const double *qkv, const int32_t *positions,
 void reference_attention(double *out, double *lse, const double *qkv,
                          const struct attention_shape *shape);
 void reference_swiglu(double *y, const double *gate_up, int64_t rows, int64_t f);
+void reference_gelu(double *y, const double *x, int64_t n);
 /* -log softmax(logits)[target] of one row of `count` */
 double reference_cross_entropy(const double *logits, int64_t target, int64_t count);
 

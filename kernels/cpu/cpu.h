@@ -30,6 +30,12 @@ void cpu_linear_backward_input(struct stream *stream, void *dx, const void *dy, 
 void cpu_linear_backward_weight(struct stream *stream, float *dw, const void *dy, const void *x,
                                 int64_t rows, int64_t in, int64_t out);
 
+/* bias.c */
+void cpu_bias_forward(struct stream *stream, void *y, const void *bias, int64_t rows,
+                      int64_t columns);
+void cpu_bias_backward(struct stream *stream, float *dbias, const void *dy, int64_t rows,
+                       int64_t columns);
+
 /* norm.c */
 void cpu_rmsnorm_forward(struct stream *stream, void *y, float *rstd, void *sum, const void *x,
                          const void *residual, const void *w, double eps, int64_t rows,
@@ -55,6 +61,11 @@ void cpu_swiglu_forward(struct stream *stream, void *y, const void *gate_up, int
                         int64_t f);
 void cpu_swiglu_backward(struct stream *stream, void *dgate_up, void *y, const void *dy,
                          const void *gate_up, int64_t rows, int64_t f);
+
+/* gelu.c */
+void cpu_gelu_forward(struct stream *stream, void *y, const void *x, int64_t n);
+void cpu_gelu_backward(struct stream *stream, void *dx, void *y, const void *dy, const void *x,
+                       int64_t n);
 
 /* embedding.c */
 void cpu_embedding_forward(struct stream *stream, void *y, const int32_t *tokens, const void *w,

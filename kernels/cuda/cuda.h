@@ -123,6 +123,14 @@ int cuda_linear_open(struct error *error);
 char *cuda_products_text(void);
 bool cuda_products_adopt(const char *text);
 
+/* bias.cu */
+template <class T>
+void cuda_bias_forward(struct stream *stream, void *y, const void *bias, int64_t rows,
+                       int64_t columns);
+template <class T>
+void cuda_bias_backward(struct stream *stream, float *dbias, const void *dy, int64_t rows,
+                        int64_t columns);
+
 /* norm.cu */
 template <class T>
 void cuda_rmsnorm_forward(struct stream *stream, void *y, float *rstd, void *sum, const void *x,
@@ -156,6 +164,12 @@ void cuda_swiglu_forward(struct stream *stream, void *y, const void *gate_up, in
 template <class T>
 void cuda_swiglu_backward(struct stream *stream, void *dgate_up, void *y, const void *dy,
                           const void *gate_up, int64_t rows, int64_t f);
+
+/* gelu.cu */
+template <class T> void cuda_gelu_forward(struct stream *stream, void *y, const void *x, int64_t n);
+template <class T>
+void cuda_gelu_backward(struct stream *stream, void *dx, void *y, const void *dy, const void *x,
+                        int64_t n);
 
 /* embedding.cu */
 template <class T>

@@ -159,13 +159,19 @@ template <class S> static __device__ inline S block_sum(S x, S *scratch)
 }
 
 /* --- exp -------------------------------------------------------------------------------------
- * e^x with a relative error of about 2^-22 + |x| 2^-23; 0 where that is denormal; NaN stays NaN. */
-static __device__ inline float exp_fast(float x)
+ * 2^x with a relative error of about 2^-22; e^x with a relative error of about 2^-22 + |x| 2^-23; 0
+ * where that is denormal; NaN stays NaN. */
+static __device__ inline float exp2_fast(float x)
 {
     float y;
 
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+static __device__ inline float exp_fast(float x)
+{
+    return exp2_fast(x * 1.44269504f);
 }
 
 #endif

@@ -277,6 +277,8 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.linear_forward = cuda_linear_forward<T>;
     table.linear_backward_input = cuda_linear_backward_input<T>;
     table.linear_backward_weight = cuda_linear_backward_weight<T>;
+    table.bias_forward = cuda_bias_forward<T>;
+    table.bias_backward = cuda_bias_backward<T>;
     table.rmsnorm_forward = cuda_rmsnorm_forward<T>;
     table.rmsnorm_backward = cuda_rmsnorm_backward<T>;
     table.rope = cuda_rope<T>;
@@ -285,6 +287,8 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.attention_backward = cuda_attention_backward<T>;
     table.swiglu_forward = cuda_swiglu_forward<T>;
     table.swiglu_backward = cuda_swiglu_backward<T>;
+    table.gelu_forward = cuda_gelu_forward<T>;
+    table.gelu_backward = cuda_gelu_backward<T>;
     table.embedding_forward = cuda_embedding_forward<T>;
     table.embedding_backward = cuda_embedding_backward<T>;
     table.cross_entropy_partial = cuda_cross_entropy_partial<T>;

@@ -51,13 +51,18 @@ void *fetched_wide(const struct twin *twin)
     return wide;
 }
 
+void *element_of(const struct twin *twin, int64_t index)
+{
+    return (char *)twin->device + (size_t)index * dtype_bytes(twin->dtype);
+}
+
 void free_all(struct twin *twins, int count)
 {
     for (int i = 0; i < count; i++)
         twin_free(&twins[i]);
 }
 
-/* --- rope, SwiGLU, elementwise ------------------------------------------------------------- */
+/* --- rope, SwiGLU, GELU, bias, elementwise ------------------------------------------------- */
 
 static void check_rope(int64_t rows, int heads, int kv_heads, int head_dim, bool inverse)
 {
@@ -115,6 +120,80 @@ static void test_swiglu(int64_t rows, int64_t f)
     twin_same_bits("swiglu_backward, in place", &dgate_up[0], &dgate_up[1]);
     twin_same_bits("swiglu_backward, forward again", &y[0], &again);
     free_all((struct twin[]){gate_up, dy, y[0], y[1], dgate_up[0], dgate_up[1], again}, 7);
+}
+
+/* From element `from` on, so that vectors may not fit. */
+static void check_gelu(int64_t n, int64_t from)
+{
+    int64_t count = n + from;
+    struct twin x = twin_random("x", count, act(), 3), dy = twin_random("dy", count, act(), 1);
+    struct twin y[2] = {copied(&dy), copied(&dy)}, again = copied(&dy);
+    struct twin dx[2] = {copied(&x), copied(&x)};
+    void *in_place = element_of(&dx[1], from), *taken = element_of(&again, from);
+
+    for (int i = 0; i < 2; i++) {
+        cuda->fill(NULL, element_of(&y[i], from), act(), NAN, n);
+        cuda->gelu_forward(NULL, element_of(&y[i], from), element_of(&x, from), n);
+    }
+    cuda->fill(NULL, element_of(&dx[0], from), act(), NAN, n);
+    cuda->gelu_backward(NULL, element_of(&dx[0], from), NULL, element_of(&dy, from),
+                        element_of(&x, from), n);
+    cuda->gelu_backward(NULL, in_place, taken, taken, in_place, n);
+    cpu->gelu_forward(NULL, y[0].host + from, x.host + from, n);
+    cpu->gelu_backward(NULL, dx[0].host + from, NULL, dy.host + from, x.host + from, n);
+    twin_compare("gelu_forward", &y[0], tolerance());
+    twin_same_bits("gelu_forward", &y[0], &y[1]);
+    twin_compare("gelu_backward", &dx[0], tolerance());
+    twin_same_bits("gelu_backward, in place", &dx[0], &dx[1]);
+    twin_same_bits("gelu_backward, forward again", &y[0], &again);
+    free_all((struct twin[]){x, dy, y[0], y[1], again, dx[0], dx[1]}, 7);
+}
+
+static void test_gelu(void)
+{
+    static const int64_t counts[] = {1, 7, 33, 4096, 100003};
+
+    for (int i = 0; i < 5; i++) {
+        check_gelu(counts[i], 0);
+        check_gelu(counts[i], 3);
+    }
+}
+
+/* Activations from element `from` on. */
+static void check_bias(int64_t rows, int64_t columns, int64_t from)
+{
+    int64_t n = rows * columns + from;
+    struct twin y[2] = {twin_random("y", n, act(), 1)}, dy = twin_random("dy", n, act(), 1);
+    struct twin bias = twin_random("bias", columns + from, act(), 1);
+    struct twin dbias[2] = {twin_random("dbias", columns, DTYPE_F32, 1)};
+
+    y[1] = copied(&y[0]);
+    dbias[1] = copied(&dbias[0]);
+    for (int i = 0; i < 2; i++) {
+        cuda->bias_forward(NULL, element_of(&y[i], from), element_of(&bias, from), rows, columns);
+        cuda->bias_backward(NULL, dbias[i].device, element_of(&dy, from), rows, columns);
+    }
+    cpu->bias_forward(NULL, y[0].host + from, bias.host + from, rows, columns);
+    cpu->bias_backward(NULL, dbias[0].host, dy.host + from, rows, columns);
+    twin_compare("bias_forward", &y[0], tolerance());
+    twin_same_bits("bias_forward", &y[0], &y[1]);
+    twin_compare("bias_backward", &dbias[0], 1e-5);
+    twin_same_bits("bias_backward", &dbias[0], &dbias[1]);
+    free_all((struct twin[]){y[0], y[1], dy, bias, dbias[0], dbias[1]}, 6);
+}
+
+static void test_bias(void)
+{
+    for (int i = 0; i < ROW_COUNTS; i++)
+        for (int j = 0; j < COLUMN_COUNTS; j++) {
+            check_bias(row_counts[i], column_counts[j], 0);
+            check_bias(row_counts[i], column_counts[j], 3);
+        }
+    check_bias(700, 4544, 0);  /* the last slice of columns is not full */
+    check_bias(70000, 8, 0);   /* one vector, all blocks over the rows */
+    check_bias(5000, 33, 0);   /* the same, element by element */
+    check_bias(40, 100000, 0); /* one block for the rows of each slice */
+    check_bias(0, 8, 0);
 }
 
 /* From element `from` on, so that vectors may not fit. */
@@ -348,6 +427,8 @@ static void test(void)
     test_rmsnorm(3, 20000);
     test_rmsnorm(2, 8191);
     test_rope();
+    test_gelu();
+    test_bias();
     test_elementwise();
     test_embedding();
     test_cross_entropy();

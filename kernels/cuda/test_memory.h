@@ -12,6 +12,8 @@ struct twin copied(const struct twin *twin);
 /* The bytes of the device's array, or its numbers in fp32; to be freed. */
 void *fetched(const struct twin *twin);
 void *fetched_wide(const struct twin *twin);
+/* Where the device has that element: starts that are no multiple of 16 bytes. */
+void *element_of(const struct twin *twin, int64_t index);
 void free_all(struct twin *twins, int count);
 
 /* test_memory_norm.c */
