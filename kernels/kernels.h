@@ -118,6 +118,20 @@ struct kernels {
                              const void *s, const void *w, const float *rstd, const void *dresidual,
                              int64_t rows, int64_t columns);
 
+    /* --- LayerNorm: y = (s - mean(s)) * rstd * w + b, s = x + residual ------------------------
+     * mean[rows] (fp32) is that of the row; rstd[rows] (fp32) = 1 / sqrt(var(s) + eps), var(s) =
+     * mean((s - mean(s))^2), computed so and not as mean(s^2) - mean(s)^2. w[columns] and
+     * b[columns] act; residual and sum as in rmsnorm_forward. */
+    void (*layernorm_forward)(struct stream *stream, void *y, float *mean, float *rstd, void *sum,
+                              const void *x, const void *residual, const void *w, const void *b,
+                              double eps, int64_t rows, int64_t columns);
+    /* dw[columns] and db[columns] (fp32) += ; dx, y and dresidual as in rmsnorm_backward. b is read
+     * for y alone. */
+    void (*layernorm_backward)(struct stream *stream, void *dx, float *dw, float *db, void *y,
+                               const void *dy, const void *s, const void *w, const void *b,
+                               const float *mean, const float *rstd, const void *dresidual,
+                               int64_t rows, int64_t columns);
+
     /* --- rotary positions, Hugging Face's half-rotation, in place ---------------------------
      * qkv[rows, (heads + 2 * kv_heads) * head_dim] is [q heads | k heads | v heads]; q and k are
      * turned by the angles of positions[rows] (device); cosine and sine are

@@ -30,6 +30,27 @@ void reference_rmsnorm(double *y, double *rstd, const double *s, const double *w
     }
 }
 
+void reference_layernorm(double *y, double *mean, double *rstd, const double *s, const double *w,
+                         const double *b, double eps, int64_t rows, int64_t columns)
+{
+    for (int64_t row = 0; row < rows; row++) {
+        const double *x = s + row * columns;
+        double middle = 0, variance = 0, deviation;
+
+        for (int64_t i = 0; i < columns; i++)
+            middle += x[i] / (double)columns;
+        for (int64_t i = 0; i < columns; i++)
+            variance += (x[i] - middle) * (x[i] - middle) / (double)columns;
+        deviation = sqrt(variance + eps);
+        for (int64_t i = 0; i < columns; i++)
+            y[row * columns + i] = (x[i] - middle) / deviation * w[i] + b[i];
+        if (mean)
+            mean[row] = middle;
+        if (rstd)
+            rstd[row] = 1 / deviation;
+    }
+}
+
 void reference_rope(double *turned, const double *qkv, const int32_t *positions, double base,
                     int64_t rows, int heads, int kv_heads, int head_dim)
 {

@@ -16,6 +16,9 @@ void reference_linear(double *y, const double *x, const double *w, int64_t rows,
 /* y[rows, columns] = s / rms(s) * w; rstd may be NULL */
 void reference_rmsnorm(double *y, double *rstd, const double *s, const double *w, double eps,
                        int64_t rows, int64_t columns);
+/* y[rows, columns] = (s - mean) * rstd * w + b; mean and rstd may be NULL */
+void reference_layernorm(double *y, double *mean, double *rstd, const double *s, const double *w,
+                         const double *b, double eps, int64_t rows, int64_t columns);
 /* turned[rows, (heads + 2 kv_heads) head_dim] from qkv; angle = position * base^(-2 i / dim) */
 void reference_rope(double *turned, const double *qkv, const int32_t *positions, double base,
                     int64_t rows, int heads, int kv_heads, int head_dim);

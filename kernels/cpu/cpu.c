@@ -234,6 +234,8 @@ const struct kernels *kernels_cpu(int threads)
         .bias_backward = cpu_bias_backward,
         .rmsnorm_forward = cpu_rmsnorm_forward,
         .rmsnorm_backward = cpu_rmsnorm_backward,
+        .layernorm_forward = cpu_layernorm_forward,
+        .layernorm_backward = cpu_layernorm_backward,
         .rope = cpu_rope,
         .attention_forward = cpu_attention_forward,
         .attention_workspace = cpu_attention_workspace,

@@ -43,6 +43,13 @@ void cpu_rmsnorm_forward(struct stream *stream, void *y, float *rstd, void *sum,
 void cpu_rmsnorm_backward(struct stream *stream, void *dx, float *dw, void *y, const void *dy,
                           const void *s, const void *w, const float *rstd, const void *dresidual,
                           int64_t rows, int64_t columns);
+void cpu_layernorm_forward(struct stream *stream, void *y, float *mean, float *rstd, void *sum,
+                           const void *x, const void *residual, const void *w, const void *b,
+                           double eps, int64_t rows, int64_t columns);
+void cpu_layernorm_backward(struct stream *stream, void *dx, float *dw, float *db, void *y,
+                            const void *dy, const void *s, const void *w, const void *b,
+                            const float *mean, const float *rstd, const void *dresidual,
+                            int64_t rows, int64_t columns);
 
 /* rope.c */
 void cpu_rope(struct stream *stream, void *qkv, const float *cosine, const float *sine,

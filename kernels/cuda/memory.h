@@ -143,6 +143,12 @@ template <class S> static __device__ inline S warp_sum(S x)
     return x;
 }
 
+/* Two sums at one barrier. */
+static __device__ inline float2 warp_sum(float2 x)
+{
+    return make_float2(warp_sum(x.x), warp_sum(x.y));
+}
+
 /* Over a block of whole warps; all threads get the same bits. `scratch` is shared memory, [WARP],
  * and free to be written again after the next barrier. */
 template <class S> static __device__ inline S block_sum(S x, S *scratch)
@@ -155,7 +161,7 @@ template <class S> static __device__ inline S block_sum(S x, S *scratch)
     if (lane == 0)
         scratch[warp] = x;
     __syncthreads();
-    return warp_sum(lane < warps ? scratch[lane] : S(0));
+    return warp_sum(lane < warps ? scratch[lane] : S());
 }
 
 /* --- exp -------------------------------------------------------------------------------------

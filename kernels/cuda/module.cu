@@ -281,6 +281,8 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.bias_backward = cuda_bias_backward<T>;
     table.rmsnorm_forward = cuda_rmsnorm_forward<T>;
     table.rmsnorm_backward = cuda_rmsnorm_backward<T>;
+    table.layernorm_forward = cuda_layernorm_forward<T>;
+    table.layernorm_backward = cuda_layernorm_backward<T>;
     table.rope = cuda_rope<T>;
     table.attention_forward = cuda_attention_forward<T>;
     table.attention_workspace = cuda_attention_workspace<T>;

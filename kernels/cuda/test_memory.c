@@ -420,12 +420,22 @@ static void test(void)
     for (int i = test_small() ? ROW_COUNTS - 1 : 0; i < ROW_COUNTS; i++)
         for (int j = test_small() ? COLUMN_COUNTS - 2 : 0; j < COLUMN_COUNTS; j++) {
             test_rmsnorm(row_counts[i], column_counts[j]);
+            test_layernorm(row_counts[i], column_counts[j]);
             test_swiglu(row_counts[i], column_counts[j]);
         }
     test_rmsnorm(700, 96);
     test_rmsnorm(5, 9000);
     test_rmsnorm(3, 20000);
     test_rmsnorm(2, 8191);
+    test_layernorm(700, 4544); /* several rows a block */
+    test_layernorm(700, 96);
+    test_layernorm(5, 5120); /* the longest for backward's registers: fp32 */
+    test_layernorm(5, 5124);
+    test_layernorm(5, 10240); /* 16 bits */
+    test_layernorm(5, 10248);
+    test_layernorm(3, 20000); /* too long for forward's */
+    test_layernorm(2, 8191);
+    test_layernorm_starts();
     test_rope();
     test_gelu();
     test_bias();

@@ -18,6 +18,8 @@ void free_all(struct twin *twins, int count);
 
 /* test_memory_norm.c */
 void test_rmsnorm(int64_t rows, int64_t columns);
+void test_layernorm(int64_t rows, int64_t columns);
+void test_layernorm_starts(void); /* that vectors do not fit, and rows far from zero */
 
 /* test_memory_optimizer.c */
 void test_sums(void);
