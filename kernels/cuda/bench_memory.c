@@ -160,6 +160,56 @@ static void run_norm_backward(void *user)
                            call->columns);
 }
 
+static void run_layernorm_forward(void *user)
+{
+    struct call *call = user;
+    void **a = next(call);
+
+    cuda->layernorm_forward(NULL, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], 1e-5, call->rows,
+                            call->columns);
+}
+
+static void run_layernorm_backward(void *user)
+{
+    struct call *call = user;
+    void **a = next(call);
+
+    cuda->layernorm_backward(NULL, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[0],
+                             call->rows, call->columns);
+}
+
+static void run_bias_forward(void *user)
+{
+    struct call *call = user;
+    void **a = next(call);
+
+    cuda->bias_forward(NULL, a[0], a[1], call->rows, call->columns);
+}
+
+static void run_bias_backward(void *user)
+{
+    struct call *call = user;
+    void **a = next(call);
+
+    cuda->bias_backward(NULL, a[0], a[1], call->rows, call->columns);
+}
+
+static void run_gelu_forward(void *user)
+{
+    struct call *call = user;
+    void **a = next(call);
+
+    cuda->gelu_forward(NULL, a[0], a[1], call->count);
+}
+
+static void run_gelu_backward(void *user)
+{
+    struct call *call = user;
+    void **a = next(call);
+
+    cuda->gelu_backward(NULL, a[0], a[1], a[2], a[3], call->count);
+}
+
 static void run_rope(void *user)
 {
     struct call *call = user;
@@ -313,6 +363,90 @@ static void bench_norm(int64_t columns)
                             : "rmsnorm_backward, residual",
                 shape, kind < 2 ? run_norm_forward : run_norm_backward, &call,
                 kind == 0 ? 2 * n : 4 * n);
+    }
+}
+
+static void bench_layernorm(int64_t columns)
+{
+    static const char *const names[] = {"layernorm_forward", "layernorm_forward, residual",
+                                        "layernorm_backward, residual",
+                                        "layernorm_backward, and y"};
+    double n = (double)ROWS * (double)columns * (double)element;
+    char shape[32];
+
+    snprintf(shape, sizeof(shape), "%d x %lld", ROWS, (long long)columns);
+    for (int kind = 0; kind < 4; kind++) {
+        struct call call = {.rows = ROWS, .columns = columns};
+
+        for (int set = 0; set < SETS; set++) {
+            void **a = call.arrays[set];
+
+            a[0] = activations(ROWS * columns, 1);
+            if (kind < 2) {
+                a[1] = numbers(ROWS, DTYPE_F32, -1, 1);
+                a[2] = numbers(ROWS, DTYPE_F32, 1, 2);
+                a[3] = kind ? activations(ROWS * columns, 1) : NULL;
+                a[4] = activations(ROWS * columns, 1);
+                a[5] = kind ? activations(ROWS * columns, 1) : NULL;
+                a[6] = activations(columns, 1);
+                a[7] = activations(columns, 1);
+            } else {
+                a[1] = numbers(columns, DTYPE_F32, -1, 1);
+                a[2] = numbers(columns, DTYPE_F32, -1, 1);
+                a[3] = kind == 3 ? activations(ROWS * columns, 1) : NULL;
+                a[4] = activations(ROWS * columns, 1e-3);
+                a[5] = activations(ROWS * columns, 1);
+                a[6] = activations(columns, 1);
+                a[7] = activations(columns, 1);
+                a[8] = numbers(ROWS, DTYPE_F32, -1, 1);
+                a[9] = numbers(ROWS, DTYPE_F32, 1, 2);
+            }
+        }
+        measure(names[kind], shape, kind < 2 ? run_layernorm_forward : run_layernorm_backward,
+                &call,
+                kind == 0   ? 2 * n
+                : kind == 3 ? 5 * n
+                            : 4 * n);
+    }
+}
+
+static void bench_bias(int64_t columns)
+{
+    double n = (double)ROWS * (double)columns * (double)element;
+    struct call forward = {.rows = ROWS, .columns = columns}, backward = forward;
+    char shape[32];
+
+    snprintf(shape, sizeof(shape), "%d x %lld", ROWS, (long long)columns);
+    for (int set = 0; set < SETS; set++) {
+        forward.arrays[set][0] = activations(ROWS * columns, 1);
+        forward.arrays[set][1] = activations(columns, 1e-3);
+        backward.arrays[set][0] = numbers(columns, DTYPE_F32, -1, 1);
+        backward.arrays[set][1] = activations(ROWS * columns, 1);
+    }
+    measure("bias_forward", shape, run_bias_forward, &forward, 2 * n);
+    measure("bias_backward", shape, run_bias_backward, &backward, n);
+}
+
+static void bench_gelu(int64_t columns)
+{
+    static const char *const names[] = {"gelu_forward", "gelu_backward", "gelu_backward, and y"};
+    double n = (double)ROWS * (double)columns * (double)element;
+    char shape[32];
+
+    snprintf(shape, sizeof(shape), "%d x %lld", ROWS, (long long)columns);
+    for (int kind = 0; kind < 3; kind++) {
+        struct call call = {.count = ROWS * columns};
+
+        for (int set = 0; set < SETS; set++) {
+            void **a = call.arrays[set];
+
+            a[0] = activations(call.count, 1);
+            a[1] = kind == 1 ? NULL : activations(call.count, 1);
+            a[2] = kind == 0 ? NULL : activations(call.count, 1);
+            a[3] = kind == 0 ? NULL : activations(call.count, 1);
+        }
+        measure(names[kind], shape, kind ? run_gelu_backward : run_gelu_forward, &call,
+                (kind + 2) * n);
     }
 }
 
@@ -489,6 +623,13 @@ static void bench(void)
     bench_copy();
     bench_norm(2048);
     bench_norm(4096);
+    for (int i = 0; i < 2; i++) {
+        static const int64_t columns[] = {4544, 8192}; /* Falcon 7B and 40B */
+
+        bench_layernorm(columns[i]);
+        bench_bias(columns[i]);
+        bench_gelu(columns[i]);
+    }
     bench_rope(32, 8, 64);
     bench_rope(32, 8, 128);
     bench_swiglu(5632);
