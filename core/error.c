@@ -5,14 +5,30 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+
+/* Names in messages come from files that somebody else may have made: none may begin a second line
+ * or speak to the terminal. */
+static void replace_controls(char *text)
+{
+    for (unsigned char *at = (unsigned char *)text; *at; at++) {
+        bool wide = at[0] == 0xc2 && at[1] >= 0x80 && at[1] < 0xa0; /* C1 controls in UTF-8 */
+
+        if (*at < ' ' || *at == 0x7f || wide)
+            *at = '?';
+        if (wide)
+            at[1] = '?';
+    }
+}
 
 static void format_text(struct error *error, const char *format, va_list arguments)
 {
     char text[sizeof(error->text)];
 
     vsnprintf(text, sizeof(text), format, arguments);
+    replace_controls(text);
     memcpy(error->text, text, sizeof(text));
 }
 
