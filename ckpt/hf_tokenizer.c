@@ -72,15 +72,17 @@ static int next_field(struct bytes *in, struct field *field)
     }
 }
 
-/* Names that do not fit are not used. */
+/* Names that do not fit, or that JSON cannot hold, are not used. */
 static void copy_text(char *to, size_t size, struct bytes bytes)
 {
     size_t length = (size_t)(bytes.end - bytes.at);
+    json_t *text = json_stringn((const char *)bytes.at, length); /* NULL when it is no UTF-8 */
 
-    if (length < size && !memchr(bytes.at, '\0', length)) {
+    if (text && length < size && !memchr(bytes.at, '\0', length)) {
         memcpy(to, bytes.at, length);
         to[length] = '\0';
     }
+    json_decref(text);
 }
 
 static int read_trainer(struct hf_sentencepiece *tokenizer, struct bytes in)

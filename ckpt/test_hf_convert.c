@@ -206,6 +206,7 @@ static const unsigned char spm[] = {
 static void test_sentencepiece(void **state)
 {
     struct hf_sentencepiece tokenizer;
+    unsigned char changed[sizeof(spm)];
     char *text;
     json_t *json;
     (void)state;
@@ -227,6 +228,15 @@ static void test_sentencepiece(void **state)
     assert_true(json_is_true(json_object_get(json, "add_bos_token")));
     assert_int_equal(json_integer_value(json_object_get(json, "model_max_length")), 77);
     json_decref(json);
+    free(text);
+
+    /* A name that is no UTF-8 is as good as none. */
+    memcpy(changed, spm, sizeof(spm));
+    memset(memmem(changed, sizeof(changed), "<bos>", 5), 0xff, 5);
+    assert_int_equal(hf_sentencepiece_read(&tokenizer, changed, sizeof(changed)), 0);
+    assert_string_equal(tokenizer.bos, "<s>");
+    text = hf_sentencepiece_config(&tokenizer, 77);
+    assert_non_null(text);
     free(text);
 
     /* Cut anywhere, or no such file at all: refused or read, never past the end. */
