@@ -90,11 +90,19 @@ static int read_token(const struct config *config, const char *key, int64_t othe
                       int64_t *value)
 {
     const json_t *json = json_object_get(config->root, key);
+    const json_t *token;
+    size_t i;
 
     *value = otherwise;
     if (!json)
         return 0;
     *value = -1;
+    /* The others are kept for an export. */
+    json_array_foreach(json, i, token)
+    {
+        if (!json_is_integer(token))
+            return refuse(config, "%s is neither a token id nor a list of them", key);
+    }
     if (json_is_array(json))
         json = json_array_get(json, 0);
     if (!json || json_is_null(json))

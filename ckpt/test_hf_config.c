@@ -165,6 +165,7 @@ static void test_malformed(void **state)
     assert_refused("{\"model_type\": \"llama\", \"tie_word_embeddings\": 1}",
                    "tie_word_embeddings");
     assert_refused("{\"model_type\": \"llama\", \"eos_token_id\": \"2\"}", "eos_token_id");
+    assert_refused("{\"model_type\": \"llama\", \"eos_token_id\": [2, [3]]}", "eos_token_id");
     assert_refused("{\"model_type\": \"llama\", \"hidden_size\": 1048576,"
                    " \"num_attention_heads\": 65536, \"head_dim\": 65536}",
                    "2^50");
