@@ -10,6 +10,8 @@
 
 #include <jansson.h>
 
+#include "ckpt/json_text.h"
+
 /* One config.json while it is read. */
 struct config {
     const json_t *root;
@@ -264,7 +266,8 @@ int hf_config_read(struct model *model, const char *text, size_t length, const c
                    struct error *error)
 {
     json_error_t reason;
-    json_t *root = json_loadb(text, length, JSON_REJECT_DUPLICATES, &reason);
+    json_t *root =
+        json_text_parse(text, length, JSON_CONFIG_VALUES, JSON_REJECT_DUPLICATES, &reason);
     struct config config = {root, path, error};
     struct model read = {.family = MODEL_FAMILY_LLAMA};
     int rc;
@@ -384,7 +387,8 @@ char *hf_config_take_token_ids(const char *text, const char *from, size_t length
                                enum hf_token_ids which)
 {
     static const char *const keys[] = {"bos_token_id", "eos_token_id", "pad_token_id"};
-    json_t *to = json_loads(text, 0, NULL), *source = json_loadb(from, length, 0, NULL);
+    json_t *to = json_loads(text, 0, NULL);
+    json_t *source = json_text_parse(from, length, JSON_CONFIG_VALUES, 0, NULL);
     json_t *list = json_object_get(source, "eos_token_id");
     int rc = 0;
 

@@ -9,6 +9,8 @@
 
 #include <jansson.h>
 
+#include "ckpt/json_text.h"
+
 struct bytes {
     const unsigned char *at, *end;
 };
@@ -211,7 +213,7 @@ static const char *added_token(const json_t *tokenizer, int64_t id)
 char *hf_tokenizer_json_config(const char *text, size_t size, int64_t bos, int64_t eos,
                                int64_t max_positions)
 {
-    json_t *tokenizer = json_loadb(text, size, 0, NULL);
+    json_t *tokenizer = json_text_parse(text, size, JSON_TOKENIZER_VALUES, 0, NULL);
     const char *bos_text = added_token(tokenizer, bos), *eos_text = added_token(tokenizer, eos);
     json_t *json =
         json_pack("{s:s, s:b, s:I}", "tokenizer_class", "PreTrainedTokenizerFast",

@@ -8,6 +8,7 @@ ckpt_libdisk_la_LIBADD = core/libcore.la
 ckpt_libhf_la_SOURCES = \
 	ckpt/hf_config.c ckpt/hf_config.h \
 	ckpt/hf_tensors.c ckpt/hf_tensors.h \
+	ckpt/json_text.c ckpt/json_text.h \
 	ckpt/safetensors.c ckpt/safetensors.h \
 	ckpt/safetensors_header.c ckpt/safetensors_header.h \
 	ckpt/safetensors_writer.c

@@ -4,10 +4,14 @@
 #include "ckpt/safetensors_header.h"
 
 #include <inttypes.h>
+#include <limits.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <jansson.h>
+
+#include "ckpt/json_text.h"
 
 static const struct {
     const char *name;
@@ -207,7 +211,7 @@ int safetensors_header_parse(const char *text, size_t length, int64_t data_offse
     *count = 0;
     /* The format asks for '{' as the first byte. */
     if (length > 0 && text[0] == '{')
-        root = json_loadb(text, length, JSON_REJECT_DUPLICATES, &reason);
+        root = json_text_parse(text, length, JSON_TENSORS_VALUES, JSON_REJECT_DUPLICATES, &reason);
     else
         strcpy(reason.text, "it does not begin with {");
     if (!root)
@@ -239,15 +243,24 @@ void safetensors_tensors_destroy(struct safetensors_tensor *tensors, size_t coun
 }
 
 /* The number of `name` among the index's files, which it joins when it is new; -1 when memory runs
- * out. The array has room for all. */
-static int index_file(struct safetensors_index *index, const char *name)
+ * out. The array has room for all; `numbers` knows those that are there. */
+static int index_file(struct safetensors_index *index, json_t *numbers, const char *name)
 {
-    /* Neighbours in the map mostly share a file. */
-    for (size_t i = index->file_count; i-- > 0;)
-        if (strcmp(index->files[i], name) == 0)
-            return (int)i;
+    const json_t *number = json_object_get(numbers, name);
+
+    if (number)
+        return (int)json_integer_value(number);
+    if (json_object_set_new(numbers, name, json_integer((json_int_t)index->file_count)) < 0)
+        return -1;
     index->files[index->file_count] = strdup(name);
     return index->files[index->file_count] ? (int)index->file_count++ : -1;
+}
+
+/* Whether a file of the index's directory can have this name. */
+static bool is_file_name(const char *name)
+{
+    return name && *name && strlen(name) <= NAME_MAX && !strchr(name, '/') &&
+           strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
 static int by_mapped_name(const void *a, const void *b)
@@ -260,23 +273,22 @@ static int by_mapped_name(const void *a, const void *b)
 /* More files than any model has; keeps a hostile index from taking every descriptor. */
 #define INDEX_FILES_MAX 4096
 
-static int parse_weight_map(struct safetensors_index *index, json_t *map, const char *path,
-                            struct error *error)
+static int parse_weight_map(struct safetensors_index *index, json_t *map, json_t *numbers,
+                            const char *path, struct error *error)
 {
     const char *tensor;
     json_t *value;
 
     index->files = calloc(json_object_size(map) + 1, sizeof(*index->files));
     index->mappings = calloc(json_object_size(map) + 1, sizeof(*index->mappings));
-    if (!index->files || !index->mappings)
+    if (!numbers || !index->files || !index->mappings)
         return error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", path);
     json_object_foreach(map, tensor, value)
     {
         struct safetensors_mapping *mapping = &index->mappings[index->mapping_count];
         const char *file = json_string_value(value);
 
-        if (!file || !*file || strchr(file, '/') || strcmp(file, ".") == 0 ||
-            strcmp(file, "..") == 0)
+        if (!is_file_name(file))
             return error_set(error, EXIT_STATUS_DATA,
                              "%s: weight_map puts tensor " NAME " into %s%.200s%s, which is no "
                              "name of a file beside it",
@@ -286,7 +298,7 @@ static int parse_weight_map(struct safetensors_index *index, json_t *map, const 
         if (!mapping->tensor)
             return error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", path);
         index->mapping_count++;
-        mapping->file = index_file(index, file);
+        mapping->file = index_file(index, numbers, file);
         if (mapping->file < 0)
             return error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", path);
         if (index->file_count > INDEX_FILES_MAX)
@@ -303,17 +315,20 @@ int safetensors_index_parse(struct safetensors_index *index, const char *text, s
                             const char *path, struct error *error)
 {
     json_error_t reason;
-    json_t *root = json_loadb(text, length, JSON_REJECT_DUPLICATES, &reason);
-    json_t *map = json_object_get(root, "weight_map");
+    json_t *root =
+        json_text_parse(text, length, JSON_TENSORS_VALUES, JSON_REJECT_DUPLICATES, &reason);
+    json_t *map = json_object_get(root, "weight_map"), *numbers;
     int rc;
 
     *index = (struct safetensors_index){0};
     if (!root)
         return error_set(error, EXIT_STATUS_DATA, "%s:%d: %s", path, reason.line, reason.text);
+    numbers = json_object();
     if (json_is_object(map))
-        rc = parse_weight_map(index, map, path, error);
+        rc = parse_weight_map(index, map, numbers, path, error);
     else
         rc = error_set(error, EXIT_STATUS_DATA, "%s: has no weight_map", path);
+    json_decref(numbers);
     json_decref(root);
     if (rc < 0)
         safetensors_index_destroy(index);

@@ -145,7 +145,8 @@ static void test_malformed(void **state)
     assert_refused("", ":1:");
     assert_refused("{\"model_type\": \"llama\"", ":1:");
     assert_refused("[1, 2]", "not a JSON object");
-    assert_refused("{\"model_type\": \"llama\",\n \"model_type\": \"llama\"}", "duplicate");
+    assert_refused("{\"model_type\": \"llama\",\n \"model_type\": \"llama\"}",
+                   "duplicate object key \"model_type\"");
     assert_refused("{\"model_type\": 3}", "model_type");
     assert_refused("{\"model_type\": \"llama\", \"hidden_size\": 4096.0}", "hidden_size");
     assert_refused("{\"model_type\": \"llama\", \"hidden_size\": true}", "hidden_size");

@@ -137,7 +137,11 @@ static void test_headers(void **state)
     assert_header_refused("{" A, 16, "not a safetensors header");
     assert_header_refused(" {" A "}", 16, "does not begin");
     assert_header_refused("[]", 0, "does not begin");
-    assert_header_refused("{" A "," A "}", 16, "uplicate");
+    assert_header_refused("{" A "," A "}", 16, "duplicate object key \"a\"");
+    assert_header_refused(
+        "{\"a \\\"long\\\" tensor's name\":{},\"a \\\"long\\\" tensor's name\":{}}", 0,
+        "duplicate object key \"a \\\"long\\\" tensor's name\"");
+    assert_header_refused("{\"a\\n\\u001b[2J\\u009b\":{}}", 0, "tensor a??[2J?? has no dtype");
     assert_header_refused("{\"a\\u0000b\":{}}", 0, "not a safetensors header");
     assert_header_refused("{" A "}", 15, "tensor a: data_offsets 0 to 16 are not inside");
     assert_header_refused("{" A "}", 17, "1 bytes at the end");
@@ -186,6 +190,21 @@ static void test_headers(void **state)
     free(deep);
 }
 
+/* What is nothing but brackets takes a hundred times its size when it is parsed. */
+static void test_wide(void **state)
+{
+    size_t count = 3 << 20;
+    char *text = malloc(count * 3 + 100);
+    char *end = stpcpy(text, "{\n\"a\":[");
+    (void)state;
+
+    for (size_t i = 0; i < count; i++)
+        end = stpcpy(end, "{},");
+    strcpy(end, "0]}");
+    assert_header_refused(text, 0, "not a safetensors header: holds more than 2097152 values");
+    free(text);
+}
+
 static void assert_model_refused(const char *words, const char *more)
 {
     struct safetensors *set;
@@ -209,6 +228,7 @@ static void write_index(const char *text)
 
 static void test_index(void **state)
 {
+    char name[400];
     struct safetensors *set;
     struct error error = {0};
     (void)state;
@@ -243,10 +263,15 @@ static void test_index(void **state)
     assert_model_refused("tensor a", "\".\"");
     write_index(MAP("\"a\":\"\""));
     assert_model_refused("tensor a", "\"\"");
+    for (int length = 255; length <= 256; length++) { /* of a file's name in Linux: at most 255 */
+        snprintf(name, sizeof(name), MAP("\"a\":\"%0*d\""), length, 0);
+        write_index(name);
+        assert_model_refused(length > 255 ? "tensor a into" : "000: missing", "index.json");
+    }
     write_index(MAP("\"a\":3"));
     assert_model_refused("tensor a", "something");
     write_index(MAP("\"a\":\"one\",\"a\":\"two\""));
-    assert_model_refused("uplicate", "");
+    assert_model_refused("duplicate object key \"a\"", "");
     write_index(MAP("\"a\":\"one\",\"b\":\"three\""));
     assert_model_refused(DIRECTORY "/three: missing", "index.json names it");
     write_index(MAP("\"a\":\"one\",\"b\":\"two\",\"c\":\"two\""));
@@ -392,8 +417,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_read),    cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_headers), cmocka_unit_test(test_index),
-        cmocka_unit_test(test_write),   cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_headers), cmocka_unit_test(test_wide),
+        cmocka_unit_test(test_index),   cmocka_unit_test(test_write),
+        cmocka_unit_test(test_golden),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
