@@ -292,6 +292,161 @@ round_trip() {
     [ ! -e run ]
 }
 
+# damage OLD NEW: in the header of hf/model.safetensors, whose length stays
+damage() {
+    [ ${#1} -eq ${#2} ]
+    grep -aFq "$1" hf/model.safetensors
+    LC_ALL=C sed -i "s/$(sed 's/[].*[]/\\&/g' <<< "$1")/${2//\\/\\\\}/" hf/model.safetensors
+}
+
+# header TEXT BYTES: hf/model.safetensors with this header and BYTES of zeros for data
+header() {
+    local length=${#1}
+    { printf "$(printf '\\x%02x' $((length & 255)) $((length >> 8 & 255)) $((length >> 16)))"
+      printf '\0\0\0\0\0%s' "$1"
+      head -c "$2" /dev/zero; } >hf/model.safetensors
+}
+
+@test "a damaged file is refused by the names of file and tensor" {
+    file=hf/model.safetensors
+    norm=model.layers.0.input_layernorm.weight
+    down=model.layers.0.mlp.down_proj.weight
+    check() { # WORDS [OLD NEW]...
+        rm -rf hf
+        model llama-mha fp32 1
+        "${@:2}"
+        refused 65 "$file: $1" hf_to_h5 hf run
+        [ ! -e run ]
+    }
+    check "0 bytes are too short" truncate -s 0 $file
+    check "7 bytes are too short" truncate -s 7 $file
+    check "asks for a header of" truncate -s 3000 $file
+    check "tensor model.embed_tokens.weight: data_offsets 65536 to 131072 are not inside the file's 65536 bytes of data; is the file complete?" \
+        truncate -s $((4096 + 65536)) $file
+    check "1 bytes at the end of the file belong to no tensor" eval "printf x >>$file"
+    check "asks for a header of 18446744073709551615 bytes" \
+        eval "printf '\377\377\377\377\377\377\377\377' | dd of=$file conv=notrunc status=none"
+    check "asks for a header of 100000001 bytes" \
+        eval "truncate -s 200000000 $file; printf '\1\341\365\5' | dd of=$file conv=notrunc status=none"
+    check "tensor $norm: data_offsets 131072 to 999999 are not inside" damage 131328 999999
+    check "tensor $norm: data_offsets 131072 to 131000 are not inside" damage 131328 131000
+    check "tensors model.embed_tokens.weight and $norm overlap" \
+        damage "[131072,131328]" "[131008,131264]"
+    check "64 bytes before tensor $norm belong to none" damage "[131072,131328]" "[131136,131392]"
+    check "not a safetensors header: duplicate object key \"model.layers.0.mlp.up_proj.weight\"" \
+        damage layers.1.mlp.up_proj layers.0.mlp.up_proj
+    # The first F32 is that of lm_head.weight.
+    check "tensor lm_head.weight: shape and dtype ask for 131072 bytes, data_offsets give 65536" \
+        damage F32 F64
+    check "tensor lm_head.weight is of type I32; F32, BF16 and F16 are supported" damage F32 I32
+    check "tensor lm_head.weight: unknown dtype X32" damage F32 X32
+    check "tensor $down is [80, 128], hf/config.json asks for [64, 160]" damage "[64,160]" "[80,128]"
+    check "tensor $down is [10240], hf/config.json asks for [64, 160]" damage "[64,160]" "[ 10240]"
+    check "tensor $down: shape and dtype ask for" damage "[64,160]" "[64,161]"
+    check "tensor $down: dimension 0 of its shape is not a size" damage "[64,160]" "[-4,160]"
+    # Nothing in a name speaks to the terminal.
+    check "tensor lm_hea?[2: unknown dtype X32" \
+        eval 'damage lm_head.weight "lm_hea\u001b[2"; damage F32 X32'
+}
+
+@test "shards and an index that contradict each other are refused by name" {
+    first=hf/model-00001-of-00003.safetensors second=hf/model-00002-of-00003.safetensors
+    index=hf/model.safetensors.index.json
+    check() { # WORDS COMMAND...
+        rm -rf hf
+        model llama-mha fp32 3
+        "${@:2}"
+        refused 65 "$1" hf_to_h5 hf run
+        [ ! -e run ]
+    }
+    change() { jq "$1" $index >changed && mv changed $index; }
+    check "$second: missing, although $index names it" rm $second
+    check "$second: missing, although $index names it" ln -sf nowhere $second
+    check "$second: not a regular file" eval "rm $second; mkdir $second"
+    check "$second: tensor lm_head.weight is in $first too" cp $first $second
+    check "$index: tensor lm_head.weight is not in model-00002" \
+        change '.weight_map["lm_head.weight"] = "model-00002-of-00003.safetensors"'
+    check "$first: tensor lm_head.weight is not in the weight_map of $index" \
+        change 'del(.weight_map["lm_head.weight"])'
+    check "$index: tensor extra is not in model-00001" \
+        change '.weight_map.extra = "model-00001-of-00003.safetensors"'
+    for name in ../x /etc/passwd . .. "" a/../b "$(printf '%0256d' 0)"; do
+        check "$index: weight_map puts tensor lm_head.weight into \"${name:0:200}\"" \
+            change ".weight_map[\"lm_head.weight\"] = \"$name\""
+    done
+    check "$index: weight_map puts tensor lm_head.weight into something" \
+        change '.weight_map["lm_head.weight"] = ["a"]'
+    check "$index: has no weight_map" change 'del(.weight_map)'
+}
+
+@test "a config that contradicts the tensors is refused by the tensor's name" {
+    model llama-mha fp32 1
+    cp hf/config.json saved
+    check() { # WORDS KEY VALUE
+        cp saved hf/config.json
+        set_config "$2" "$3"
+        refused 65 "$1" hf_to_h5 hf run
+        [[ $output == *hf/config.json* ]]
+        [ ! -e run ]
+    }
+    check "hf/model.safetensors: tensor model.embed_tokens.weight is [256, 64]" vocab_size 257
+    check "hf/model.safetensors: tensor model.embed_tokens.weight is [256, 64]" hidden_size 128
+    check "hf: tensor model.layers.3.input_layernorm.weight is missing" num_hidden_layers 4
+    check "hf: tensor model.layers.3.input_layernorm.weight is missing" num_hidden_layers 100000
+    check "hf/model.safetensors: tensor model.layers.2.input_layernorm.weight is no part" \
+        num_hidden_layers 2
+    check "tensor model.layers.0.self_attn.k_proj.weight is [64, 64]" num_key_value_heads 2
+    check "tensor model.layers.0.self_attn.q_proj.weight is [64, 64]" head_dim 32
+    check "tensor model.layers.0.mlp.gate_proj.weight is [160, 64]" intermediate_size 1048576
+    check "lm_head.weight differs from model.embed_tokens.weight" tie_word_embeddings true
+    check "hidden_size is 9223372036854775807" hidden_size 9223372036854775807
+}
+
+@test "JSON that would fill the memory is refused" {
+    deep=$(printf '%0100000d' 0)
+    # In the address space that a small model takes, and little more; sanitizers need terabytes.
+    limit='ulimit -v 600000'
+    bash -c "$limit"'; exec "$@"' limited "$build/hf-to-h5" --version >version 2>&1 || limit=:
+    wide() { yes '{},[],' | head -n "$1" | tr -d '\n'; }
+    check() { # WORDS
+        run bash -c "$limit"'; exec "$@"' limited "$build/hf-to-h5" hf run
+        echo "$output"
+        [ "$status" -eq 65 ]
+        [ "${#lines[@]}" -eq 1 ]
+        [[ $output == *"$1"* ]]
+        [ ! -e run ]
+    }
+    model llama-mha fp32 1
+    cp -r hf plain
+    header "{\"a\":${deep//0/[}}" 0
+    check "hf/model.safetensors: not a safetensors header: maximum parsing depth reached near '['"
+    header "{\"a\":[$(wide 2000000)0]}" 0
+    check "hf/model.safetensors: not a safetensors header: holds more than"
+    rm hf/model.safetensors
+    echo "{\"weight_map\":{},\"metadata\":${deep//0/[}}" >hf/model.safetensors.index.json
+    check "hf/model.safetensors.index.json:1: maximum parsing depth"
+    { echo '{"weight_map":{},"metadata":['; wide 5000000; echo ']}'; } >hf/model.safetensors.index.json
+    check "hf/model.safetensors.index.json:2: holds more than"
+    truncate -s 100M hf/model.safetensors.index.json
+    check "hf/model.safetensors.index.json: 104857600 bytes, more than"
+    rm hf/model.safetensors.index.json
+    echo "{\"model_type\":\"llama\",\"a\":${deep//0/[}}" >hf/config.json
+    check "hf/config.json:1: maximum parsing depth"
+    { echo '{"model_type":"llama","a":['; wide 2000000; echo ']}'; } >hf/config.json
+    check "hf/config.json:2: holds more than"
+    truncate -s 100M hf/config.json
+    check "hf/config.json: 104857600 bytes, more than"
+    rm -rf hf
+    mv plain hf
+    # Where it is only carried along it does no harm: nobody parses it.
+    echo "${deep//0/[}" >hf/generation_config.json
+    { echo '['; wide 1000000; echo ']'; } >hf/tokenizer.json
+    hf_to_h5 hf run
+    h5_to_hf run out
+    cmp hf/tokenizer.json out/tokenizer.json
+    cmp hf/generation_config.json out/generation_config.json
+}
+
 @test "a model that mtllm does not compute is refused by name" {
     model llama-mha fp32 1
     sed -i 's/"rope_type": "default"/"rope_type": "yarn"/' hf/config.json
