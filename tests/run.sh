@@ -15,6 +15,7 @@
 #   check       make check: units, layouts under mpirun, and a private Slurm
 #   sanitizers  a second build with AddressSanitizer and UndefinedBehaviorSanitizer: its units
 #   format, cppcheck, clang-tidy, man, scripts    hygiene.sh
+#   fuzz        make check-fuzz, for a minute, where clang has its fuzzer
 #   distcheck   make distcheck: a release builds and installs by itself, and its units pass
 #   parity      make check-hf: logits against Hugging Face transformers, in a virtual environment
 set -uo pipefail
@@ -176,6 +177,9 @@ fi
 for look in format cppcheck clang-tidy man scripts; do
     part $look 600 tests/hygiene.sh $look "$build/plain"
 done
+if tests/fuzz/run.sh --probe; then
+    part fuzz 300 env FUZZ_SECONDS=12 FUZZ_SEED=1 make -C "$build/plain" check-fuzz
+fi
 part distcheck 900 bash -c 'make_distcheck "$build/plain"'
 if make -s --no-print-directory -C "$build/plain" -n check-hf >/dev/null 2>&1; then
     part parity 1200 env CHECK_HF_VENV="$build/venv" make -C "$build/plain" check-hf

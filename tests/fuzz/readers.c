@@ -1,0 +1,576 @@
+/* A fuzzer (clang's libFuzzer) over everything that reads a Hugging Face model:
+ *
+ *     readers --target=TARGET [--accept] [LIBFUZZER'S OPTION]... CORPUS...
+ *
+ *   safetensors  a file's header: safetensors_open(), then every tensor is read
+ *   index        model.safetensors.index.json beside two shards: safetensors_open_model()
+ *   config       config.json: hf_config_read(), and what is written of it is read again
+ *   tokenizer    tokenizer.model, tokenizer.json, and generation_config.json's token ids
+ *   import       config.json, a NUL, and a file's header: the whole of hf-to-h5
+ *
+ * Beyond crashes, what is accepted must keep its promises, and what is refused must name its file
+ * and leave nothing. A header comes as 8 bytes of the file's size (little-endian) and the file's
+ * beginning; the tensors are a hole as long as the size asks for. Half of the mutations are made
+ * on the parsed JSON: random bytes hardly get past a JSON parser.
+ *
+ * --accept: an input that is refused is a failure; for seeds.
+ */
+#include <endian.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "ckpt/disk.h"
+#include "ckpt/hf_config.h"
+#include "ckpt/hf_import.h"
+#include "ckpt/hf_tensors.h"
+#include "ckpt/hf_tokenizer.h"
+#include "ckpt/safetensors.h"
+
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned seed);
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t room);
+
+enum header_layout { SIZE_FIELD = 8, HEADER_FIELD = 8, BEFORE_HEADER = SIZE_FIELD + HEADER_FIELD };
+
+/* Below FUZZ_DIRECTORY, which the script makes and removes. */
+static char model_directory[200], run_directory[200], file_path[300], config_path[300];
+static const struct target *target;
+static bool must_accept;
+static uint64_t inputs, accepted;
+
+#define check(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #condition);         \
+            abort();                                                                               \
+        }                                                                                          \
+    } while (0)
+
+/* A refusal is bad data, and names the file that it is about in one line of readable text. */
+static void check_refusal(const struct error *error, const char *path)
+{
+    if (error->status != EXIT_STATUS_DATA || strncmp(error->text, path, strlen(path)) != 0)
+        fprintf(stderr, "status %d: %s\n", error->status, error->text);
+    check(error->status == EXIT_STATUS_DATA);
+    check(strncmp(error->text, path, strlen(path)) == 0);
+    for (const char *at = error->text; *at; at++)
+        check((unsigned char)*at >= ' ' && *at != 0x7f);
+}
+
+static void write_file(const char *path, const void *bytes, size_t size)
+{
+    FILE *stream = fopen(path, "wb");
+
+    check(stream && fwrite(bytes, 1, size, stream) == size);
+    check(fclose(stream) == 0);
+}
+
+/* The file that a header's input stands for. */
+static void write_tensors(const char *path, const uint8_t *data, size_t size)
+{
+    uint64_t length = 0;
+
+    memcpy(&length, data, size < SIZE_FIELD ? size : SIZE_FIELD);
+    length = le64toh(length) & 0xffffffffff; /* a TiB */
+    data += size < SIZE_FIELD ? size : SIZE_FIELD;
+    size -= size < SIZE_FIELD ? size : SIZE_FIELD;
+    write_file(path, data, size);
+    /* A header of megabytes of nothing takes long and tells nothing. */
+    if (size >= HEADER_FIELD) {
+        uint64_t header_bytes;
+
+        memcpy(&header_bytes, data, HEADER_FIELD);
+        header_bytes = le64toh(header_bytes);
+        if (header_bytes > size && length > 2 * size)
+            length = 2 * size;
+    }
+    check(truncate(path, (off_t)length) == 0);
+}
+
+/* Every byte of every tensor must be there to be read, unless there are too many of them. */
+static void check_tensors(const struct safetensors *set)
+{
+    static char bytes[65536];
+
+    for (size_t i = 0; i < safetensors_count(set); i++) {
+        const struct safetensors_tensor *tensor = safetensors_get(set, i);
+        struct error error = {0};
+        char text[64];
+        int64_t most = (int64_t)sizeof(bytes);
+        int64_t last = tensor->bytes < most ? tensor->bytes : most;
+
+        check(safetensors_find(set, tensor->name) == tensor);
+        check(i == 0 || strcmp(safetensors_get(set, i - 1)->name, tensor->name) < 0);
+        check(tensor->bytes >= 0 && tensor->elements >= 0 && tensor->offset >= HEADER_FIELD);
+        if (tensor->dtype >= 0)
+            check(tensor->bytes ==
+                  tensor->elements * (int64_t)dtype_bytes((enum dtype)tensor->dtype));
+        safetensors_shape_text(tensor, text, sizeof(text));
+        hf_tensor_is_buffer(tensor->name);
+        check(safetensors_read(set, tensor, 0, last, bytes, &error) == 0);
+        check(safetensors_read(set, tensor, tensor->bytes - last, last, bytes, &error) == 0);
+        check(safetensors_read(set, tensor, 1, tensor->bytes, bytes, &error) < 0);
+    }
+}
+
+static bool run_safetensors(const uint8_t *data, size_t size)
+{
+    struct safetensors *set;
+    struct error error = {0};
+
+    write_tensors(file_path, data, size);
+    if (safetensors_open(&set, file_path, &error) < 0) {
+        check(!set);
+        check_refusal(&error, file_path);
+        return false;
+    }
+    check_tensors(set);
+    safetensors_close(set);
+    return true;
+}
+
+static bool run_index(const uint8_t *data, size_t size)
+{
+    struct safetensors *set;
+    struct error error = {0};
+
+    write_file(file_path, data, size);
+    if (safetensors_open_model(&set, model_directory, &error) < 0) {
+        check(!set);
+        check_refusal(&error, model_directory);
+        return false;
+    }
+    check_tensors(set);
+    safetensors_close(set);
+    return true;
+}
+
+/* A text that was written for others is read as the same model. Takes `text`. */
+static void check_written(char *text, const struct model *model)
+{
+    struct error error = {0};
+    struct model back;
+
+    check(text);
+    if (hf_config_read(&back, text, strlen(text), "written", &error) < 0)
+        fprintf(stderr, "%s: %s\n", error.text, text);
+    check(error.status == 0);
+    check(!model_difference(model, &back));
+    check(model->bos_token == back.bos_token && model->eos_token == back.eos_token);
+    free(text);
+}
+
+static bool run_config(const uint8_t *data, size_t size)
+{
+    struct model model;
+    struct error error = {0};
+    struct hf_tensor tensor;
+    char *text, *plain;
+
+    if (hf_config_read(&model, (const char *)data, size, "dir/config.json", &error) < 0) {
+        check_refusal(&error, "dir/config.json");
+        return false;
+    }
+    hf_tensor_get(&model, hf_tensor_count(&model) - 1, &tensor);
+    check(tensor.shape[0] > 0 && tensor.shape[1] > 0);
+    plain = hf_config_write(&model, DTYPE_BF16);
+    check(plain);
+    text = hf_config_take_token_ids(plain, (const char *)data, size, HF_TOKEN_IDS_ALL);
+    check_written(plain, &model);
+    check_written(text, &model);
+    plain = hf_generation_config_write(&model);
+    check(plain);
+    free(plain);
+    return true;
+}
+
+/* A text that was written for others is JSON. Takes it. */
+static void check_json(char *text)
+{
+    json_t *json = text ? json_loads(text, 0, NULL) : NULL;
+
+    check(json_is_object(json));
+    json_decref(json);
+    free(text);
+}
+
+static bool run_tokenizer(const uint8_t *data, size_t size)
+{
+    static const char plain[] = "{\"eos_token_id\": 2}";
+    const char *bytes = (const char *)data;
+    struct hf_sentencepiece tokenizer;
+    bool is_model = hf_sentencepiece_read(&tokenizer, data, size) == 0;
+
+    if (is_model)
+        check_json(hf_sentencepiece_config(&tokenizer, 128));
+    check_json(hf_tokenizer_json_config(bytes, size, 1, 2, 128));
+    check_json(hf_config_take_token_ids(plain, bytes, size, HF_TOKEN_IDS_ALL));
+    check_json(hf_config_take_token_ids(plain, bytes, size, HF_TOKEN_IDS_EOS_LISTS));
+    return is_model || (size > 0 && *data == '{');
+}
+
+static bool run_import(const uint8_t *data, size_t size)
+{
+    const uint8_t *end = memchr(data, '\0', size);
+    size_t config = end ? (size_t)(end - data) : size, rest = end ? config + 1 : size;
+    const struct hf_import import = {
+        .directory = model_directory, .run_directory = run_directory, .dtype = -1};
+    struct error error = {0};
+
+    write_file(config_path, data, config);
+    write_tensors(file_path, data + rest, size - rest);
+    if (hf_import(&import, &error) < 0) {
+        check_refusal(&error, model_directory);
+        check(access(run_directory, F_OK) < 0);
+        return false;
+    }
+    check(disk_remove_tree(run_directory, &error) == 0);
+    return true;
+}
+
+/* --- mutation -------------------------------------------------------------------------------- */
+
+struct span {
+    size_t begin, end;
+};
+
+static struct span whole(const uint8_t *data, size_t size)
+{
+    (void)data;
+    return (struct span){0, size};
+}
+
+static struct span header_after(const uint8_t *data, size_t size, size_t begin)
+{
+    uint64_t length;
+
+    if (size - begin < BEFORE_HEADER)
+        return (struct span){size, size};
+    memcpy(&length, data + begin + SIZE_FIELD, HEADER_FIELD);
+    length = le64toh(length);
+    begin += BEFORE_HEADER;
+    return (struct span){begin, length < size - begin ? begin + (size_t)length : size};
+}
+
+static struct span header(const uint8_t *data, size_t size)
+{
+    return header_after(data, size, 0);
+}
+
+static struct span config_or_header(const uint8_t *data, size_t size)
+{
+    const uint8_t *end = memchr(data, '\0', size);
+
+    if (!end || rand() % 2)
+        return (struct span){0, end ? (size_t)(end - data) : size};
+    return header_after(data, size, (size_t)(end - data) + 1);
+}
+
+static const struct target {
+    const char *name;
+    bool (*run)(const uint8_t *data, size_t size); /* was it accepted? */
+    struct span (*json)(const uint8_t *data, size_t size);
+    const char *file; /* in the model's directory */
+} targets[] = {
+    {"safetensors", run_safetensors, header, "model.safetensors"},
+    {"index", run_index, whole, "model.safetensors.index.json"},
+    {"config", run_config, whole, "config.json"},
+    {"tokenizer", run_tokenizer, whole, "tokenizer.json"},
+    {"import", run_import, config_or_header, "model.safetensors"},
+};
+
+static json_t *odd_value(void)
+{
+    static const json_int_t integers[] = {0,         1,         -1,        2,         7,
+                                          255,       INT32_MAX, 1LL << 32, 1LL << 40, 1LL << 53,
+                                          1LL << 62, INT64_MAX, INT64_MIN};
+    static const char *const strings[] = {"",
+                                          "F32",
+                                          "BF16",
+                                          "F16",
+                                          "F4",
+                                          "I64",
+                                          "one",
+                                          "two",
+                                          "..",
+                                          "a/b",
+                                          "default",
+                                          "llama",
+                                          "full_attention",
+                                          "silu",
+                                          "\033[2J\n",
+                                          "model.layers.0.mlp.up_proj.weight"};
+    static const double reals[] = {0, -1, 0.5, 1e-300, 1e300, 1e-5, 4.9e-324};
+
+    switch (rand() % 8) {
+    case 0:
+        return json_null();
+    case 1:
+        return json_boolean(rand() % 2);
+    case 2:
+        return json_array();
+    case 3:
+        return json_object();
+    case 4:
+        return json_real(reals[(size_t)rand() % (sizeof(reals) / sizeof(*reals))]);
+    case 5:
+        return json_string(strings[(size_t)rand() % (sizeof(strings) / sizeof(*strings))]);
+    default:
+        return json_integer(integers[(size_t)rand() % (sizeof(integers) / sizeof(*integers))]);
+    }
+}
+
+/* Count the containers below `json`, itself too; the one that brings *left to zero is the answer.
+ */
+static json_t *nth_container(json_t *json, int *left)
+{
+    json_t *value, *found = NULL;
+    const char *key;
+    size_t i;
+
+    if (!json_is_object(json) && !json_is_array(json))
+        return NULL;
+    if ((*left)-- == 0)
+        return json;
+    json_object_foreach(json, key, value)
+    {
+        if (!found)
+            found = nth_container(value, left);
+    }
+    json_array_foreach(json, i, value)
+    {
+        if (!found)
+            found = nth_container(value, left);
+    }
+    return found;
+}
+
+static json_t *random_container(json_t *root)
+{
+    int left = rand() % 64;
+    json_t *found = nth_container(root, &left);
+
+    if (!found && left < 64) { /* fewer than that: left has been counted down by their number */
+        left = rand() % 8;
+        found = nth_container(root, &left);
+    }
+    return found ? found : root;
+}
+
+static const char *random_key(json_t *object)
+{
+    void *at = json_object_iter(object);
+
+    for (size_t i = (size_t)rand() % json_object_size(object); i > 0; i--)
+        at = json_object_iter_next(object, at);
+    return json_object_iter_key(at);
+}
+
+static json_t *random_value(json_t *root)
+{
+    json_t *container = random_container(root), *value = NULL;
+
+    if (json_object_size(container) > 0)
+        value = json_object_get(container, random_key(container));
+    else if (json_array_size(container) > 0)
+        value = json_array_get(container, (size_t)rand() % json_array_size(container));
+    return value ? json_deep_copy(value) : odd_value();
+}
+
+/* A neighbour of an integer, another value of the same text, or anything at all. */
+static json_t *other_value(json_t *root, const json_t *value)
+{
+    json_int_t integer = json_integer_value(value);
+
+    if (json_is_integer(value) && rand() % 2) {
+        static const int steps[] = {1, -1, 2, 4, 8, -4};
+
+        if (rand() % 4 == 0 && integer > -(1LL << 60) && integer < 1LL << 60)
+            return json_integer(integer * 2);
+        if (integer > INT64_MIN + 8 && integer < INT64_MAX - 8)
+            return json_integer(integer + steps[rand() % 6]);
+    }
+    return rand() % 2 ? odd_value() : random_value(root);
+}
+
+/* What the readers ask for and the seeds do not have. */
+static const char *rare_key(void)
+{
+    static const char *const keys[] = {
+        "layer_types",           "quantization_config", "rope_scaling",   "type",
+        "partial_rotary_factor", "full_attention",      "attention_bias", "max_sequence_length",
+        "__metadata__",          "lm_head.weight",      "dtype",          "eos_token_id"};
+
+    return keys[(size_t)rand() % (sizeof(keys) / sizeof(*keys))];
+}
+
+static void change_object(json_t *root, json_t *object)
+{
+    const char *key = json_object_size(object) > 0 ? random_key(object) : "a";
+    const char *other = json_object_size(object) > 0 ? random_key(object) : "b";
+    json_t *value = json_object_get(object, key);
+    char name[64];
+
+    switch (rand() % 7) {
+    case 0:
+        json_object_del(object, key);
+        break;
+    case 3:
+        json_object_set_new(object, rare_key(), rand() % 2 ? odd_value() : random_value(root));
+        break;
+    case 1: /* another name */
+        snprintf(name, sizeof(name), "%.50s%d", key, rand() % 10);
+        json_object_set(object, name, value ? value : json_null());
+        if (rand() % 2)
+            json_object_del(object, key);
+        break;
+    case 2: /* another member's value */
+        json_object_set_new(object, key, json_deep_copy(json_object_get(object, other)));
+        break;
+    default:
+        json_object_set_new(object, key, other_value(root, value));
+        break;
+    }
+}
+
+static void change_array(json_t *root, json_t *array)
+{
+    size_t count = json_array_size(array), i = count ? (size_t)rand() % count : 0;
+
+    if (count == 0 || rand() % 5 == 0)
+        json_array_append_new(array, random_value(root));
+    else if (rand() % 5 == 0)
+        json_array_remove(array, i);
+    else
+        json_array_set_new(array, i, other_value(root, json_array_get(array, i)));
+}
+
+/* Another JSON text of at most `room` bytes in place of data[0..size); `size` when it is none. */
+static size_t change_json(uint8_t *data, size_t size, size_t room)
+{
+    json_t *root = json_loadb((const char *)data, size, 0, NULL), *container;
+    size_t length;
+    char *text;
+
+    if (!root)
+        return LLVMFuzzerMutate(data, size, room);
+    for (int changes = 1 + rand() % 3; changes > 0; changes--) {
+        container = random_container(root);
+        if (json_is_object(container))
+            change_object(root, container);
+        else
+            change_array(root, container);
+    }
+    text = json_dumps(root, JSON_COMPACT | JSON_ENCODE_ANY);
+    json_decref(root);
+    length = text ? strlen(text) : room + 1;
+    if (length <= room)
+        memcpy(data, text, length);
+    free(text);
+    return length <= room ? length : size;
+}
+
+static void add_to_field(uint8_t *field, uint64_t more)
+{
+    uint64_t value;
+
+    memcpy(&value, field, sizeof(value));
+    value = htole64(le64toh(value) + more);
+    memcpy(field, &value, sizeof(value));
+}
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned seed)
+{
+    struct span json;
+    size_t length, longest;
+    uint8_t *text;
+
+    srand(seed);
+    json = target->json(data, size);
+    if (json.begin == json.end || rand() % 4 == 0)
+        return LLVMFuzzerMutate(data, size, room);
+    longest = json.end - json.begin + (room - size);
+    text = malloc(longest);
+    check(text);
+    memcpy(text, data + json.begin, json.end - json.begin);
+    length = json.end - json.begin;
+    length =
+        rand() % 4 ? change_json(text, length, longest) : LLVMFuzzerMutate(text, length, longest);
+    memmove(data + json.begin + length, data + json.end, size - json.end);
+    memcpy(data + json.begin, text, length);
+    free(text);
+    /* A header's own length and the file's follow, most of the time. */
+    if (target->json != whole && json.begin >= BEFORE_HEADER && rand() % 16) {
+        uint64_t more = (uint64_t)length - (json.end - json.begin);
+
+        add_to_field(data + json.begin - BEFORE_HEADER, more);
+        add_to_field(data + json.begin - HEADER_FIELD, more);
+    }
+    return size - (json.end - json.begin) + length;
+}
+
+/* --- the fuzzer's own ------------------------------------------------------------------------ */
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    bool was_accepted = target->run(data, size);
+
+    check(was_accepted || !must_accept);
+    inputs++;
+    accepted += was_accepted;
+    return 0;
+}
+
+static void finish(void)
+{
+    fprintf(stderr, "%s: %" PRIu64 " inputs, %" PRIu64 " accepted\n", target->name, inputs,
+            accepted);
+}
+
+/* A shard for the index to name. */
+static void write_shard(const char *name, const char *header_text, size_t data)
+{
+    uint64_t length = htole64(strlen(header_text));
+    char path[300], bytes[256] = {0};
+
+    memcpy(bytes, &length, HEADER_FIELD);
+    strcpy(bytes + HEADER_FIELD, header_text);
+    snprintf(path, sizeof(path), "%s/%s", model_directory, name);
+    write_file(path, bytes, HEADER_FIELD + strlen(header_text) + data);
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+    const char *directory = getenv("FUZZ_DIRECTORY");
+
+    for (int i = 1; i < *argc; i++) {
+        if (strcmp((*argv)[i], "--accept") == 0)
+            must_accept = true;
+        for (size_t j = 0; j < sizeof(targets) / sizeof(*targets); j++)
+            if (strncmp((*argv)[i], "--target=", 9) == 0 &&
+                strcmp((*argv)[i] + 9, targets[j].name) == 0)
+                target = &targets[j];
+    }
+    if (!target || !directory) {
+        fprintf(stderr, "usage: see the top of readers.c\n");
+        exit(64);
+    }
+    snprintf(model_directory, sizeof(model_directory), "%s/model", directory);
+    snprintf(run_directory, sizeof(run_directory), "%s/run", directory);
+    snprintf(file_path, sizeof(file_path), "%s/%s", model_directory, target->file);
+    snprintf(config_path, sizeof(config_path), "%s/config.json", model_directory);
+    check(mkdir(model_directory, 0777) == 0 || errno == EEXIST);
+    write_shard("one", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]}}", 16);
+    write_shard("two", "{\"b\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[0,6]}}", 6);
+    atexit(finish);
+    return 0;
+}

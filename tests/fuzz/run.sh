@@ -1,0 +1,126 @@
+#!/bin/bash
+# Fuzzes what reads Hugging Face models, under AddressSanitizer and UndefinedBehaviorSanitizer;
+# make check-fuzz runs it. What the targets are is said in readers.c.
+#
+#   run.sh --probe     succeed if this machine's clang can do it
+#   run.sh BUILD       build the fuzzer in BUILD/tests/fuzz, and run it
+#
+# In the environment: FUZZ_SECONDS for each target (600), FUZZ_TARGETS (all), FUZZ_SEED (0: another
+# every time; else it begins from the seeds alone), CLANG (clang). What is learnt is kept for the
+# next time in BUILD/tests/fuzz/TARGET/corpus, an input that fails in BUILD/tests/fuzz/TARGET.
+set -euo pipefail
+source=$(cd "$(dirname "$0")/../.." && pwd)
+clang=${CLANG:-clang} seconds=${FUZZ_SECONDS:-600} seed=${FUZZ_SEED:-0}
+targets=${FUZZ_TARGETS:-safetensors index config tokenizer import}
+sanitizers=("-fsanitize=fuzzer,address,undefined" -fno-sanitize-recover=all)
+
+probe() {
+    local directory status=0
+    directory=$(mktemp -d) || return 1
+    echo 'int LLVMFuzzerTestOneInput(void); int LLVMFuzzerTestOneInput(void) { return 0; }' |
+        "$clang" "${sanitizers[@]}" -x c - -o "$directory/probe" 2> "$directory/log" || status=1
+    rm -r "$directory"
+    return $status
+}
+
+if [ "${1:-}" = --probe ]; then
+    probe
+    exit
+fi
+[ $# = 1 ] || { echo "usage: run.sh --probe | BUILD" >&2; exit 64; }
+probe || {
+    echo "fuzz: $clang -fsanitize=fuzzer does not work; on Debian:" \
+        "apt-get install clang libclang-rt-dev" >&2
+    exit 78
+}
+build=$(cd "$1" && pwd)
+mkdir -p "$build/tests/fuzz/objects"
+cd "$build/tests/fuzz"
+
+# --- build: everything again each time, it takes less than a minute --------------------------------
+mapfile -t flags < <(make -s --no-print-directory -C "$build" show-compiler-flags)
+mapfile -t parts < <(make -s --no-print-directory -C "$build" show-fuzz-parts)
+files=(tests/fuzz/readers.c) libs=()
+for part in "${parts[@]}"; do
+    case $part in
+    *.c) files+=("$part") ;;
+    -*) libs+=("$part") ;;
+    esac
+done
+rm -f objects/*.o
+printf "$source/%s\n" "${files[@]}" | (cd objects && xargs -P "$(nproc)" -n 1 \
+    "$clang" "${flags[@]}" -O1 -g "${sanitizers[@]}" -c)
+"$clang" "${sanitizers[@]}" objects/*.o "${libs[@]}" -o readers
+
+# --- seeds, from the golden models -----------------------------------------------------------------
+# number N: 8 bytes, little-endian
+number() {
+    local i
+    for ((i = 0; i < 64; i += 8)); do
+        printf "\\x$(printf %02x $((($1 >> i) & 255)))"
+    done
+}
+
+# tensors FILE: its size and what is before its data
+tensors() {
+    number "$(stat -L -c %s "$1")"
+    head -c $((8 + $(od -An -t u8 -N 8 "$1"))) "$1"
+}
+
+seeds() { # TARGET
+    local name models=$source/tests/golden/models
+    case $1 in
+    index)
+        echo '{"metadata": {"total_size": 22}, "weight_map": {"a": "one", "b": "two"}}' > seeds/map
+        return
+        ;;
+    tokenizer)
+        cp "$source/tests/golden/tokenizers/sentencepiece/tokenizer.model" seeds/sentencepiece
+        # One piece "a"; trainer: BPE, bos 5, "<b>"; a float that is skipped; normalizer.
+        {
+            printf '\x0a\x03\x0a\x01a\x12\x10\x18\x02\xc8\x02\x05\xf2\x02\x03<b>'
+            printf '\x15\x00\x00\x00\x00\x1a\x02\x20\x00'
+        } > seeds/short
+        echo '{"added_tokens": [{"id": 1, "content": "<s>"}, {"id": 2, "content": "</s>"}]}' \
+            > seeds/json
+        cp "$models/llama-mha/generation_config.json" seeds/generation
+        echo '{"eos_token_id": [2, 7], "pad_token_id": 0}' > seeds/generation-list
+        return
+        ;;
+    esac
+    for name in llama-mha llama-gqa-tied codellama; do
+        case $1 in
+        safetensors) tensors "$models/$name/model.safetensors" ;;
+        config) cat "$models/$name/config.json" ;;
+        import)
+            cat "$models/$name/config.json"
+            printf '\0'
+            tensors "$models/$name/model.safetensors"
+            ;;
+        esac > "seeds/$name"
+    done
+}
+
+# The files that the fuzzer writes for the readers, in memory where that can be.
+FUZZ_DIRECTORY=$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d)
+export FUZZ_DIRECTORY
+trap 'rm -rf "$FUZZ_DIRECTORY"' EXIT
+
+# --- run -------------------------------------------------------------------------------------------
+for target in $targets; do
+    rm -rf "$target/seeds" "${FUZZ_DIRECTORY:?}"/*
+    mkdir -p "$target/seeds" "$target/corpus"
+    (
+        cd "$target"
+        corpus=corpus
+        seeds "$target"
+        ../readers --target="$target" --accept seeds/* > seeds.log 2>&1 || { cat seeds.log; exit 1; }
+        [ "$seed" = 0 ] || { corpus=fixed; rm -rf fixed; mkdir fixed; }
+        options=(-max_total_time="$seconds" -seed="$seed" -dict="$source/tests/fuzz/words.dict")
+        options+=(-max_len=65536 -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=1)
+        ../readers --target="$target" "${options[@]}" "$corpus" seeds > fuzz.log 2>&1 ||
+            { tail -n 60 fuzz.log; echo "fuzz: $target: see $PWD" >&2; exit 1; }
+        tail -n 400 fuzz.log | grep -a ' cov: ' | tail -n 1
+        grep -a 'inputs, .* accepted' fuzz.log
+    )
+done
