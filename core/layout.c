@@ -16,36 +16,38 @@ int layout_rank(const struct layout *layout, struct layout_place place)
     return (place.pp * layout->dp + place.dp) * layout->tp + place.tp;
 }
 
+int layout_kv_sharing(const struct layout *layout, const struct model *model)
+{
+    return layout->tp > model->kv_heads ? (int)(layout->tp / model->kv_heads) : 1;
+}
+
 int64_t layout_first_layer(const struct layout *layout, const struct model *model, int stage)
 {
     return model->layers * stage / layout->pp;
 }
 
-/* "1, 2, 4 or 8": the divisors of `number`, the larger ones left out of a long list. */
-static void list_divisors(int64_t number, char *text, size_t size)
+/* "1, 2, 4 or 8": the numbers up to `most` that fit the model, the larger ones left out of a long
+ * list. */
+static void list_numbers(int64_t most, bool (*fits)(const struct model *model, int64_t number),
+                         const struct model *model, char *text, size_t size)
 {
-    int64_t divisors[16];
+    int64_t numbers[16];
     size_t count = 0, used = 0;
 
-    for (int64_t i = 1; i <= number && count < 16; i++)
-        if (number % i == 0)
-            divisors[count++] = i;
+    for (int64_t i = 1; i <= most && count < 16; i++)
+        if (fits(model, i))
+            numbers[count++] = i;
     for (size_t i = 0; i < count && used < size; i++)
         used += (size_t)snprintf(text + used, size - used, "%s%lld",
                                  i == 0          ? ""
                                  : i + 1 < count ? ", "
                                                  : " or ",
-                                 (long long)divisors[i]);
+                                 (long long)numbers[i]);
 }
 
-static int64_t greatest_common_divisor(int64_t a, int64_t b)
+static bool pp_fits(const struct model *model, int64_t pp)
 {
-    while (b) {
-        int64_t rest = a % b;
-        a = b;
-        b = rest;
-    }
-    return a;
+    return model->layers % pp == 0;
 }
 
 static const char *model_name(const struct settings *settings)
@@ -54,29 +56,39 @@ static const char *model_name(const struct settings *settings)
                                                    : "the model";
 }
 
-/* Every tensor-parallel rank holds whole heads and whole columns of the MLP. */
+/* Every tensor-parallel rank holds whole query heads and whole columns of the MLP, and whole
+ * key/value heads or, with its neighbours, one. */
+static bool kv_heads_fit(const struct model *model, int64_t tp)
+{
+    return model->kv_heads % tp == 0 || tp % model->kv_heads == 0;
+}
+
+static bool tp_fits(const struct model *model, int64_t tp)
+{
+    return kv_heads_fit(model, tp) && model->heads % tp == 0 && model->ffn_size % tp == 0;
+}
+
 static int check_tp(const struct layout *layout, const struct settings *settings,
                     const struct model *model, const char *prefix, struct error *error)
 {
     const struct {
         const char *what;
         int64_t count;
+        bool fits;
     } parts[] = {
-        {"key/value heads", model->kv_heads},
-        {"query heads", model->heads},
-        {"MLP columns", model->ffn_size},
+        {"key/value heads", model->kv_heads, kv_heads_fit(model, layout->tp)},
+        {"query heads", model->heads, model->heads % layout->tp == 0},
+        {"MLP columns", model->ffn_size, model->ffn_size % layout->tp == 0},
     };
-    int64_t common = greatest_common_divisor(greatest_common_divisor(model->kv_heads, model->heads),
-                                             model->ffn_size);
-    char divisors[256];
+    char fitting[256];
 
-    list_divisors(common, divisors, sizeof(divisors));
+    list_numbers(model->heads, tp_fits, model, fitting, sizeof(fitting));
     for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
-        if (parts[i].count % layout->tp != 0)
+        if (!parts[i].fits)
             return error_set(error, EXIT_STATUS_CONFIGURATION,
                              "%stp=%d: %s has %lld %s, which %d does not divide; use %s", prefix,
                              layout->tp, model_name(settings), (long long)parts[i].count,
-                             parts[i].what, layout->tp, divisors);
+                             parts[i].what, layout->tp, fitting);
     return 0;
 }
 
@@ -92,16 +104,16 @@ int layout_from_settings(struct layout *layout, const struct settings *settings,
         .dp = setting_is_set(settings, SETTING_DP) ? (int)setting_integer(settings, SETTING_DP) : 0,
     };
     if (model) {
-        char divisors[256];
+        char fitting[256];
 
         if (check_tp(layout, settings, model, prefix, error) < 0)
             return -1;
-        list_divisors(model->layers, divisors, sizeof(divisors));
-        if (model->layers % layout->pp != 0)
+        list_numbers(model->layers, pp_fits, model, fitting, sizeof(fitting));
+        if (!pp_fits(model, layout->pp))
             return error_set(error, EXIT_STATUS_CONFIGURATION,
                              "%spp=%d: %s has %lld layers, which %d does not divide; use %s",
                              prefix, layout->pp, model_name(settings), (long long)model->layers,
-                             layout->pp, divisors);
+                             layout->pp, fitting);
     }
     group = layout->tp * layout->pp;
     if (world == 0) {

@@ -26,6 +26,10 @@ static inline int layout_world(const struct layout *layout)
 struct layout_place layout_place(const struct layout *layout, int rank);
 int layout_rank(const struct layout *layout, struct layout_place place);
 
+/* Tensor-parallel ranks that hold the same key/value head: 1, or more where there are more ranks
+ * than heads. */
+int layout_kv_sharing(const struct layout *layout, const struct model *model);
+
 /* Layers [layout_first_layer(stage), layout_first_layer(stage + 1)) live on pipeline stage
  * `stage`. */
 int64_t layout_first_layer(const struct layout *layout, const struct model *model, int stage);

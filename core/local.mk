@@ -7,6 +7,7 @@ core_libcore_without_inih_la_SOURCES = \
 	core/layout.c core/layout.h \
 	core/log.c core/log.h \
 	core/model.c core/model.h \
+	core/rope.c core/rope.h \
 	core/settings.c core/settings.def core/settings.h
 core_libcore_without_inih_la_CFLAGS = $(AM_CFLAGS) $(INIH_CFLAGS)
 core_libcore_la_SOURCES =

@@ -1,6 +1,39 @@
 #include "core/model.h"
 
 #include <stddef.h>
+#include <string.h>
+
+const char *const model_family_names[MODEL_FAMILIES] = {
+    [MODEL_FAMILY_LLAMA] = "llama",
+    [MODEL_FAMILY_MISTRAL] = "mistral",
+    [MODEL_FAMILY_QWEN2] = "qwen2",
+    [MODEL_FAMILY_FALCON] = "falcon",
+};
+
+const char *const rope_kind_names[ROPE_KINDS] = {
+    [ROPE_DEFAULT] = "default", [ROPE_LINEAR] = "linear", [ROPE_DYNAMIC] = "dynamic",
+    [ROPE_YARN] = "yarn",       [ROPE_LLAMA3] = "llama3",
+};
+
+/* The index of a word that the settings' table has let through, or -1. */
+static int find_word(const char *const *words, int count, const char *word)
+{
+    for (int i = 0; i < count; i++)
+        if (strcmp(words[i], word) == 0)
+            return i;
+    return -1;
+}
+
+void model_set_family(struct model *model, enum model_family family)
+{
+    bool falcon = family == MODEL_FAMILY_FALCON;
+
+    model->family = family;
+    model->norm = falcon ? MODEL_NORM_LAYER : MODEL_NORM_RMS;
+    model->mlp = falcon ? MODEL_MLP_GELU : MODEL_MLP_SWIGLU;
+    if (family == MODEL_FAMILY_QWEN2)
+        model->qkv_bias = true;
+}
 
 int model_check(const struct model *model, struct error *error)
 {
@@ -12,7 +45,52 @@ int model_check(const struct model *model, struct error *error)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "head-dim=%lld is odd; rotary positions need an even one",
                          (long long)model->head_dim);
+    if (model->family == MODEL_FAMILY_FALCON &&
+        (model->qkv_bias || model->output_bias || model->mlp_bias))
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "family=falcon: mtllm computes Falcon's products without biases");
+    if (model->rope.kind != ROPE_DEFAULT && !(model->rope.factor >= 1))
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "rope-scaling=%s: rope-factor=%g is less than 1",
+                         rope_kind_names[model->rope.kind], model->rope.factor);
+    if ((model->rope.kind == ROPE_YARN || model->rope.kind == ROPE_LLAMA3) &&
+        model->rope.original_positions < 1)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "rope-scaling=%s: needs rope-original-positions, the context that the "
+                         "model had before",
+                         rope_kind_names[model->rope.kind]);
+    if (model->rope.kind == ROPE_LLAMA3 &&
+        !(model->rope.high_frequency_factor > model->rope.low_frequency_factor))
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "rope-scaling=llama3: rope-high-frequency-factor=%g is not above "
+                         "rope-low-frequency-factor=%g",
+                         model->rope.high_frequency_factor, model->rope.low_frequency_factor);
     return 0;
+}
+
+static struct rope_scaling rope_from_settings(const struct settings *settings)
+{
+    const char *kind = setting_text(settings, SETTING_ROPE_SCALING);
+    struct rope_scaling rope = {
+        .kind = (enum rope_kind)find_word(rope_kind_names, ROPE_KINDS, kind),
+    };
+
+    if (rope.kind == ROPE_DEFAULT)
+        return rope;
+    rope.factor = setting_real(settings, SETTING_ROPE_FACTOR);
+    if (rope.kind == ROPE_YARN || rope.kind == ROPE_LLAMA3)
+        rope.original_positions = setting_integer(settings, SETTING_ROPE_ORIGINAL_POSITIONS);
+    if (rope.kind == ROPE_LLAMA3) {
+        rope.low_frequency_factor = setting_real(settings, SETTING_ROPE_LOW_FREQUENCY_FACTOR);
+        rope.high_frequency_factor = setting_real(settings, SETTING_ROPE_HIGH_FREQUENCY_FACTOR);
+    }
+    if (rope.kind == ROPE_YARN) {
+        rope.beta_fast = setting_real(settings, SETTING_ROPE_BETA_FAST);
+        rope.beta_slow = setting_real(settings, SETTING_ROPE_BETA_SLOW);
+        rope.attention_factor = setting_real(settings, SETTING_ROPE_ATTENTION_FACTOR);
+        rope.truncate = true;
+    }
+    return rope;
 }
 
 int model_from_settings(struct model *model, const struct settings *settings, struct error *error)
@@ -27,7 +105,11 @@ int model_from_settings(struct model *model, const struct settings *settings, st
                              "and the other sizes",
                              setting_table[needed[i]].name);
     *model = (struct model){
-        .family = MODEL_FAMILY_LLAMA,
+        .qkv_bias = setting_boolean(settings, SETTING_QKV_BIAS),
+        .output_bias = setting_boolean(settings, SETTING_OUTPUT_BIAS),
+        .mlp_bias = setting_boolean(settings, SETTING_MLP_BIAS),
+        .sliding_window = setting_integer(settings, SETTING_SLIDING_WINDOW),
+        .rope = rope_from_settings(settings),
         .layers = setting_integer(settings, SETTING_LAYERS),
         .hidden_size = setting_integer(settings, SETTING_HIDDEN_SIZE),
         .ffn_size = setting_integer(settings, SETTING_FFN_SIZE),
@@ -41,6 +123,12 @@ int model_from_settings(struct model *model, const struct settings *settings, st
         .bos_token = -1,
         .eos_token = -1,
     };
+    model_set_family(model, (enum model_family)find_word(model_family_names, MODEL_FAMILIES,
+                                                         setting_text(settings, SETTING_FAMILY)));
+    if (model->family == MODEL_FAMILY_FALCON)
+        model->block = setting_integer(settings, SETTING_PARALLEL_NORMS) == 2
+                           ? MODEL_BLOCK_PARALLEL_TWO_NORMS
+                           : MODEL_BLOCK_PARALLEL;
     model->kv_heads = setting_is_set(settings, SETTING_KV_HEADS)
                           ? setting_integer(settings, SETTING_KV_HEADS)
                           : model->heads;
@@ -81,23 +169,67 @@ const char *model_difference(const struct model *a, const struct model *b)
         return "rope-theta";
     if (a->tied_embeddings != b->tied_embeddings)
         return "tied-embeddings";
+    if (a->block != b->block)
+        return "parallel-norms";
+    if (a->qkv_bias != b->qkv_bias)
+        return "qkv-bias";
+    if (a->output_bias != b->output_bias)
+        return "output-bias";
+    if (a->mlp_bias != b->mlp_bias)
+        return "mlp-bias";
+    if (a->sliding_window != b->sliding_window)
+        return "sliding-window";
+    if (a->rope.kind != b->rope.kind)
+        return "rope-scaling";
+    if (a->rope.factor != b->rope.factor)
+        return "rope-factor";
+    if (a->rope.original_positions != b->rope.original_positions)
+        return "rope-original-positions";
+    if (a->rope.low_frequency_factor != b->rope.low_frequency_factor ||
+        a->rope.high_frequency_factor != b->rope.high_frequency_factor ||
+        a->rope.beta_fast != b->rope.beta_fast || a->rope.beta_slow != b->rope.beta_slow ||
+        a->rope.attention_factor != b->rope.attention_factor)
+        return "its scaling of rotary positions";
     return NULL;
 }
 
-/* Weights of the matrices of one layer: q, k, v, o, gate, up, down. */
+/* Matrices of the MLP: gate, up and down. */
+static int64_t mlp_matrices(const struct model *model)
+{
+    return model->mlp == MODEL_MLP_SWIGLU ? 3 : 2;
+}
+
+/* Weights of the matrices of one layer. */
 static int64_t layer_matrix_weights(const struct model *model)
 {
     int64_t attention = (2 * model->heads + 2 * model->kv_heads) * model->head_dim;
 
-    return (attention + 3 * model->ffn_size) * model->hidden_size;
+    return (attention + mlp_matrices(model) * model->ffn_size) * model->hidden_size;
+}
+
+/* Weights of one norm. */
+static int64_t norm_weights(const struct model *model)
+{
+    return (model->norm == MODEL_NORM_LAYER ? 2 : 1) * model->hidden_size;
+}
+
+/* Weights of the vectors of one layer: norms and biases. */
+static int64_t layer_vector_weights(const struct model *model)
+{
+    int64_t norms = model->block == MODEL_BLOCK_PARALLEL ? 1 : 2;
+    int64_t qkv = (model->heads + 2 * model->kv_heads) * model->head_dim;
+    int64_t mlp = (mlp_matrices(model) - 1) * model->ffn_size + model->hidden_size;
+
+    return norms * norm_weights(model) + (model->qkv_bias ? qkv : 0) +
+           (model->output_bias ? model->hidden_size : 0) + (model->mlp_bias ? mlp : 0);
 }
 
 int64_t model_parameters(const struct model *model)
 {
     int64_t embedding = model->vocab_size * model->hidden_size;
 
-    return model->layers * (layer_matrix_weights(model) + 2 * model->hidden_size) +
-           model->hidden_size + embedding * (model->tied_embeddings ? 1 : 2);
+    return model->layers * (layer_matrix_weights(model) + layer_vector_weights(model)) +
+           norm_weights(model) + embedding * (model->tied_embeddings ? 1 : 2);
 }
 
 double model_flops_per_token(const struct model *model, int64_t seq_length, bool causal)

@@ -14,6 +14,7 @@
 #include "core/dtype.h"
 #include "core/layout.h"
 #include "core/model.h"
+#include "core/rope.h"
 #include "core/settings.h"
 
 static struct settings *settings_of(int argc, char **argv)
@@ -184,10 +185,20 @@ static void test_presets(void **state)
         const char *name;
         int64_t parameters;
     } published[] = {
-        {"tinyllama-1.1b", 1100048384}, {"llama-2-7b", 6738415616},
-        {"llama-2-13b", 13015864320},   {"llama-2-70b", 68976648192},
-        {"codellama-7b", 6738546688},   {"codellama-13b", 13016028160},
-        {"codellama-34b", 33743970304},
+        {"tinyllama-1.1b", 1100048384},   {"llama-2-7b", 6738415616},
+        {"llama-2-13b", 13015864320},     {"llama-2-70b", 68976648192},
+        {"codellama-7b", 6738546688},     {"codellama-13b", 13016028160},
+        {"codellama-34b", 33743970304},   {"llama-7b", 6738415616},
+        {"llama-13b", 13015864320},       {"llama-30b", 32528943616},
+        {"llama-65b", 65285660672},       {"codellama-70b", 68976910336},
+        {"llama-3-8b", 8030261248},       {"llama-3-70b", 70553706496},
+        {"llama-3.1-8b", 8030261248},     {"llama-3.1-70b", 70553706496},
+        {"llama-3.1-405b", 405853388800}, {"llama-3.2-1b", 1235814400},
+        {"llama-3.2-3b", 3212749824},     {"mistral-7b-v0.1", 7241732096},
+        {"mistral-7b-v0.2", 7241732096},  {"mistral-7b-v0.3", 7248023552},
+        {"qwen2.5-0.5b", 494032768},      {"qwen2.5-7b", 7615616512},
+        {"falcon-7b", 6921720704},        {"falcon-40b", 41303293952},
+        {"falcon-180b", 178557088768},
     };
     (void)state;
 
@@ -202,6 +213,66 @@ static void test_presets(void **state)
         assert_int_equal(model_parameters(&model), published[i].parameters);
         settings_destroy(settings);
     }
+}
+
+static void assert_frequency(const double *frequencies, int i, double expected)
+{
+    if (!(fabs(frequencies[i] / expected - 1) <= 1e-8))
+        fail_msg("frequency %d is %.10g, not %.10g", i, frequencies[i], expected);
+}
+
+/* What transformers computes, in double precision. */
+static void test_rope(void **state)
+{
+    struct model model = {.head_dim = 128,
+                          .rope_theta = 5e5,
+                          .max_positions = 131072,
+                          .rope = {ROPE_LLAMA3, 8, 8192, 1, 4, 0, 0, 0, 0, 0, false}};
+    double f[64], factor;
+    (void)state;
+
+    rope_frequencies(&model, 8192, f, &factor);
+    assert_true(factor == 1 && f[0] == 1);
+    assert_frequency(f, 1, 0.814617234);
+    assert_frequency(f, 16, 0.0376060309);
+    assert_frequency(f, 28, 0.00321144599);
+    assert_frequency(f, 29, 0.00216657076);
+    assert_frequency(f, 31, 0.000856751413);
+    assert_frequency(f, 34, 0.000178507813);
+    assert_frequency(f, 35, 9.55621235e-05);
+    assert_frequency(f, 36, 7.78465527e-05);
+    assert_frequency(f, 63, 3.06892599e-07);
+    model.head_dim = 64;
+    model.rope.factor = 32;
+    rope_frequencies(&model, 8192, f, &factor);
+    assert_frequency(f, 14, 0.00321144599);
+    assert_frequency(f, 15, 0.00129054793);
+    assert_frequency(f, 17, 9.7082878e-05);
+    assert_frequency(f, 18, 1.94616382e-05);
+    assert_frequency(f, 31, 9.41830673e-08);
+
+    model = (struct model){.head_dim = 128,
+                           .rope_theta = 1e4,
+                           .rope = {ROPE_YARN, 16, 4096, 0, 0, 32, 1, 0, 0, 0, true}};
+    rope_frequencies(&model, 65536, f, &factor);
+    assert_true(fabs(factor - 1.27725887) < 1e-8);
+    assert_frequency(f, 20, 0.0562341325);
+    assert_frequency(f, 21, 0.04694086);
+    assert_frequency(f, 30, 0.00852684377);
+    assert_frequency(f, 45, 0.000151771605);
+    assert_frequency(f, 46, 8.33450895e-05);
+
+    model = (struct model){.head_dim = 128,
+                           .rope_theta = 1e4,
+                           .max_positions = 4096,
+                           .rope = {.kind = ROPE_DYNAMIC, .factor = 2}};
+    rope_frequencies(&model, 8192, f, &factor);
+    assert_frequency(f, 1, pow(30527.7367, -2.0 / 128));
+    rope_frequencies(&model, 4096, f, &factor);
+    assert_frequency(f, 1, pow(1e4, -2.0 / 128));
+    model.rope.kind = ROPE_LINEAR;
+    rope_frequencies(&model, 4096, f, &factor);
+    assert_frequency(f, 1, pow(1e4, -2.0 / 128) / 2);
 }
 
 static void test_unknown_preset(void **state)
@@ -270,7 +341,7 @@ static void test_layout(void **state)
     argv[2] = "--tp=3";
     assert_int_equal(layout_of(4, argv, 0, &layout, &error), -1);
     assert_string_equal(error.text, "--llm-tp=3: codellama-34b has 8 key/value heads, which 3 does "
-                                    "not divide; use 1, 2, 4 or 8");
+                                    "not divide; use 1, 2, 4, 8, 16, 32 or 64");
     argv[2] = "--tp=8";
     argv[3] = "--pp=5";
     assert_int_equal(layout_of(4, argv, 0, &layout, &error), -1);
@@ -315,11 +386,17 @@ static void test_dtype(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_table),          cmocka_unit_test(test_precedence),
-        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_ini_refusals),
-        cmocka_unit_test(test_presets),        cmocka_unit_test(test_write_reads_back),
-        cmocka_unit_test(test_unknown_preset), cmocka_unit_test(test_flops),
-        cmocka_unit_test(test_layout),         cmocka_unit_test(test_dtype),
+        cmocka_unit_test(test_table),
+        cmocka_unit_test(test_precedence),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_ini_refusals),
+        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_presets),
+        cmocka_unit_test(test_write_reads_back),
+        cmocka_unit_test(test_unknown_preset),
+        cmocka_unit_test(test_flops),
+        cmocka_unit_test(test_layout),
+        cmocka_unit_test(test_dtype),
     };
     char directory[] = "/tmp/mtllm-test-core-XXXXXX", models[4096];
 

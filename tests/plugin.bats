@@ -48,7 +48,7 @@ script() {
 
 @test "a layout that the model's heads refuse is refused with the arithmetic" {
     message="--llm-tp=3: codellama-34b has 8 key/value heads, which 3 does not divide;"
-    message+=" use 1, 2, 4 or 8"
+    message+=" use 1, 2, 4, 8, 16, 32 or 64"
     script
     assert_refused "$message" sbatch --llm-model=codellama-34b --llm-tp=3 job.sh
     assert_refused "$message" salloc --llm-model=codellama-34b --llm-tp=3 true
