@@ -116,74 +116,188 @@ static int read_token(const struct config *config, const char *key, int64_t othe
     return 0;
 }
 
-static int check_family(const struct config *config)
+/* --- families --------------------------------------------------------------------------------- */
+
+/* What a family's class in transformers takes for a field that is absent. */
+struct defaults {
+    const char *architecture;
+    int64_t vocab_size, hidden_size, ffn_size, layers, heads;
+    int64_t kv_heads; /* 0: as many as heads */
+    int64_t max_positions;
+    double norm_eps;
+    bool tied_embeddings;
+    int64_t bos_token, eos_token; /* -1: none */
+};
+
+static const struct defaults defaults[MODEL_FAMILIES] = {
+    [MODEL_FAMILY_LLAMA] = {"LlamaForCausalLM", 32000, 4096, 11008, 32, 32, 0, 2048, 1e-6, false, 1,
+                            2},
+    [MODEL_FAMILY_MISTRAL] = {"MistralForCausalLM", 32000, 4096, 14336, 32, 32, 8, 131072, 1e-6,
+                              false, 1, 2},
+    [MODEL_FAMILY_QWEN2] = {"Qwen2ForCausalLM", 151936, 4096, 22016, 32, 32, 32, 32768, 1e-6, false,
+                            -1, -1},
+    [MODEL_FAMILY_FALCON] = {"FalconForCausalLM", 65024, 4544, 0, 32, 71, 0, 2048, 1e-5, true, 11,
+                             11},
+};
+
+/* Other names that uploads have: LLaMAForCausalLM in 2023, RefinedWeb before Falcon was part of
+ * transformers. */
+static const struct alias {
+    const char *name;
+    enum model_family family;
+} aliases[] = {
+    {"LLaMAForCausalLM", MODEL_FAMILY_LLAMA},
+    {"RWForCausalLM", MODEL_FAMILY_FALCON},
+    {"RefinedWeb", MODEL_FAMILY_FALCON},
+    {"RefinedWebModel", MODEL_FAMILY_FALCON},
+};
+
+/* The family of a model_type or an architecture, or -1. */
+static int find_family(const char *name)
+{
+    for (int family = 0; family < MODEL_FAMILIES; family++)
+        if (strcmp(name, model_family_names[family]) == 0 ||
+            strcmp(name, defaults[family].architecture) == 0)
+            return family;
+    for (size_t i = 0; i < sizeof(aliases) / sizeof(*aliases); i++)
+        if (strcmp(name, aliases[i].name) == 0)
+            return (int)aliases[i].family;
+    return -1;
+}
+
+static int read_family(const struct config *config, enum model_family *family)
 {
     const json_t *type = member(config->root, "model_type");
     const json_t *architectures = member(config->root, "architectures");
     const char *architecture = json_string_value(json_array_get(architectures, 0));
+    int found, other;
 
     if (!type && !architecture)
         return refuse(config, "has neither model_type nor architectures: is it a model's config?");
     if (type && !json_is_string(type))
         return refuse(config, "model_type is not a string");
-    if (type && strcmp(json_string_value(type), "llama") != 0)
-        return refuse(config, "model_type %.100s is not supported; mtllm knows llama",
+    found = find_family(type ? json_string_value(type) : architecture);
+    if (found < 0 && type)
+        return refuse(config,
+                      "model_type %.100s is not supported; mtllm knows llama, mistral, qwen2 and "
+                      "falcon",
                       json_string_value(type));
-    /* LLaMAForCausalLM is how the first uploads of 2023 spelled it. */
-    if (architecture && strcmp(architecture, "LlamaForCausalLM") != 0 &&
-        strcmp(architecture, "LLaMAForCausalLM") != 0)
-        return refuse(config, "architecture %.100s is not supported; mtllm knows LlamaForCausalLM",
+    other = architecture ? find_family(architecture) : found;
+    if (found < 0 || other != found)
+        return refuse(config,
+                      "architecture %.100s is not supported; mtllm knows LlamaForCausalLM, "
+                      "MistralForCausalLM, Qwen2ForCausalLM and FalconForCausalLM",
                       architecture);
+    *family = (enum model_family)found;
     return 0;
 }
 
-/* What would change the logits and is not computed. */
-static int check_supported(const struct config *config)
+/* --- fields of several families ----------------------------------------------------------------
+ */
+
+static int check_activation(const struct config *config, const char *key, const char *first,
+                            const char *second)
 {
-    static const char *const biases[] = {"attention_bias", "mlp_bias"};
-    const json_t *activation = member(config->root, "hidden_act");
-    const json_t *layer_types = member(config->root, "layer_types");
-    const json_t *layer_type;
-    size_t i;
+    const json_t *activation = member(config->root, key);
+    const char *name = json_string_value(activation);
 
-    for (i = 0; i < sizeof(biases) / sizeof(*biases); i++) {
-        bool bias;
+    if (!activation || (name && (strcmp(name, first) == 0 || strcmp(name, second) == 0)))
+        return 0;
+    return refuse(config, "%s %.100s is not supported; mtllm computes %s", key,
+                  name ? name : "(no string)", first);
+}
 
-        if (read_boolean(config, biases[i], false, &bias) < 0)
-            return -1;
-        if (bias)
-            return refuse(config, "%s true is not supported; mtllm computes Llama without biases",
-                          biases[i]);
-    }
-    if (activation &&
-        (!json_is_string(activation) || (strcmp(json_string_value(activation), "silu") != 0 &&
-                                         strcmp(json_string_value(activation), "swish") != 0)))
-        return refuse(config, "hidden_act %.100s is not supported; mtllm computes silu",
-                      json_is_string(activation) ? json_string_value(activation) : "(no string)");
-    if (member(config->root, "quantization_config"))
-        return refuse(config, "quantization_config: quantized weights are not supported; convert "
-                              "the model to bf16 first");
-    json_array_foreach(layer_types, i, layer_type)
+/* Whether all layers have the sliding window, or none; `*window` is then what it is. */
+static int check_layer_types(const struct config *config, int64_t *window)
+{
+    const json_t *types = member(config->root, "layer_types"), *type;
+    size_t sliding = 0, count = json_array_size(types), i;
+
+    json_array_foreach(types, i, type)
     {
-        const char *kind = json_string_value(layer_type);
+        const char *kind = json_string_value(type);
 
-        if (!kind || strcmp(kind, "full_attention") != 0)
+        if (kind && strcmp(kind, "sliding_attention") == 0)
+            sliding++;
+        else if (!kind || strcmp(kind, "full_attention") != 0)
             return refuse(config,
-                          "layer_types %.100s is not supported; mtllm computes full_attention",
+                          "layer_types %.100s is not supported; mtllm computes full_attention and "
+                          "sliding_attention",
                           kind ? kind : "(no string)");
     }
+    if (sliding > 0 && sliding < count)
+        return refuse(config, "layer_types: some layers with a sliding window and some without are "
+                              "not supported; mtllm computes one for all");
+    if (sliding > 0 && *window == 0)
+        return refuse(config, "layer_types sliding_attention, but there is no sliding window");
+    if (count > 0 && sliding == 0)
+        *window = 0;
     return 0;
 }
 
-/* The base of the rotary embedding. A dictionary may stand in rope_scaling (v4) or in
- * rope_parameters (v5), the first wins; its own rope_theta beats the one at the top. */
-static int read_rope(const struct config *config, double *theta)
+/* Scaling of the kinds that have more than a factor. */
+static int read_rope_details(const struct config *config, const json_t *rope, struct model *model)
+{
+    struct rope_scaling *scaling = &model->rope;
+    const json_t *truncate = member(rope, "truncate");
+    const char *key = "original_max_position_embeddings";
+    double original;
+
+    if (read_real(config, config->root, key, (double)model->max_positions, 1, 1 << 30, &original) <
+            0 ||
+        read_real(config, rope, key, original, 1, 1 << 30, &original) < 0)
+        return -1;
+    scaling->original_positions = (int64_t)original;
+    if (scaling->kind == ROPE_LLAMA3) {
+        if (!member(rope, "low_freq_factor") || !member(rope, "high_freq_factor"))
+            return refuse(config, "rope scaling llama3 has no low_freq_factor or no "
+                                  "high_freq_factor");
+        return read_real(config, rope, "low_freq_factor", 1, 1e-6, 1e6,
+                         &scaling->low_frequency_factor) < 0
+                   ? -1
+                   : read_real(config, rope, "high_freq_factor", 4, 1e-6, 1e6,
+                               &scaling->high_frequency_factor);
+    }
+    scaling->truncate = !truncate || !json_is_false(truncate);
+    if (read_real(config, rope, "beta_fast", 32, 1e-6, 1e6, &scaling->beta_fast) < 0 ||
+        read_real(config, rope, "beta_slow", 1, 1e-6, 1e6, &scaling->beta_slow) < 0 ||
+        read_real(config, rope, "attention_factor", 0, 0, 1e6, &scaling->attention_factor) < 0 ||
+        read_real(config, rope, "mscale", 0, 0, 1e6, &scaling->mscale) < 0)
+        return -1;
+    return read_real(config, rope, "mscale_all_dim", 0, 0, 1e6, &scaling->mscale_all_dim);
+}
+
+static int read_rope_kind(const struct config *config, const json_t *rope, const char *key,
+                          enum rope_kind *kind)
+{
+    const json_t *type = member(rope, "rope_type");
+    const char *name;
+
+    if (!type)
+        type = member(rope, "type");
+    if (!type && strcmp(key, "rope_scaling") == 0 && json_object_size(rope) > 0)
+        return refuse(config, "%s has no rope_type", key);
+    if (type && !json_is_string(type))
+        return refuse(config, "%s: rope_type is not a string", key);
+    name = type ? json_string_value(type) : "default";
+    for (*kind = ROPE_DEFAULT; *kind < ROPE_KINDS; (*kind)++)
+        if (strcmp(name, rope_kind_names[*kind]) == 0)
+            return 0;
+    return refuse(config,
+                  "%s of type %.100s is not supported; mtllm computes default, linear, dynamic, "
+                  "yarn and llama3",
+                  key, name);
+}
+
+/* The rotary embedding. A dictionary may stand in rope_scaling (v4) or in rope_parameters (v5), the
+ * first wins; its own rope_theta beats the one at the top. After the sizes. */
+static int read_rope(const struct config *config, struct model *model)
 {
     const char *key = member(config->root, "rope_scaling") ? "rope_scaling" : "rope_parameters";
-    const json_t *rope = member(config->root, key), *type;
-    double factor;
+    const json_t *rope = member(config->root, key);
+    double partial;
 
-    if (read_real(config, config->root, "rope_theta", 10000, 1, 1e15, theta) < 0)
+    if (read_real(config, config->root, "rope_theta", 10000, 1, 1e15, &model->rope_theta) < 0)
         return -1;
     if (!rope)
         return 0;
@@ -192,39 +306,90 @@ static int read_rope(const struct config *config, double *theta)
     if (json_is_object(json_object_get(rope, "full_attention")) ||
         json_is_object(json_object_get(rope, "sliding_attention")))
         return refuse(config, "%s by layer type is not supported; mtllm computes one for all", key);
-    type = member(rope, "rope_type");
-    if (!type)
-        type = member(rope, "type");
-    if (!type && strcmp(key, "rope_scaling") == 0 && json_object_size(rope) > 0)
-        return refuse(config, "%s has no rope_type", key);
-    if (type && !json_is_string(type))
-        return refuse(config, "%s: rope_type is not a string", key);
-    if (type && strcmp(json_string_value(type), "default") != 0)
-        return refuse(config,
-                      "%s of type %.100s is not supported; mtllm computes the default rotary "
-                      "embedding",
-                      key, json_string_value(type));
-    if (read_real(config, rope, "partial_rotary_factor", 1, 0, 1, &factor) < 0)
+    if (read_rope_kind(config, rope, key, &model->rope.kind) < 0 ||
+        read_real(config, rope, "rope_theta", model->rope_theta, 1, 1e15, &model->rope_theta) < 0 ||
+        read_real(config, rope, "partial_rotary_factor", 1, 0, 1, &partial) < 0)
         return -1;
-    if (factor != 1)
+    if (partial != 1)
         return refuse(config,
-                      "%s: partial_rotary_factor %g is not supported; mtllm rotates whole "
-                      "heads",
-                      key, factor);
-    return read_real(config, rope, "rope_theta", *theta, 1, 1e15, theta);
+                      "%s: partial_rotary_factor %g is not supported; mtllm rotates whole heads",
+                      key, partial);
+    if (model->rope.kind == ROPE_DEFAULT)
+        return 0;
+    if (!member(rope, "factor"))
+        return refuse(config, "%s has no factor", key);
+    if (read_real(config, rope, "factor", 1, 1, 1e6, &model->rope.factor) < 0)
+        return -1;
+    if (model->rope.kind == ROPE_YARN || model->rope.kind == ROPE_LLAMA3)
+        return read_rope_details(config, rope, model);
+    return 0;
 }
 
-static int read_sizes(const struct config *config, struct model *model)
+/* The first of two spellings that is there. */
+static const char *spelling(const struct config *config, const char *key, const char *old)
 {
-    if (read_integer(config, "vocab_size", 32000, 1 << 24, &model->vocab_size) < 0 ||
-        read_integer(config, "hidden_size", 4096, 1 << 20, &model->hidden_size) < 0 ||
-        read_integer(config, "intermediate_size", 11008, 1 << 22, &model->ffn_size) < 0 ||
-        read_integer(config, "num_hidden_layers", 32, 100000, &model->layers) < 0 ||
-        read_integer(config, "num_attention_heads", 32, 65536, &model->heads) < 0 ||
-        read_integer(config, "num_key_value_heads", model->heads, 65536, &model->kv_heads) < 0)
+    return !member(config->root, key) && member(config->root, old) ? old : key;
+}
+
+/* --- Llama, Mistral, Qwen2 ---------------------------------------------------------------------
+ */
+
+static int read_biases(const struct config *config, struct model *model)
+{
+    if (model->family != MODEL_FAMILY_LLAMA)
+        return 0;
+    if (read_boolean(config, "attention_bias", false, &model->qkv_bias) < 0)
+        return -1;
+    model->output_bias = model->qkv_bias;
+    return read_boolean(config, "mlp_bias", false, &model->mlp_bias);
+}
+
+static int read_window(const struct config *config, struct model *model)
+{
+    bool qwen2 = model->family == MODEL_FAMILY_QWEN2, use = model->family == MODEL_FAMILY_MISTRAL;
+    int64_t window;
+    double from_layer = 0;
+
+    if (qwen2 &&
+        (read_boolean(config, "use_sliding_window", false, &use) < 0 ||
+         read_real(config, config->root, "max_window_layers", 28, 0, 100000, &from_layer) < 0))
+        return -1;
+    /* null, unlike nothing at all, is no window. */
+    if (!use || json_is_null(json_object_get(config->root, "sliding_window")))
+        return check_layer_types(config, &model->sliding_window);
+    if (read_integer(config, "sliding_window", 4096, 1 << 30, &window) < 0)
+        return -1;
+    model->sliding_window = window;
+    if (member(config->root, "layer_types"))
+        return check_layer_types(config, &model->sliding_window);
+    if (from_layer >= (double)model->layers)
+        model->sliding_window = 0;
+    else if (from_layer > 0)
+        return refuse(config,
+                      "max_window_layers %g: a sliding window in the layers behind that is "
+                      "not supported; mtllm computes one for all",
+                      from_layer);
+    return 0;
+}
+
+static int read_llama_sizes(const struct config *config, const struct defaults *otherwise,
+                            struct model *model)
+{
+    if (read_integer(config, "vocab_size", otherwise->vocab_size, 1 << 24, &model->vocab_size) <
+            0 ||
+        read_integer(config, "hidden_size", otherwise->hidden_size, 1 << 20, &model->hidden_size) <
+            0 ||
+        read_integer(config, "intermediate_size", otherwise->ffn_size, 1 << 22, &model->ffn_size) <
+            0 ||
+        read_integer(config, "num_hidden_layers", otherwise->layers, 100000, &model->layers) < 0 ||
+        read_integer(config, "num_attention_heads", otherwise->heads, 65536, &model->heads) < 0 ||
+        read_integer(config, "num_key_value_heads",
+                     otherwise->kv_heads ? otherwise->kv_heads : model->heads, 65536,
+                     &model->kv_heads) < 0)
         return -1;
     /* Llama 1 said max_sequence_length. */
-    if (read_integer(config, "max_sequence_length", 2048, 1 << 30, &model->max_positions) < 0 ||
+    if (read_integer(config, "max_sequence_length", otherwise->max_positions, 1 << 30,
+                     &model->max_positions) < 0 ||
         read_integer(config, "max_position_embeddings", model->max_positions, 1 << 30,
                      &model->max_positions) < 0)
         return -1;
@@ -237,19 +402,119 @@ static int read_sizes(const struct config *config, struct model *model)
                         &model->head_dim);
 }
 
+static int read_llama(const struct config *config, const struct defaults *otherwise,
+                      struct model *model)
+{
+    if (read_biases(config, model) < 0 ||
+        check_activation(config, "hidden_act", "silu", "swish") < 0 ||
+        read_llama_sizes(config, otherwise, model) < 0 || read_window(config, model) < 0)
+        return -1;
+    return read_real(config, config->root, "rms_norm_eps", otherwise->norm_eps, 0, 1,
+                     &model->norm_eps);
+}
+
+/* --- Falcon ------------------------------------------------------------------------------------
+ */
+
+/* Key/value heads: num_kv_heads counts in the newer kind alone; falcon-7b's own file says 71 there
+ * and has one. */
+static int read_falcon_kv_heads(const struct config *config, bool newer, struct model *model)
+{
+    bool multi_query;
+
+    if (read_boolean(config, "multi_query", true, &multi_query) < 0)
+        return -1;
+    if (newer)
+        return read_integer(config, spelling(config, "num_kv_heads", "n_head_kv"), model->heads,
+                            65536, &model->kv_heads);
+    if (!multi_query)
+        return refuse(config, "multi_query false is not supported; mtllm computes Falcon with "
+                              "shared key/value heads");
+    model->kv_heads = 1;
+    return 0;
+}
+
+static int read_falcon_block(const struct config *config, bool newer, struct model *model)
+{
+    bool alibi, bias, parallel;
+    int64_t norms;
+
+    if (read_boolean(config, "alibi", false, &alibi) < 0 ||
+        read_boolean(config, "bias", false, &bias) < 0 ||
+        read_boolean(config, "parallel_attn", true, &parallel) < 0 ||
+        read_integer(config, "num_ln_in_parallel_attn", newer ? 2 : 1, 2, &norms) < 0)
+        return -1;
+    if (alibi || bias || !parallel)
+        return refuse(config,
+                      "%s is not supported; mtllm computes Falcon with rotary positions, "
+                      "without biases and with parallel attention",
+                      alibi  ? "alibi true"
+                      : bias ? "bias true"
+                             : "parallel_attn false");
+    if (norms == 2 && !newer)
+        return refuse(config, "num_ln_in_parallel_attn 2 without new_decoder_architecture");
+    model->block = norms == 2 ? MODEL_BLOCK_PARALLEL_TWO_NORMS : MODEL_BLOCK_PARALLEL;
+    return 0;
+}
+
+static int read_falcon(const struct config *config, const struct defaults *otherwise,
+                       struct model *model)
+{
+    bool newer;
+
+    if (read_boolean(config, "new_decoder_architecture", member(config->root, "n_head_kv") != NULL,
+                     &newer) < 0 ||
+        check_activation(config, "activation", "gelu", "gelu") < 0 ||
+        read_integer(config, "vocab_size", otherwise->vocab_size, 1 << 24, &model->vocab_size) <
+            0 ||
+        read_integer(config, spelling(config, "hidden_size", "n_embed"), otherwise->hidden_size,
+                     1 << 20, &model->hidden_size) < 0 ||
+        read_integer(config, spelling(config, "num_hidden_layers", "n_layer"), otherwise->layers,
+                     100000, &model->layers) < 0 ||
+        read_integer(config, spelling(config, "num_attention_heads", "n_head"), otherwise->heads,
+                     65536, &model->heads) < 0 ||
+        read_integer(config, "ffn_hidden_size", 4 * model->hidden_size, 1 << 24, &model->ffn_size) <
+            0 ||
+        read_integer(config, "max_position_embeddings", otherwise->max_positions, 1 << 30,
+                     &model->max_positions) < 0 ||
+        read_falcon_kv_heads(config, newer, model) < 0 ||
+        read_falcon_block(config, newer, model) < 0)
+        return -1;
+    if (model->hidden_size % model->heads != 0)
+        return refuse(config,
+                      "num_attention_heads %" PRId64 " does not divide hidden_size %" PRId64,
+                      model->heads, model->hidden_size);
+    model->head_dim = model->hidden_size / model->heads;
+    return read_real(config, config->root, "layer_norm_epsilon", otherwise->norm_eps, 0, 1,
+                     &model->norm_eps);
+}
+
+/* -------------------------------------------------------------------------------------------- */
+
 static int read_model(const struct config *config, struct model *model)
 {
+    const struct defaults *otherwise;
+    enum model_family family = MODEL_FAMILY_LLAMA;
     double layer_weights;
     struct error reason = {0};
+    int rc;
 
-    if (check_family(config) < 0 || check_supported(config) < 0 || read_sizes(config, model) < 0 ||
-        read_rope(config, &model->rope_theta) < 0)
+    if (read_family(config, &family) < 0)
         return -1;
-    if (read_real(config, config->root, "rms_norm_eps", 1e-6, 0, 1, &model->norm_eps) < 0 ||
-        read_real(config, config->root, "initializer_range", 0.02, 0, 10, &model->init_std) < 0 ||
-        read_boolean(config, "tie_word_embeddings", false, &model->tied_embeddings) < 0 ||
-        read_token(config, "bos_token_id", 1, &model->bos_token) < 0 ||
-        read_token(config, "eos_token_id", 2, &model->eos_token) < 0)
+    model_set_family(model, family);
+    otherwise = &defaults[family];
+    if (member(config->root, "quantization_config"))
+        return refuse(config, "quantization_config: quantized weights are not supported; convert "
+                              "the model to bf16 first");
+    rc = family == MODEL_FAMILY_FALCON ? read_falcon(config, otherwise, model)
+                                       : read_llama(config, otherwise, model);
+    if (rc < 0 || read_rope(config, model) < 0)
+        return -1;
+    if (read_real(config, config->root, "initializer_range", 0.02, 0, 10, &model->init_std) < 0 ||
+        read_boolean(config, "tie_word_embeddings", otherwise->tied_embeddings,
+                     &model->tied_embeddings) < 0 ||
+        read_token(config, "bos_token_id", otherwise->bos_token, &model->bos_token) < 0 ||
+        read_token(config, "eos_token_id", otherwise->eos_token, &model->eos_token) < 0)
         return -1;
     if (model_check(model, &reason) < 0)
         return refuse(config, "%s", reason.text);
@@ -269,7 +534,7 @@ int hf_config_read(struct model *model, const char *text, size_t length, const c
     json_t *root =
         json_text_parse(text, length, JSON_CONFIG_VALUES, JSON_REJECT_DUPLICATES, &reason);
     struct config config = {root, path, error};
-    struct model read = {.family = MODEL_FAMILY_LLAMA};
+    struct model read = {0};
     int rc;
 
     if (!root)
@@ -333,6 +598,80 @@ static char *dump(json_t *json)
  * transformers_version keeps newer ones from applying repairs that this file does not need. */
 #define TRANSFORMERS_VERSION "4.51.0"
 
+/* rope_scaling as transformers 4 has it, which every version reads; real numbers with a point. */
+static json_t *rope_json(const struct rope_scaling *rope)
+{
+    json_t *json;
+
+    if (rope->kind == ROPE_DEFAULT)
+        return json_null();
+    json =
+        json_pack("{s:s, s:f}", "rope_type", rope_kind_names[rope->kind], "factor", rope->factor);
+    if (json && (rope->kind == ROPE_YARN || rope->kind == ROPE_LLAMA3))
+        json_object_set_new(json, "original_max_position_embeddings",
+                            json_integer(rope->original_positions));
+    if (json && rope->kind == ROPE_LLAMA3) {
+        json_object_set_new(json, "low_freq_factor", json_real(rope->low_frequency_factor));
+        json_object_set_new(json, "high_freq_factor", json_real(rope->high_frequency_factor));
+    }
+    if (json && rope->kind == ROPE_YARN) {
+        const struct {
+            const char *key;
+            double value;
+        } given[] = {
+            {"attention_factor", rope->attention_factor},
+            {"mscale", rope->mscale},
+            {"mscale_all_dim", rope->mscale_all_dim},
+        };
+
+        json_object_set_new(json, "beta_fast", json_real(rope->beta_fast));
+        json_object_set_new(json, "beta_slow", json_real(rope->beta_slow));
+        json_object_set_new(json, "truncate", json_boolean(rope->truncate));
+        for (size_t i = 0; i < sizeof(given) / sizeof(*given); i++)
+            if (given[i].value > 0)
+                json_object_set_new(json, given[i].key, json_real(given[i].value));
+    }
+    return json;
+}
+
+/* What only one family has. */
+static json_t *llama_json(const struct model *model)
+{
+    json_t *json = json_pack("{s:I, s:s, s:I, s:I, s:f}", "head_dim", (json_int_t)model->head_dim,
+                             "hidden_act", "silu", "intermediate_size", (json_int_t)model->ffn_size,
+                             "num_key_value_heads", (json_int_t)model->kv_heads, "rms_norm_eps",
+                             model->norm_eps);
+
+    if (json && model->family == MODEL_FAMILY_LLAMA) {
+        json_object_set_new(json, "attention_bias", json_boolean(model->qkv_bias));
+        json_object_set_new(json, "mlp_bias", json_boolean(model->mlp_bias));
+        json_object_set_new(json, "pretraining_tp", json_integer(1));
+    } else if (json) {
+        json_object_set_new(json, "sliding_window",
+                            model->sliding_window ? json_integer(model->sliding_window)
+                                                  : json_null());
+    }
+    if (json && model->family == MODEL_FAMILY_QWEN2) {
+        json_object_set_new(json, "use_sliding_window", json_boolean(model->sliding_window > 0));
+        /* The window is in the layers from this one on. */
+        json_object_set_new(json, "max_window_layers",
+                            json_integer(model->sliding_window ? 0 : model->layers));
+    }
+    return json;
+}
+
+static json_t *falcon_json(const struct model *model)
+{
+    bool newer = model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS || model->kv_heads > 1;
+
+    return json_pack(
+        "{s:s, s:b, s:b, s:I, s:f, s:f, s:b, s:b, s:I, s:I, s:b}", "activation", "gelu", "alibi", 0,
+        "bias", 0, "ffn_hidden_size", (json_int_t)model->ffn_size, "hidden_dropout", 0.0,
+        "layer_norm_epsilon", model->norm_eps, "multi_query", 1, "new_decoder_architecture", newer,
+        "num_kv_heads", (json_int_t)model->kv_heads, "num_ln_in_parallel_attn",
+        (json_int_t)(model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS ? 2 : 1), "parallel_attn", 1);
+}
+
 char *hf_config_write(const struct model *model, enum dtype dtype)
 {
     static const char *const dtype_names[] = {
@@ -341,30 +680,29 @@ char *hf_config_write(const struct model *model, enum dtype dtype)
         [DTYPE_F16] = "float16",
     };
     json_t *json = json_pack(
-        "{s:[s], s:s, s:b, s:b, s:f, s:o, s:o}", "architectures", "LlamaForCausalLM", "model_type",
-        "llama", "attention_bias", 0, "mlp_bias", 0, "attention_dropout", 0.0, "bos_token_id",
+        "{s:[s], s:s, s:f, s:o, s:o}", "architectures", defaults[model->family].architecture,
+        "model_type", model_family_names[model->family], "attention_dropout", 0.0, "bos_token_id",
         token_json(model->bos_token), "eos_token_id", token_json(model->eos_token));
     json_t *sizes =
-        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "head_dim",
-                  (json_int_t)model->head_dim, "hidden_size", (json_int_t)model->hidden_size,
-                  "intermediate_size", (json_int_t)model->ffn_size, "max_position_embeddings",
-                  (json_int_t)model->max_positions, "num_attention_heads", (json_int_t)model->heads,
-                  "num_hidden_layers", (json_int_t)model->layers, "num_key_value_heads",
-                  (json_int_t)model->kv_heads, "vocab_size", (json_int_t)model->vocab_size);
+        json_pack("{s:I, s:I, s:I, s:I, s:I}", "hidden_size", (json_int_t)model->hidden_size,
+                  "max_position_embeddings", (json_int_t)model->max_positions,
+                  "num_attention_heads", (json_int_t)model->heads, "num_hidden_layers",
+                  (json_int_t)model->layers, "vocab_size", (json_int_t)model->vocab_size);
     json_t *rest =
-        json_pack("{s:s, s:f, s:i, s:f, s:n, s:f, s:b, s:s, s:s, s:b}", "hidden_act", "silu",
-                  "initializer_range", model->init_std, "pretraining_tp", 1, "rms_norm_eps",
-                  model->norm_eps, "rope_scaling", "rope_theta", model->rope_theta,
+        json_pack("{s:f, s:o, s:f, s:b, s:s, s:s, s:b}", "initializer_range", model->init_std,
+                  "rope_scaling", rope_json(&model->rope), "rope_theta", model->rope_theta,
                   "tie_word_embeddings", model->tied_embeddings, "torch_dtype", dtype_names[dtype],
                   "transformers_version", TRANSFORMERS_VERSION, "use_cache", 1);
+    json_t *own = model->family == MODEL_FAMILY_FALCON ? falcon_json(model) : llama_json(model);
 
-    if (!json || !sizes || !rest || json_object_update(json, sizes) < 0 ||
-        json_object_update(json, rest) < 0) {
+    if (!json || !sizes || !rest || !own || json_object_update(json, sizes) < 0 ||
+        json_object_update(json, rest) < 0 || json_object_update(json, own) < 0) {
         json_decref(json);
         json = NULL;
     }
     json_decref(sizes);
     json_decref(rest);
+    json_decref(own);
     return dump(json);
 }
 

@@ -118,7 +118,7 @@ static int find_sources(struct import *import)
         hf_tensor_get(&import->model, i, tensor);
         source = safetensors_find(import->set, tensor->name);
         /* Tied weights may be stored under either name. */
-        if (!source && import->model.tied_embeddings && strcmp(tensor->name, HF_EMBEDDING) == 0)
+        if (!source && import->model.tied_embeddings && i == 0)
             source = safetensors_find(import->set, HF_HEAD);
         if (!source)
             return error_set(import->error, EXIT_STATUS_DATA,
@@ -194,10 +194,10 @@ static int check_redundant_head(struct import *import)
     free(right);
     if (rc == 0 && differs >= 0)
         return error_set(import->error, EXIT_STATUS_DATA,
-                         "%s: " HF_HEAD " differs from " HF_EMBEDDING " at [%" PRId64 ", %" PRId64
+                         "%s: " HF_HEAD " differs from %s at [%" PRId64 ", %" PRId64
                          "], but %s has tie_word_embeddings true; set it to false to keep both",
-                         head->path, differs / head->shape[1], differs % head->shape[1],
-                         import->config_path);
+                         head->path, hf_embedding_name(&import->model), differs / head->shape[1],
+                         differs % head->shape[1], import->config_path);
     return rc;
 }
 

@@ -106,27 +106,37 @@ static void test_version_5(void **state)
 static void test_unsupported(void **state)
 {
     (void)state;
-    assert_refused("{\"model_type\": \"mistral\"}", "mistral");
-    assert_refused("{\"architectures\": [\"FalconForCausalLM\"]}", "FalconForCausalLM");
+    assert_refused("{\"model_type\": \"mixtral\"}", "mixtral");
+    assert_refused("{\"architectures\": [\"BloomForCausalLM\"]}", "BloomForCausalLM");
     assert_refused("{\"model_type\": \"llama\","
                    " \"architectures\": [\"LlamaForSequenceClassification\"]}",
                    "LlamaForSequenceClassification");
     assert_refused("{\"hidden_size\": 64}", "model_type");
-    assert_refused("{\"model_type\": \"llama\", \"attention_bias\": true}", "attention_bias");
-    assert_refused("{\"model_type\": \"llama\", \"mlp_bias\": true}", "mlp_bias");
+    assert_refused("{\"model_type\": \"falcon\", \"alibi\": true}", "alibi");
+    assert_refused("{\"model_type\": \"falcon\", \"bias\": true}", "bias true");
+    assert_refused("{\"model_type\": \"falcon\", \"parallel_attn\": false}", "parallel_attn");
+    assert_refused("{\"model_type\": \"falcon\", \"multi_query\": false}", "multi_query");
+    assert_refused("{\"model_type\": \"qwen2\", \"use_sliding_window\": true}",
+                   "max_window_layers");
+    assert_refused("{\"model_type\": \"mistral\", \"layer_types\": [\"sliding_attention\","
+                   " \"full_attention\"]}",
+                   "layer_types");
     assert_refused("{\"model_type\": \"llama\", \"hidden_act\": \"gelu\"}", "gelu");
     assert_refused("{\"model_type\": \"llama\", \"quantization_config\": {\"bits\": 4}}",
                    "quantization_config");
     assert_refused("{\"model_type\": \"llama\", \"rope_scaling\": {\"type\": \"linear\"}}",
-                   "linear");
+                   "no factor");
+    assert_refused("{\"model_type\": \"llama\", \"rope_scaling\": {\"type\": \"longrope\"}}",
+                   "longrope");
     assert_refused("{\"model_type\": \"llama\", \"rope_scaling\": {\"factor\": 2.0}}",
                    "no rope_type");
-    assert_refused("{\"model_type\": \"llama\", \"rope_parameters\": {\"rope_type\": \"llama3\"}}",
-                   "llama3");
+    assert_refused("{\"model_type\": \"llama\", \"rope_parameters\": {\"rope_type\": \"llama3\","
+                   " \"factor\": 8}}",
+                   "low_freq_factor");
     /* rope_scaling wins over rope_parameters. */
-    assert_refused("{\"model_type\": \"llama\", \"rope_scaling\": {\"rope_type\": \"yarn\"},"
+    assert_refused("{\"model_type\": \"llama\", \"rope_scaling\": {\"rope_type\": \"su\"},"
                    " \"rope_parameters\": {\"rope_type\": \"default\"}}",
-                   "yarn");
+                   "su");
     assert_refused("{\"model_type\": \"llama\", \"rope_parameters\":"
                    " {\"full_attention\": {\"rope_type\": \"default\"}}}",
                    "by layer type");
@@ -135,6 +145,77 @@ static void test_unsupported(void **state)
                    "partial_rotary_factor");
     assert_refused("{\"model_type\": \"llama\", \"layer_types\": [\"sliding_attention\"]}",
                    "sliding_attention");
+}
+
+/* What every family's own file says comes back from the file that is written, in the spelling of
+ * version 4. */
+static void test_families(void **state)
+{
+    static const char *const names[] = {
+        "codellama",     "falcon-40b",    "falcon-7b",    "llama-bias",
+        "llama-dynamic", "llama-headdim", "llama-linear", "llama-llama3",
+        "llama-yarn",    "mistral",       "qwen2",
+    };
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        const char *source = getenv("srcdir");
+        char path[600], *written, text[8192] = "";
+        struct model model, again;
+        FILE *stream;
+
+        snprintf(path, sizeof(path), "%s/tests/golden/models/%s/config.json", source ? source : ".",
+                 names[i]);
+        stream = fopen(path, "r");
+        assert_non_null(stream);
+        text[fread(text, 1, sizeof(text) - 1, stream)] = '\0';
+        fclose(stream);
+        model = read_text(text);
+        written = hf_config_write(&model, DTYPE_F32);
+        assert_non_null(written);
+        again = read_text(written);
+        if (model_difference(&model, &again))
+            fail_msg("%s: %s differs", names[i], model_difference(&model, &again));
+        assert_int_equal(again.bos_token, model.bos_token);
+        assert_int_equal(again.eos_token, model.eos_token);
+        assert_true(again.init_std == model.init_std);
+        free(written);
+    }
+}
+
+/* What files on the hub are known to say. */
+static void test_falcon_spellings(void **state)
+{
+    struct model model = read_text("{\"model_type\": \"falcon\", \"num_kv_heads\": 71,"
+                                   " \"multi_query\": true}");
+    (void)state;
+
+    assert_int_equal(model.heads, 71);
+    assert_int_equal(model.kv_heads, 1);
+    assert_int_equal(model.block, MODEL_BLOCK_PARALLEL);
+    assert_int_equal(model.ffn_size, 18176);
+    assert_true(model.tied_embeddings);
+    model = read_text("{\"model_type\": \"RefinedWeb\", \"architectures\": [\"RWForCausalLM\"],"
+                      " \"n_head\": 128, \"n_head_kv\": 8, \"n_layer\": 60,"
+                      " \"hidden_size\": 8192}");
+    assert_int_equal(model.family, MODEL_FAMILY_FALCON);
+    assert_int_equal(model.layers, 60);
+    assert_int_equal(model.kv_heads, 8);
+    assert_int_equal(model.block, MODEL_BLOCK_PARALLEL_TWO_NORMS);
+}
+
+static void test_windows(void **state)
+{
+    (void)state;
+    assert_int_equal(read_text("{\"model_type\": \"mistral\"}").sliding_window, 4096);
+    assert_int_equal(
+        read_text("{\"model_type\": \"mistral\", \"sliding_window\": null}").sliding_window, 0);
+    assert_int_equal(
+        read_text("{\"model_type\": \"qwen2\", \"sliding_window\": 99}").sliding_window, 0);
+    assert_int_equal(read_text("{\"model_type\": \"qwen2\", \"use_sliding_window\": true,"
+                               " \"sliding_window\": 99, \"max_window_layers\": 0}")
+                         .sliding_window,
+                     99);
 }
 
 static void test_malformed(void **state)
@@ -261,10 +342,11 @@ static void test_token_ids(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),  cmocka_unit_test(test_version_4),
-        cmocka_unit_test(test_version_5), cmocka_unit_test(test_unsupported),
-        cmocka_unit_test(test_malformed), cmocka_unit_test(test_write),
-        cmocka_unit_test(test_token_ids),
+        cmocka_unit_test(test_defaults),         cmocka_unit_test(test_version_4),
+        cmocka_unit_test(test_version_5),        cmocka_unit_test(test_unsupported),
+        cmocka_unit_test(test_malformed),        cmocka_unit_test(test_write),
+        cmocka_unit_test(test_token_ids),        cmocka_unit_test(test_families),
+        cmocka_unit_test(test_falcon_spellings), cmocka_unit_test(test_windows),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -57,6 +57,17 @@ round_trip() {
     done
 }
 
+@test "round trip: every family, each scaling of positions" {
+    for name in falcon-7b falcon-40b mistral qwen2 llama-bias llama-headdim llama-linear \
+        llama-dynamic llama-yarn llama-llama3; do
+        for dtype in fp32 bf16; do
+            rm -rf hf run out
+            model $name $dtype 1
+            round_trip
+        done
+    done
+}
+
 @test "round trip into small files" {
     model codellama bf16 1
     round_trip --max-shard-size=50KB
@@ -449,10 +460,10 @@ header() {
 
 @test "a model that mtllm does not compute is refused by name" {
     model llama-mha fp32 1
-    sed -i 's/"rope_type": "default"/"rope_type": "yarn"/' hf/config.json
-    refused 65 "yarn" hf_to_h5 hf run
-    set_config model_type '"mistral"'
-    refused 65 "mistral" hf_to_h5 hf run
+    sed -i 's/"rope_type": "default"/"rope_type": "longrope"/' hf/config.json
+    refused 65 "longrope" hf_to_h5 hf run
+    set_config model_type '"mixtral"'
+    refused 65 "mixtral" hf_to_h5 hf run
     [ ! -e run ]
 }
 

@@ -1,5 +1,6 @@
 # What is built in tests/.
-golden_models = codellama llama-gqa-tied llama-mha
+golden_models = codellama falcon-40b falcon-7b llama-bias llama-dynamic llama-gqa-tied llama-headdim \
+	llama-linear llama-llama3 llama-mha llama-yarn mistral qwen2
 EXTRA_DIST += tests/golden/README.md \
 	$(golden_models:%=tests/golden/models/%/config.json) \
 	$(golden_models:%=tests/golden/models/%/generation_config.json) \
