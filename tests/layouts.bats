@@ -80,3 +80,33 @@ layouts() {
     train 8 $model $run --tp=2 --pp=2 --recompute=selective --run-dir=again > log 2>&1
     mtllm-ckpt diff kept/ckpt/latest again/ckpt/latest
 }
+
+# family OPTION...: one rank, then tensor, pipeline and data parallel ranks, kept and computed again.
+family() {
+    rm -rf one run again
+    train 1 $model $run --micro-batch-size=8 "$@" --run-dir=one > log 2>&1 || { cat log; return 1; }
+    train 8 $model $run --tp=2 --pp=2 "$@" --run-dir=run > log 2>&1 || { cat log; return 1; }
+    losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20 >&2
+    train 8 $model $run --tp=2 --pp=2 --recompute=selective "$@" --run-dir=again > log 2>&1 ||
+        { cat log; return 1; }
+    mtllm-ckpt diff run/ckpt/latest again/ckpt/latest
+}
+
+@test "mistral: a sliding window" { family --family=mistral --sliding-window=5; }
+@test "qwen2: biases of q, k and v" { family --family=qwen2; }
+@test "llama with all biases" { family --qkv-bias=yes --output-bias=yes --mlp-bias=yes; }
+@test "falcon with one norm, all heads share keys and values" {
+    family --family=falcon --kv-heads=1 --parallel-norms=1
+}
+@test "falcon with two norms" { family --family=falcon --parallel-norms=2; }
+
+@test "more tensor parallel ranks than key/value heads" {
+    train 1 $model $run --kv-heads=2 --micro-batch-size=8 --run-dir=one > log 2>&1
+    for layout in "--tp=4 --dp=2" "--tp=8"; do
+        rm -rf run
+        train 8 $model $run --kv-heads=2 $layout --run-dir=run > log 2>&1 || { cat log; false; }
+        losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20 >&2
+    done
+    # Goes on in another layout.
+    train 2 $model $run --kv-heads=2 --tp=1 --steps=25 --lr-decay-steps=20 --run-dir=run > log 2>&1
+}

@@ -157,6 +157,15 @@ int comm_open(struct comm_groups *groups, const struct world *world, const struc
     return 0;
 }
 
+int comm_open_kv(struct comm_groups *groups, const struct world *world, int sharing,
+                 struct error *error)
+{
+    if (sharing == 1)
+        return 0;
+    groups->kv = open_group(groups->world, sharing, world->rank / sharing, "kv");
+    return groups->kv ? 0 : error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+}
+
 static void close_group(struct comm **comm)
 {
     if (*comm && (*comm)->state)
@@ -168,6 +177,7 @@ static void close_group(struct comm **comm)
 
 void comm_close(struct comm_groups *groups)
 {
+    close_group(&groups->kv);
     close_group(&groups->embedding);
     close_group(&groups->model);
     close_group(&groups->pp);

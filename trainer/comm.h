@@ -37,6 +37,7 @@ struct comm_groups {
     struct comm *model;     /* same dp: all of one replica */
     struct comm *embedding; /* first and last stage of one pp group; NULL on other stages, or when
                                there is one stage */
+    struct comm *kv;        /* tp ranks with the same key/value head; NULL: nobody shares one */
 };
 
 /* Collective over the world, in the main thread; layout_world(layout) == world->size. `kernels`,
@@ -45,6 +46,10 @@ struct comm_groups {
  * Several may be open at once; the first opened is closed last. */
 int comm_open(struct comm_groups *groups, const struct world *world, const struct layout *layout,
               const struct kernels *kernels, struct error *error);
+/* Collective: open groups->kv, where `sharing` neighbours of each tp group hold the same key/value
+ * head. 1: nothing to open. Error: EXIT_STATUS_SYSTEM. */
+int comm_open_kv(struct comm_groups *groups, const struct world *world, int sharing,
+                 struct error *error);
 /* Collective; before world_close(). Safe to call when comm_open() failed, and twice. */
 void comm_close(struct comm_groups *groups);
 

@@ -12,8 +12,7 @@
 void embedding_forward(struct stage *stage, struct slot *slot)
 {
     const struct stage_sizes *n = &stage->sizes;
-    const struct parameter *embedding =
-        parameters_find(&stage->parameters, PARAMETER_EMBEDDING, -1);
+    const struct parameter *embedding = parameters_find(&stage->parameters, TENSOR_EMBEDDING, -1);
     void *output = slot->blocks[0].input;
 
     stage->kernels->embedding_forward(stage->stream, output, slot->tokens,
@@ -25,8 +24,7 @@ void embedding_forward(struct stage *stage, struct slot *slot)
 void embedding_backward(struct stage *stage, struct slot *slot)
 {
     const struct stage_sizes *n = &stage->sizes;
-    const struct parameter *embedding =
-        parameters_find(&stage->parameters, PARAMETER_EMBEDDING, -1);
+    const struct parameter *embedding = parameters_find(&stage->parameters, TENSOR_EMBEDDING, -1);
 
     stage->kernels->embedding_backward(stage->stream, stage->gradients + embedding->offset,
                                        slot->tokens, slot->gradient, n->vocab_first, n->vocab_count,
@@ -38,8 +36,7 @@ void embedding_backward(struct stage *stage, struct slot *slot)
 static const struct parameter *head_parameter(const struct stage *stage)
 {
     return parameters_find(&stage->parameters,
-                           stage->model->tied_embeddings ? PARAMETER_EMBEDDING : PARAMETER_HEAD,
-                           -1);
+                           stage->model->tied_embeddings ? TENSOR_EMBEDDING : TENSOR_HEAD, -1);
 }
 
 /* Loss of tokens [row, row + rows), whose logits are in scratch.logits; with `backward` the logits
@@ -72,14 +69,12 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *s = &stage->scratch;
-    const struct parameter *norm = parameters_find(&stage->parameters, PARAMETER_FINAL_NORM, -1);
+    const struct norm norm = {TENSOR_FINAL_NORM, -1, s->final_normed, s->final_mean, s->final_rstd};
     const struct parameter *head = head_parameter(stage);
     const void *head_weight = stage_weight(stage, head->offset);
     size_t row_bytes = (size_t)n->hidden * dtype_bytes(k->dtype);
 
-    k->rmsnorm_forward(stage->stream, s->final_normed, s->final_rstd, NULL, slot->output, NULL,
-                       stage_weight(stage, norm->offset), stage->model->norm_eps, n->rows,
-                       n->hidden);
+    stage_norm_forward(stage, &norm, NULL, slot->output, NULL);
     for (int64_t row = 0; row < n->rows; row += n->head_rows) {
         int64_t rows = n->rows - row < n->head_rows ? n->rows - row : n->head_rows;
         char *normed = (char *)s->final_normed + (size_t)row * row_bytes;
@@ -101,8 +96,6 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
     if (!backward)
         return;
     stage_sum_over_tp(stage, s->dnormed);
-    k->rmsnorm_backward(stage->stream, slot->gradient, stage->gradients + norm->offset, NULL,
-                        s->dnormed, slot->output, stage_weight(stage, norm->offset), s->final_rstd,
-                        NULL, n->rows, n->hidden);
-    stage_gradients_done(stage, norm->offset);
+    stage_norm_backward(stage, &norm, slot->gradient, false, s->dnormed, slot->output, NULL);
+    stage_gradients_done(stage, parameters_find(&stage->parameters, TENSOR_FINAL_NORM, -1)->offset);
 }

@@ -51,6 +51,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/device.c trainer/device.h \
 	trainer/evaluate.c \
 	trainer/loss_scale.c trainer/loss_scale.h \
+	trainer/norm.c \
 	trainer/optimizer.c trainer/optimizer.h \
 	trainer/parameter.c trainer/parameter.h \
 	trainer/peers.c trainer/peers.h \

@@ -32,14 +32,37 @@ void optimizer_zero_gradients(struct stage *stage)
                          (size_t)stage->parameters.elements * sizeof(float));
 }
 
+/* Of the roles `first` to `last` of a layer, which lie one behind the other. */
+static void reduce_shared(struct stage *stage, enum tensor_role first, enum tensor_role last,
+                          int64_t layer)
+{
+    const struct parameter *from = parameters_find(&stage->parameters, first, layer);
+    const struct parameter *to = parameters_find(&stage->parameters, last, layer);
+
+    if (from)
+        comm_all_reduce(stage->groups->kv, stage->gradients + from->offset,
+                        to->offset + to->count - from->offset, COMM_F32, COMM_SUM, stage->stream);
+}
+
+/* Each rank that shares a key/value head has the gradient of its own query heads. */
+static void reduce_kv_gradients(struct stage *stage)
+{
+    for (int64_t i = 0; i < stage->layers; i++) {
+        reduce_shared(stage, TENSOR_K, TENSOR_V, stage->first_layer + i);
+        reduce_shared(stage, TENSOR_K_BIAS, TENSOR_V_BIAS, stage->first_layer + i);
+    }
+}
+
 void optimizer_reduce_gradients(struct stage *stage)
 {
     assert(stage->layout->dp == 1 || stage->unreduced == 0);
     if (stage->layout->dp > 1)
         stage->kernels->stream_wait(stage->stream, stage->reductions);
+    if (stage->groups->kv)
+        reduce_kv_gradients(stage);
     if (stage->model->tied_embeddings && stage->groups->embedding) {
         const struct parameter *embedding =
-            parameters_find(&stage->parameters, PARAMETER_EMBEDDING, -1);
+            parameters_find(&stage->parameters, TENSOR_EMBEDDING, -1);
 
         comm_all_reduce(stage->groups->embedding, stage->gradients + embedding->offset,
                         embedding->count, COMM_F32, COMM_SUM, stage->stream);
@@ -58,7 +81,7 @@ int optimizer_squared_norm(const struct optimizer *optimizer, const struct stage
     for (size_t i = 0; i < stage->parameters.count; i++) {
         const struct parameter *parameter = &stage->parameters.list[i];
 
-        if (!parameter->copy && !(parameter->replicated && stage->place.tp != 0))
+        if (parameter->counts)
             k->sum_squares(stage->stream, optimizer->sum_squares,
                            stage->gradients + parameter->offset, parameter->count);
     }

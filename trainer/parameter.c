@@ -5,53 +5,41 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum split { SPLIT_NONE, SPLIT_ROWS, SPLIT_COLUMNS, SPLIT_VOCABULARY };
+/* SPLIT_KV: like rows, but ranks share a head where there are fewer heads than ranks. */
+enum split { SPLIT_NONE, SPLIT_ROWS, SPLIT_KV, SPLIT_COLUMNS, SPLIT_VOCABULARY };
 
 /* What does not depend on the rank. */
 struct description {
-    const char *name; /* printf format taking the layer's number inside layers */
     enum split split;
+    bool follows;       /* it lies right behind the role before it, if that is there */
     bool residual_init; /* the product feeds the residual stream: smaller initial values */
+    double init_value;  /* of vectors */
 };
 
-static const struct description descriptions[PARAMETER_ROLES] = {
-    [PARAMETER_EMBEDDING] = {"model.embed_tokens.weight", SPLIT_VOCABULARY, false},
-    [PARAMETER_INPUT_NORM] = {"model.layers.%lld.input_layernorm.weight", SPLIT_NONE, false},
-    [PARAMETER_Q] = {"model.layers.%lld.self_attn.q_proj.weight", SPLIT_ROWS, false},
-    [PARAMETER_K] = {"model.layers.%lld.self_attn.k_proj.weight", SPLIT_ROWS, false},
-    [PARAMETER_V] = {"model.layers.%lld.self_attn.v_proj.weight", SPLIT_ROWS, false},
-    [PARAMETER_O] = {"model.layers.%lld.self_attn.o_proj.weight", SPLIT_COLUMNS, true},
-    [PARAMETER_POST_NORM] = {"model.layers.%lld.post_attention_layernorm.weight", SPLIT_NONE,
-                             false},
-    [PARAMETER_GATE] = {"model.layers.%lld.mlp.gate_proj.weight", SPLIT_ROWS, false},
-    [PARAMETER_UP] = {"model.layers.%lld.mlp.up_proj.weight", SPLIT_ROWS, false},
-    [PARAMETER_DOWN] = {"model.layers.%lld.mlp.down_proj.weight", SPLIT_COLUMNS, true},
-    [PARAMETER_FINAL_NORM] = {"model.norm.weight", SPLIT_NONE, false},
-    [PARAMETER_HEAD] = {"lm_head.weight", SPLIT_VOCABULARY, false},
+static const struct description descriptions[TENSOR_ROLES] = {
+    [TENSOR_EMBEDDING] = {.split = SPLIT_VOCABULARY},
+    [TENSOR_INPUT_NORM] = {.init_value = 1},
+    [TENSOR_INPUT_NORM_BIAS] = {.init_value = 0},
+    [TENSOR_Q] = {.split = SPLIT_ROWS},
+    [TENSOR_K] = {.split = SPLIT_KV, .follows = true},
+    [TENSOR_V] = {.split = SPLIT_KV, .follows = true},
+    [TENSOR_Q_BIAS] = {.split = SPLIT_ROWS},
+    [TENSOR_K_BIAS] = {.split = SPLIT_KV, .follows = true},
+    [TENSOR_V_BIAS] = {.split = SPLIT_KV, .follows = true},
+    [TENSOR_O] = {.split = SPLIT_COLUMNS, .residual_init = true},
+    [TENSOR_O_BIAS] = {.init_value = 0},
+    [TENSOR_MLP_NORM] = {.init_value = 1},
+    [TENSOR_MLP_NORM_BIAS] = {.init_value = 0},
+    [TENSOR_GATE] = {.split = SPLIT_ROWS},
+    [TENSOR_UP] = {.split = SPLIT_ROWS, .follows = true},
+    [TENSOR_GATE_BIAS] = {.split = SPLIT_ROWS},
+    [TENSOR_UP_BIAS] = {.split = SPLIT_ROWS, .follows = true},
+    [TENSOR_DOWN] = {.split = SPLIT_COLUMNS, .residual_init = true},
+    [TENSOR_DOWN_BIAS] = {.init_value = 0},
+    [TENSOR_FINAL_NORM] = {.init_value = 1},
+    [TENSOR_FINAL_NORM_BIAS] = {.init_value = 0},
+    [TENSOR_HEAD] = {.split = SPLIT_VOCABULARY},
 };
-
-/* Rows and columns of the whole tensor; columns 0 for a vector. */
-static void whole_shape(const struct model *model, enum parameter_role role, int64_t shape[2])
-{
-    const int64_t hidden = model->hidden_size, q = model->heads * model->head_dim;
-    const int64_t kv = model->kv_heads * model->head_dim;
-    const int64_t shapes[PARAMETER_ROLES][2] = {
-        [PARAMETER_EMBEDDING] = {model->vocab_size, hidden},
-        [PARAMETER_INPUT_NORM] = {hidden, 0},
-        [PARAMETER_Q] = {q, hidden},
-        [PARAMETER_K] = {kv, hidden},
-        [PARAMETER_V] = {kv, hidden},
-        [PARAMETER_O] = {hidden, q},
-        [PARAMETER_POST_NORM] = {hidden, 0},
-        [PARAMETER_GATE] = {model->ffn_size, hidden},
-        [PARAMETER_UP] = {model->ffn_size, hidden},
-        [PARAMETER_DOWN] = {hidden, model->ffn_size},
-        [PARAMETER_FINAL_NORM] = {hidden, 0},
-        [PARAMETER_HEAD] = {model->vocab_size, hidden},
-    };
-
-    memcpy(shape, shapes[role], 2 * sizeof(*shape));
-}
 
 void vocabulary_shard(const struct model *model, const struct layout *layout, int tp,
                       int64_t *first, int64_t *count)
@@ -63,92 +51,135 @@ void vocabulary_shard(const struct model *model, const struct layout *layout, in
     *count = (end < model->vocab_size ? end : model->vocab_size) - *first;
 }
 
-static struct tile local_tile(const struct model *model, const struct layout *layout, int tp,
-                              const int64_t shape[2], enum split split)
-{
-    int64_t columns = shape[1] ? shape[1] : 1;
-    struct tile tile = {0, shape[0], 0, columns, columns};
+/* One rank's table while it is made. */
+struct table {
+    struct parameters *parameters;
+    const struct model *model;
+    const struct layout *layout;
+    int tp;
+};
 
+/* The rectangle of the role's matrix that this rank holds, and whether it counts for it. */
+static struct tile local_tile(const struct table *table, const struct tensor_place *place,
+                              enum split split, bool *counts)
+{
+    struct tile tile = {0, place->rows, 0, place->columns, place->columns};
+    int tp = table->tp, parts = table->layout->tp,
+        sharing = layout_kv_sharing(table->layout, table->model);
+
+    *counts = true;
     switch (split) {
     case SPLIT_NONE:
+        *counts = tp == 0;
         break;
+    case SPLIT_KV:
+        *counts = tp % sharing == 0;
+        tp /= sharing;
+        parts /= sharing;
+        /* fall through */
     case SPLIT_ROWS:
-        tile.rows /= layout->tp;
+        tile.rows /= parts;
         tile.row = tp * tile.rows;
         break;
     case SPLIT_COLUMNS:
-        tile.columns /= layout->tp;
+        tile.columns /= parts;
         tile.column = tp * tile.columns;
         break;
     case SPLIT_VOCABULARY:
-        vocabulary_shard(model, layout, tp, &tile.row, &tile.rows);
+        vocabulary_shard(table->model, table->layout, tp, &tile.row, &tile.rows);
         break;
     }
     return tile;
 }
 
-static void append(struct parameters *parameters, const struct model *model,
-                   const struct layout *layout, int tp, enum parameter_role role, int64_t layer,
-                   bool follows)
+/* `tile` in the stored tensor. */
+static int append_tile(const struct table *table, enum tensor_role role, int64_t layer,
+                       const struct tensor_place *place, struct tile tile, bool counts,
+                       bool follows, struct error *error)
 {
     const struct description *description = &descriptions[role];
-    struct parameter *parameter = &parameters->list[parameters->count++];
-    int64_t shape[2];
+    struct parameters *parameters = table->parameters;
+    struct parameter *list =
+        realloc(parameters->list, (parameters->count + 1) * sizeof(*parameters->list));
+    struct parameter *parameter;
+    double std = table->model->init_std;
 
-    whole_shape(model, role, shape);
+    if (!list)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory for the parameter table");
+    parameters->list = list;
+    parameter = &list[parameters->count++];
     *parameter = (struct parameter){
         .role = role,
         .layer = layer,
-        .dimensions = shape[1] ? 2 : 1,
-        .shape = {shape[0], shape[1] ? shape[1] : 1},
-        .local = local_tile(model, layout, tp, shape, description->split),
-        .decay = shape[1] != 0,
-        .replicated = description->split == SPLIT_NONE,
-        .random = (uint64_t)(layer + 1) * PARAMETER_ROLES + role,
+        .dimensions = place->tensor.dimensions,
+        .shape = {place->tensor.shape[0], place->tensor.shape[1]},
+        .local = tile,
+        .count = tile.rows * tile.columns,
+        .init_std =
+            description->residual_init ? std / sqrt(2.0 * (double)table->model->layers) : std,
+        .init_value = description->init_value,
+        .decay = place->tensor.dimensions == 2,
+        .counts = counts,
+        .random = (uint64_t)(layer + 1) * TENSOR_ROLES + role,
     };
-    if (parameter->dimensions == 2)
-        parameter->init_std = description->residual_init
-                                  ? model->init_std / sqrt(2.0 * (double)model->layers)
-                                  : model->init_std;
-    /* The names have at most one %lld, and a layer's number is an int64_t. */
-    if (layer >= 0)
-        snprintf(parameter->name, sizeof(parameter->name), description->name, (long long)layer);
-    else
-        snprintf(parameter->name, sizeof(parameter->name), "%s", description->name);
-    parameter->count = parameter->local.rows * parameter->local.columns;
+    memcpy(parameter->name, place->tensor.name, sizeof(parameter->name));
     if (!follows)
         parameters->elements = (parameters->elements + 63) / 64 * 64;
     parameter->offset = parameters->elements;
     parameters->elements += parameter->count;
+    return 0;
+}
+
+/* Nothing where the model has no such tensor. */
+static int append(const struct table *table, enum tensor_role role, int64_t layer, bool copy,
+                  struct error *error)
+{
+    struct tensor_place place;
+    struct tile rest;
+    bool counts, follows = descriptions[role].follows;
+
+    if (!tensor_place(table->model, role, layer, &place))
+        return 0;
+    rest = local_tile(table, &place, descriptions[role].split, &counts);
+    do {
+        int64_t block = rest.row / place.block_rows, within = rest.row % place.block_rows;
+        int64_t left = place.block_rows - within;
+        struct tile tile = rest;
+
+        tile.row = place.first_row + block * place.stride + within;
+        tile.rows = left < rest.rows ? left : rest.rows;
+        if (append_tile(table, role, layer, &place, tile, counts && !copy, follows, error) < 0)
+            return -1;
+        follows = true;
+        rest.row += tile.rows;
+        rest.rows -= tile.rows;
+    } while (rest.rows > 0);
+    return 0;
 }
 
 int parameters_create(struct parameters *parameters, const struct model *model,
                       const struct layout *layout, struct layout_place place, struct error *error)
 {
-    int64_t first = layout_first_layer(layout, model, place.pp);
+    const struct table table = {parameters, model, layout, place.tp};
     int64_t end = layout_first_layer(layout, model, place.pp + 1);
     bool last = place.pp == layout->pp - 1;
+    int result = 0;
 
     *parameters = (struct parameters){0};
-    parameters->list = calloc((size_t)((end - first) * 9 + 3), sizeof(*parameters->list));
-    if (!parameters->list)
-        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory for the parameter table");
     if (place.pp == 0)
-        append(parameters, model, layout, place.tp, PARAMETER_EMBEDDING, -1, false);
-    for (int64_t layer = first; layer < end; layer++)
-        for (int role = PARAMETER_INPUT_NORM; role <= PARAMETER_DOWN; role++)
-            append(parameters, model, layout, place.tp, (enum parameter_role)role, layer,
-                   role == PARAMETER_K || role == PARAMETER_V || role == PARAMETER_UP);
-    if (last)
-        append(parameters, model, layout, place.tp, PARAMETER_FINAL_NORM, -1, false);
-    if (last && !model->tied_embeddings) {
-        append(parameters, model, layout, place.tp, PARAMETER_HEAD, -1, false);
-    } else if (last && layout->pp > 1) {
-        append(parameters, model, layout, place.tp, PARAMETER_EMBEDDING, -1, false);
-        parameters->list[parameters->count - 1].copy = true;
-    }
+        result = append(&table, TENSOR_EMBEDDING, -1, false, error);
+    for (int64_t layer = layout_first_layer(layout, model, place.pp); layer < end; layer++)
+        for (int role = TENSOR_INPUT_NORM; result == 0 && role <= TENSOR_DOWN_BIAS; role++)
+            result = append(&table, (enum tensor_role)role, layer, false, error);
+    for (int role = TENSOR_FINAL_NORM; last && result == 0 && role <= TENSOR_HEAD; role++)
+        result = append(&table, (enum tensor_role)role, -1, false, error);
+    /* The tied embedding's second home. */
+    if (last && result == 0 && model->tied_embeddings && layout->pp > 1)
+        result = append(&table, TENSOR_EMBEDDING, -1, true, error);
     parameters->elements = (parameters->elements + 63) / 64 * 64;
-    return 0;
+    if (result < 0)
+        parameters_destroy(parameters);
+    return result;
 }
 
 void parameters_destroy(struct parameters *parameters)
@@ -157,8 +188,8 @@ void parameters_destroy(struct parameters *parameters)
     *parameters = (struct parameters){0};
 }
 
-const struct parameter *parameters_find(const struct parameters *parameters,
-                                        enum parameter_role role, int64_t layer)
+const struct parameter *parameters_find(const struct parameters *parameters, enum tensor_role role,
+                                        int64_t layer)
 {
     for (size_t i = 0; i < parameters->count; i++)
         if (parameters->list[i].role == role && parameters->list[i].layer == layer)

@@ -80,17 +80,13 @@ static enum dtype dtype_of(const struct stage *stage, enum checkpoint_kind kind)
 }
 
 /* Replicas share the work: each writes the parameters whose middle falls into its part of the
- * whole. What all tensor-parallel ranks hold, the first one writes. */
+ * whole. Of the ranks that hold the same, the one that counts writes. */
 static bool writes(const struct stage *stage, const struct parameter *parameter)
 {
     int64_t middle = parameter->offset + parameter->count / 2;
     int64_t share = (stage->parameters.elements + stage->layout->dp - 1) / stage->layout->dp;
 
-    if (parameter->copy || parameter->count == 0)
-        return false;
-    if (parameter->replicated && stage->place.tp != 0)
-        return false;
-    return middle / share == stage->place.dp;
+    return parameter->counts && parameter->count > 0 && middle / share == stage->place.dp;
 }
 
 /* List this rank's pieces and add up the staging memory that they take. */

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/rope.h"
+
 /* Hands out pieces of one allocation; the first pass, without one, only adds them up. */
 struct arena {
     char *base;
@@ -36,7 +38,7 @@ static void set_sizes(struct stage *stage)
         .hidden = model->hidden_size,
         .ffn = model->ffn_size / tp,
         .heads = (int)(model->heads / tp),
-        .kv_heads = (int)(model->kv_heads / tp),
+        .kv_heads = (int)(model->kv_heads * layout_kv_sharing(stage->layout, model) / tp),
         .head_dim = (int)model->head_dim,
     };
     sizes->qkv_width = (int64_t)(sizes->heads + 2 * sizes->kv_heads) * sizes->head_dim;
@@ -51,23 +53,31 @@ static void set_sizes(struct stage *stage)
 static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena *arena)
 {
     const struct stage_sizes *n = &stage->sizes;
-    bool keep = stage->recompute == RECOMPUTE_NONE;
+    const struct model *model = stage->model;
+    bool keep = stage->recompute == RECOMPUTE_NONE, layer_norm = model->norm == MODEL_NORM_LAYER;
+    bool sequential = model->block == MODEL_BLOCK_SEQUENTIAL, keep_normed = keep || !sequential;
+    bool two_norms = model->block != MODEL_BLOCK_PARALLEL;
+    int64_t wide = (model->mlp == MODEL_MLP_SWIGLU ? 2 : 1) * n->ffn;
     size_t act = dtype_bytes(stage->kernels->dtype);
 
     for (int64_t i = 0; i < stage->layers; i++) {
         struct block_activations *block = &slot->blocks[i];
 
         block->input = take(arena, n->rows * n->hidden, act);
-        block->normed = keep ? take(arena, n->rows * n->hidden, act) : stage->scratch.dnormed;
+        block->normed =
+            keep_normed ? take(arena, n->rows * n->hidden, act) : stage->scratch.dnormed;
+        block->mean = layer_norm ? take(arena, n->rows, sizeof(float)) : NULL;
         block->rstd = take(arena, n->rows, sizeof(float));
         block->qkv = take(arena, n->rows * n->qkv_width, act);
         block->mixed = take(arena, n->rows * n->mixed_width, act);
         block->lse = take(arena, n->rows * n->heads, sizeof(float));
-        block->middle = take(arena, n->rows * n->hidden, act);
-        block->middle_normed =
-            keep ? take(arena, n->rows * n->hidden, act) : stage->scratch.dnormed;
-        block->middle_rstd = take(arena, n->rows, sizeof(float));
-        block->gate_up = take(arena, n->rows * 2 * n->ffn, act);
+        block->middle = sequential ? take(arena, n->rows * n->hidden, act) : NULL;
+        block->middle_normed = !two_norms    ? block->normed
+                               : keep_normed ? take(arena, n->rows * n->hidden, act)
+                                             : stage->scratch.dnormed;
+        block->middle_mean = layer_norm && two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
+        block->middle_rstd = two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
+        block->gate_up = take(arena, n->rows * wide, act);
         block->gated = keep ? take(arena, n->rows * n->ffn, act) : stage->scratch.dmixed;
     }
 }
@@ -87,6 +97,7 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     if (!stage->last)
         return;
     scratch->final_normed = take(arena, n->rows * n->hidden, act);
+    scratch->final_mean = take(arena, n->rows, sizeof(float));
     scratch->final_rstd = take(arena, n->rows, sizeof(float));
     scratch->logits = take(arena, n->head_rows * n->vocab_count, act);
     scratch->maximum = take(arena, n->head_rows, sizeof(float));
@@ -142,28 +153,29 @@ static void lay_out(struct stage *stage, enum stage_state state, struct arena *a
     }
 }
 
-/* cos and sin of position * theta^(-2i/d), from the fp32 angle, as transformers takes them. */
+/* cos and sin of position * frequency, from the fp32 angle, as transformers takes them. */
 static int set_positions(struct stage *stage)
 {
     int64_t half = stage->model->head_dim / 2, count = stage->seq_length * half;
     float *cosine = malloc((size_t)count * sizeof(float));
     float *sine = malloc((size_t)count * sizeof(float));
+    double *frequencies = malloc((size_t)half * sizeof(double)), factor;
     int32_t *positions = malloc((size_t)stage->sizes.rows * sizeof(int32_t));
     const struct kernels *k = stage->kernels;
     struct error error;
     int result = -1;
 
-    if (!cosine || !sine || !positions)
+    if (!cosine || !sine || !frequencies || !positions)
         goto out;
+    rope_frequencies(stage->model, stage->seq_length, frequencies, &factor);
     for (int64_t i = 0; i < half; i++) {
-        float frequency =
-            (float)pow(stage->model->rope_theta, -2.0 * (double)i / (double)stage->model->head_dim);
+        float frequency = (float)frequencies[i];
 
         for (int64_t position = 0; position < stage->seq_length; position++) {
             float angle = (float)position * frequency;
 
-            cosine[position * half + i] = (float)cos((double)angle);
-            sine[position * half + i] = (float)sin((double)angle);
+            cosine[position * half + i] = (float)(cos((double)angle) * factor);
+            sine[position * half + i] = (float)(sin((double)angle) * factor);
         }
     }
     for (int64_t row = 0; row < stage->sizes.rows; row++)
@@ -180,6 +192,7 @@ static int set_positions(struct stage *stage)
 out:
     free(cosine);
     free(sine);
+    free(frequencies);
     free(positions);
     return result;
 }
@@ -189,10 +202,14 @@ static int prepare_products(const struct stage *stage, struct error *error)
 {
     const struct stage_sizes *n = &stage->sizes;
     int64_t rest = n->rows % n->head_rows;
+    int64_t wide = (stage->model->mlp == MODEL_MLP_SWIGLU ? 2 : 1) * n->ffn;
     const int64_t products[][3] = {
-        {n->rows, n->hidden, n->qkv_width},        {n->rows, n->mixed_width, n->hidden},
-        {n->rows, n->hidden, 2 * n->ffn},          {n->rows, n->ffn, n->hidden},
-        {n->head_rows, n->hidden, n->vocab_count}, {rest, n->hidden, n->vocab_count},
+        {n->rows, n->hidden, n->qkv_width},
+        {n->rows, n->mixed_width, n->hidden},
+        {n->rows, n->hidden, wide},
+        {n->rows, n->ffn, n->hidden},
+        {n->head_rows, n->hidden, n->vocab_count},
+        {rest, n->hidden, n->vocab_count},
     };
     int count = !stage->last ? 4 : rest == 0 ? 5 : 6;
 
@@ -300,7 +317,7 @@ void stage_randomize(struct stage *stage, uint64_t seed)
         if (parameter->count == 0)
             continue;
         if (parameter->dimensions == 1)
-            k->fill(stage->stream, finest, dtype, 1, parameter->count);
+            k->fill(stage->stream, finest, dtype, parameter->init_value, parameter->count);
         else
             k->random_normal(stage->stream, finest, dtype, &parameter->local, parameter->init_std,
                              seed, parameter->random);
@@ -320,6 +337,7 @@ struct attention_shape stage_attention(const struct stage *stage)
         .starts = stage->sequence_starts,
         .device_starts = stage->device_starts,
         .longest = stage->seq_length,
+        .window = (int)stage->model->sliding_window,
     };
 }
 

@@ -20,15 +20,26 @@
 struct block_activations {
     void *input;  /* [rows, hidden] the residual stream before the layer */
     void *normed; /* [rows, hidden] */
+    float *mean;  /* [rows], of LayerNorm; NULL: there is none */
     float *rstd;  /* [rows] */
     void *qkv;    /* [rows, (heads + 2 kv_heads) head_dim] after rotation */
     void *mixed;  /* [rows, heads head_dim] out of attention */
     float *lse;   /* [heads, rows] */
-    void *middle; /* [rows, hidden] the residual stream between attention and MLP */
+    /* [rows, hidden] the residual stream between attention and MLP; NULL in a parallel block */
+    void *middle;
+    /* What the MLP reads; `normed` in a parallel block with one norm. */
     void *middle_normed;
-    float *middle_rstd;
-    void *gate_up; /* [rows, 2 ffn] */
-    void *gated;   /* [rows, ffn] */
+    float *middle_mean, *middle_rstd;
+    void *gate_up; /* [rows, 2 ffn]; without a gate [rows, ffn] */
+    void *gated;   /* [rows, ffn] behind the activation */
+};
+
+/* One norm of the model, with what it keeps from forward to backward. */
+struct norm {
+    enum tensor_role role; /* of its weight */
+    int64_t layer;
+    void *y;
+    float *mean, *rstd;
 };
 
 /* One microbatch in flight. */
@@ -59,6 +70,7 @@ struct scratch {
     void *dmixed;            /* [rows, max(ffn, mixed_width)] */
     void *attention;         /* what its backward works in */
     void *final_normed;      /* [rows, hidden] */
+    float *final_mean;       /* [rows] */
     float *final_rstd;       /* [rows] */
     void *logits;            /* [head_rows, vocab_count] */
     float *maximum, *global; /* [head_rows] */
@@ -67,8 +79,8 @@ struct scratch {
     int32_t *best;           /* [head_rows] */
 };
 
-/* What backward computes again instead of keeping it: nothing, or the outputs of norms and of
- * SwiGLU. The bits are the same. */
+/* What backward computes again instead of keeping it: nothing, or the outputs of the activation
+ * and, unless blocks are parallel, of norms. The bits are the same. */
 enum recompute { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE };
 
 struct stage {
@@ -148,6 +160,15 @@ void stage_sum_end(struct stage *stage);
  * last one they are summed over replicas, while backward goes on: always the same ranges in the
  * same order, from the end of the model to its beginning. */
 void stage_gradients_done(struct stage *stage, int64_t offset);
+
+/* --- norms (norm.c): y and statistics of s = x + residual; sum[rows, hidden] = s. residual may be
+ * NULL: then s = x, and sum is not written. */
+void stage_norm_forward(struct stage *stage, const struct norm *norm, void *sum, const void *x,
+                        const void *residual);
+/* dx = the gradient of s + dresidual (NULL: none; may be dx itself); weights' gradients accumulate;
+ * with `again` norm->y is written once more. */
+void stage_norm_backward(struct stage *stage, const struct norm *norm, void *dx, bool again,
+                         const void *dy, const void *s, const void *dresidual);
 
 /* --- arithmetic of one microbatch --------------------------------------------------------- */
 

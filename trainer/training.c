@@ -137,7 +137,8 @@ static int open_stage(struct training *t, struct error *error)
     t->global_batch = t->microbatches * t->micro_batch * t->layout.dp;
     work.seq_length = t->seq_length;
     work.microbatches = t->microbatches;
-    if (stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups, &work,
+    if (comm_open_kv(&t->groups, t->world, layout_kv_sharing(&t->layout, &t->model), error) < 0 ||
+        stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups, &work,
                      error) < 0 ||
         batch_create(&t->batch, t->team.kernels, t->microbatches, t->micro_batch, t->seq_length,
                      error) < 0)
