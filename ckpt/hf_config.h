@@ -1,7 +1,7 @@
 /* Hugging Face's config.json <-> the model description.
  *
- * Field names, defaults and spellings are those of transformers' configuration classes; version 4 spells the
- * rotary embedding rope_theta and rope_scaling, version 5 rope_parameters.
+ * Field names, defaults and spellings are those of transformers' configuration classes; version 4
+ * spells the rotary embedding rope_theta and rope_scaling, version 5 rope_parameters.
  */
 #ifndef MTLLM_CKPT_HF_CONFIG_H
 #define MTLLM_CKPT_HF_CONFIG_H
@@ -13,10 +13,9 @@
 #include "core/model.h"
 
 /* Parse config.json text of `length` bytes; `path` is for messages. v4 and v5 spellings; a field
- * that is absent has the default of the family's class. What mtllm does not compute (other families,
- * ALiBi, a window in some layers only, quantization) is refused by name; of a list of end tokens the
- * first is taken.
- * Error: EXIT_STATUS_DATA. */
+ * that is absent has the default of the family's class. What mtllm does not compute (other
+ * families, ALiBi, a window in some layers only, quantization) is refused by name; of a list of end
+ * tokens the first is taken. Error: EXIT_STATUS_DATA. */
 int hf_config_read(struct model *model, const char *text, size_t length, const char *path,
                    struct error *error);
 

@@ -74,7 +74,7 @@ refused() {
 
 @test "layouts that do not divide" {
     refused 78 3 "--tp=3" $model $good --tp=3
-    refused 78 8 "--tp=8" $model $good --tp=8
+    refused 78 6 "--tp=6" $model $good --tp=6
     refused 78 5 "--pp=5" $model $good --pp=5
     refused 78 3 "--tp=2" $model $good --tp=2
     refused 78 1 "--tp=2 --pp=2" $model $good --tp=2 --pp=2
