@@ -235,6 +235,10 @@ static int check_layer_types(const struct config *config, int64_t *window)
     return 0;
 }
 
+#define YARN_BETA_FAST          32.0
+#define YARN_BETA_SLOW          1.0
+#define QWEN2_MAX_WINDOW_LAYERS 28
+
 /* Scaling of the kinds that have more than a factor. */
 static int read_rope_details(const struct config *config, const json_t *rope, struct model *model)
 {
@@ -259,8 +263,8 @@ static int read_rope_details(const struct config *config, const json_t *rope, st
                                &scaling->high_frequency_factor);
     }
     scaling->truncate = !truncate || !json_is_false(truncate);
-    if (read_real(config, rope, "beta_fast", 32, 1e-6, 1e6, &scaling->beta_fast) < 0 ||
-        read_real(config, rope, "beta_slow", 1, 1e-6, 1e6, &scaling->beta_slow) < 0 ||
+    if (read_real(config, rope, "beta_fast", YARN_BETA_FAST, 1e-6, 1e6, &scaling->beta_fast) < 0 ||
+        read_real(config, rope, "beta_slow", YARN_BETA_SLOW, 1e-6, 1e6, &scaling->beta_slow) < 0 ||
         read_real(config, rope, "attention_factor", 0, 0, 1e6, &scaling->attention_factor) < 0 ||
         read_real(config, rope, "mscale", 0, 0, 1e6, &scaling->mscale) < 0)
         return -1;
@@ -350,9 +354,9 @@ static int read_window(const struct config *config, struct model *model)
     int64_t window;
     double from_layer = 0;
 
-    if (qwen2 &&
-        (read_boolean(config, "use_sliding_window", false, &use) < 0 ||
-         read_real(config, config->root, "max_window_layers", 28, 0, 100000, &from_layer) < 0))
+    if (qwen2 && (read_boolean(config, "use_sliding_window", false, &use) < 0 ||
+                  read_real(config, config->root, "max_window_layers", QWEN2_MAX_WINDOW_LAYERS, 0,
+                            100000, &from_layer) < 0))
         return -1;
     /* null, unlike nothing at all, is no window. */
     if (!use || json_is_null(json_object_get(config->root, "sliding_window")))
@@ -624,9 +628,13 @@ static json_t *rope_json(const struct rope_scaling *rope)
             {"mscale_all_dim", rope->mscale_all_dim},
         };
 
-        json_object_set_new(json, "beta_fast", json_real(rope->beta_fast));
-        json_object_set_new(json, "beta_slow", json_real(rope->beta_slow));
-        json_object_set_new(json, "truncate", json_boolean(rope->truncate));
+        /* What is left out is the default. */
+        if (rope->beta_fast != YARN_BETA_FAST)
+            json_object_set_new(json, "beta_fast", json_real(rope->beta_fast));
+        if (rope->beta_slow != YARN_BETA_SLOW)
+            json_object_set_new(json, "beta_slow", json_real(rope->beta_slow));
+        if (!rope->truncate)
+            json_object_set_new(json, "truncate", json_false());
         for (size_t i = 0; i < sizeof(given) / sizeof(*given); i++)
             if (given[i].value > 0)
                 json_object_set_new(json, given[i].key, json_real(given[i].value));
@@ -652,10 +660,13 @@ static json_t *llama_json(const struct model *model)
                                                   : json_null());
     }
     if (json && model->family == MODEL_FAMILY_QWEN2) {
+        /* No field of its class, but heeded where it is there. */
+        if (model->head_dim * model->heads == model->hidden_size)
+            json_object_del(json, "head_dim");
         json_object_set_new(json, "use_sliding_window", json_boolean(model->sliding_window > 0));
         /* The window is in the layers from this one on. */
         json_object_set_new(json, "max_window_layers",
-                            json_integer(model->sliding_window ? 0 : model->layers));
+                            json_integer(model->sliding_window ? 0 : QWEN2_MAX_WINDOW_LAYERS));
     }
     return json;
 }
@@ -664,12 +675,17 @@ static json_t *falcon_json(const struct model *model)
 {
     bool newer = model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS || model->kv_heads > 1;
 
-    return json_pack(
-        "{s:s, s:b, s:b, s:I, s:f, s:f, s:b, s:b, s:I, s:I, s:b}", "activation", "gelu", "alibi", 0,
+    json_t *json = json_pack(
+        "{s:s, s:b, s:b, s:I, s:f, s:f, s:b, s:b, s:I, s:b}", "activation", "gelu", "alibi", 0,
         "bias", 0, "ffn_hidden_size", (json_int_t)model->ffn_size, "hidden_dropout", 0.0,
         "layer_norm_epsilon", model->norm_eps, "multi_query", 1, "new_decoder_architecture", newer,
-        "num_kv_heads", (json_int_t)model->kv_heads, "num_ln_in_parallel_attn",
-        (json_int_t)(model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS ? 2 : 1), "parallel_attn", 1);
+        /* Counts in the newer kind alone; the other has the query heads' number there. */
+        "num_kv_heads", (json_int_t)(newer ? model->kv_heads : model->heads), "parallel_attn", 1);
+
+    if (json && newer)
+        json_object_set_new(json, "num_ln_in_parallel_attn",
+                            json_integer(model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS ? 2 : 1));
+    return json;
 }
 
 char *hf_config_write(const struct model *model, enum dtype dtype)

@@ -48,7 +48,8 @@ def make_config(**changes):
 def make_model(config, seed):
     """A random model whose norms are away from 1, so that none can be left out unnoticed."""
     torch.manual_seed(seed)
-    model = transformers.LlamaForCausalLM(config)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32,
+                                                          attn_implementation="eager")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 1:
@@ -56,6 +57,53 @@ def make_model(config, seed):
             else:
                 weight.mul_(4)
     return model.eval()
+
+
+# What SHAPES have not: the other families, biases, and scaled rotary embeddings.
+SCALED = {
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 32},
+}
+FALCON = dict(num_attention_heads=8, hidden_size=64, bos_token_id=11, eos_token_id=11)
+FAMILIES = {
+    "mistral-window": ("Mistral", dict(num_key_value_heads=2, sliding_window=24)),
+    "mistral-full": ("Mistral", dict(num_key_value_heads=2, sliding_window=None, head_dim=32)),
+    "qwen2": ("Qwen2", dict(num_key_value_heads=2, tie_word_embeddings=True)),
+    "qwen2-window": ("Qwen2", dict(num_key_value_heads=2, use_sliding_window=True,
+                                   sliding_window=24, max_window_layers=0)),
+    "falcon-mqa": ("Falcon", dict(FALCON, num_attention_heads=4)),
+    "falcon-gqa": ("Falcon", dict(FALCON, new_decoder_architecture=True, num_kv_heads=2)),
+    "falcon-one-norm": ("Falcon", dict(FALCON, new_decoder_architecture=True, num_kv_heads=4,
+                                       num_ln_in_parallel_attn=1, tie_word_embeddings=False,
+                                       ffn_hidden_size=96)),
+    "llama-attention-bias": ("Llama", dict(attention_bias=True)),
+    "llama-mlp-bias": ("Llama", dict(mlp_bias=True)),
+    "llama-yarn-in-full": ("Llama", dict(rope_parameters={
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+        "beta_fast": 16.0, "beta_slow": 2.0, "mscale": 2.0, "mscale_all_dim": 0.5,
+        "truncate": False, "rope_theta": 500000.0})),
+    "llama-yarn-attention-factor": ("Llama", dict(rope_parameters={
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+        "attention_factor": 1.25, "rope_theta": 10000.0})),
+    **{f"llama-{kind}": ("Llama", dict(rope_parameters={
+        "rope_type": kind, "rope_theta": 10000.0, **numbers})) for kind, numbers in SCALED.items()},
+}
+
+
+def make_family_config(name):
+    family, changes = FAMILIES[name]
+    fields = dict(vocab_size=256, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+                  max_position_embeddings=128,
+                  rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    if family == "Falcon":
+        fields.update(layer_norm_epsilon=1e-5)
+    else:
+        fields.update(intermediate_size=112, rms_norm_eps=1e-5)
+    fields.update(changes)
+    return getattr(transformers, f"{family}Config")(**fields)
 
 
 def write_tokens(prefix, documents):

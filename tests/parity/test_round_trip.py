@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import harness
-from harness import SHAPES, load, run
+from harness import FAMILIES, SHAPES, load, run
 
 TEXT = ["In the beginning God created the heaven and the earth.",
         "And God said, Let there be light: and there was light.",
@@ -41,6 +41,27 @@ class RoundTrip(harness.Parity):
                         for name, weight in model.named_parameters():
                             found = loaded.get_parameter(name)
                             self.assertTrue(torch.equal(weight, found), name)
+
+    def test_families(self):
+        """What is written is the same model to transformers: config, weights, and so logits."""
+        directory = self.directory
+        tokens = torch.arange(200).reshape(2, 100) * 7 % 256
+        for name in FAMILIES:
+            for dtype in (torch.float32, torch.bfloat16):
+                with self.subTest(family=name, dtype=dtype):
+                    for each in ("hf", "run", "out"):
+                        shutil.rmtree(directory / each, ignore_errors=True)
+                    model = harness.make_model(harness.make_family_config(name), seed=7).to(dtype)
+                    model.save_pretrained(directory / "hf")
+                    run("hf-to-h5", directory / "hf", directory / "run")
+                    run("h5-to-hf", directory / "run", directory / "out")
+                    self.assert_same_tensors(directory / "hf", directory / "out")
+                    self.assert_same_config(directory / "hf", directory / "out")
+                    loaded = load(directory / "out", "auto")
+                    self.assertIs(type(loaded), type(model))
+                    with torch.no_grad():
+                        expected = load(directory / "hf", "auto")(tokens).logits
+                        self.assertTrue(torch.equal(expected, loaded(tokens).logits))
 
     def test_special_tokens(self):
         config = harness.make_config(**SHAPES["mha"])
