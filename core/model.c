@@ -35,6 +35,35 @@ void model_set_family(struct model *model, enum model_family family)
         model->qkv_bias = true;
 }
 
+/* What a family's config.json has no field for would be lost with the first checkpoint. */
+static int check_family(const struct model *model, struct error *error)
+{
+    const bool llama = model->family == MODEL_FAMILY_LLAMA;
+    const bool falcon = model->family == MODEL_FAMILY_FALCON;
+    const struct {
+        const char *setting;
+        bool refused;
+        const char *why;
+    } rules[] = {
+        {"sliding-window", model->sliding_window > 0 && (llama || falcon),
+         "has none; mistral and qwen2 do"},
+        {"qkv-bias", llama && model->qkv_bias != model->output_bias,
+         "has it together with output-bias or not at all"},
+        {"qkv-bias", model->qkv_bias && (falcon || model->family == MODEL_FAMILY_MISTRAL),
+         "has no biases"},
+        {"output-bias", model->output_bias && !llama, "has none; llama does"},
+        {"mlp-bias", model->mlp_bias && !llama, "has none; llama does"},
+        {"head-dim", falcon && model->head_dim * model->heads != model->hidden_size,
+         "has hidden-size / heads; leave it away"},
+    };
+
+    for (size_t i = 0; i < sizeof(rules) / sizeof(*rules); i++)
+        if (rules[i].refused)
+            return error_set(error, EXIT_STATUS_CONFIGURATION, "%s: family %s %s", rules[i].setting,
+                             model_family_names[model->family], rules[i].why);
+    return 0;
+}
+
 int model_check(const struct model *model, struct error *error)
 {
     if (model->heads % model->kv_heads != 0)
@@ -45,10 +74,8 @@ int model_check(const struct model *model, struct error *error)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "head-dim=%lld is odd; rotary positions need an even one",
                          (long long)model->head_dim);
-    if (model->family == MODEL_FAMILY_FALCON &&
-        (model->qkv_bias || model->output_bias || model->mlp_bias))
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "family=falcon: mtllm computes Falcon's products without biases");
+    if (check_family(model, error) < 0)
+        return -1;
     if (model->rope.kind != ROPE_DEFAULT && !(model->rope.factor >= 1))
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "rope-scaling=%s: rope-factor=%g is less than 1",
@@ -188,7 +215,8 @@ const char *model_difference(const struct model *a, const struct model *b)
     if (a->rope.low_frequency_factor != b->rope.low_frequency_factor ||
         a->rope.high_frequency_factor != b->rope.high_frequency_factor ||
         a->rope.beta_fast != b->rope.beta_fast || a->rope.beta_slow != b->rope.beta_slow ||
-        a->rope.attention_factor != b->rope.attention_factor)
+        a->rope.attention_factor != b->rope.attention_factor || a->rope.mscale != b->rope.mscale ||
+        a->rope.mscale_all_dim != b->rope.mscale_all_dim || a->rope.truncate != b->rope.truncate)
         return "its scaling of rotary positions";
     return NULL;
 }

@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -215,6 +216,42 @@ static void test_presets(void **state)
     }
 }
 
+/* A model whose config.json could not say what it is could not go on from its own checkpoint. */
+static void test_families_refuse(void **state)
+{
+    static const struct {
+        const char *family, *option, *word;
+    } cases[] = {
+        {"llama", "--sliding-window=8", "sliding-window: family llama"},
+        {"falcon", "--sliding-window=8", "sliding-window: family falcon"},
+        {"llama", "--qkv-bias=yes", "output-bias"},
+        {"llama", "--output-bias=yes", "output-bias"},
+        {"mistral", "--qkv-bias=yes", "qkv-bias: family mistral"},
+        {"qwen2", "--output-bias=yes", "output-bias: family qwen2"},
+        {"qwen2", "--mlp-bias=yes", "mlp-bias: family qwen2"},
+        {"falcon", "--mlp-bias=yes", "mlp-bias: family falcon"},
+        {"falcon", "--head-dim=32", "head-dim: family falcon"},
+    };
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        char family[32];
+        char *argv[] = {"mtllm-train", "--model=llama-tiny", "--family", family,
+                        (char *)cases[i].option};
+        struct settings *settings;
+        struct error error = {0};
+        struct model model;
+
+        snprintf(family, sizeof(family), "%s", cases[i].family);
+        settings = settings_of(5, argv);
+        assert_int_equal(model_from_settings(&model, settings, &error), -1);
+        assert_int_equal(error.status, EXIT_STATUS_CONFIGURATION);
+        if (!strstr(error.text, cases[i].word))
+            fail_msg("\"%s\" does not say \"%s\"", error.text, cases[i].word);
+        settings_destroy(settings);
+    }
+}
+
 static void assert_frequency(const double *frequencies, int i, double expected)
 {
     if (!(fabs(frequencies[i] / expected - 1) <= 1e-8))
@@ -386,17 +423,12 @@ static void test_dtype(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_table),
-        cmocka_unit_test(test_precedence),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_ini_refusals),
-        cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_presets),
-        cmocka_unit_test(test_write_reads_back),
-        cmocka_unit_test(test_unknown_preset),
-        cmocka_unit_test(test_flops),
-        cmocka_unit_test(test_layout),
-        cmocka_unit_test(test_dtype),
+        cmocka_unit_test(test_table),           cmocka_unit_test(test_precedence),
+        cmocka_unit_test(test_refusals),        cmocka_unit_test(test_ini_refusals),
+        cmocka_unit_test(test_families_refuse), cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_presets),         cmocka_unit_test(test_write_reads_back),
+        cmocka_unit_test(test_unknown_preset),  cmocka_unit_test(test_flops),
+        cmocka_unit_test(test_layout),          cmocka_unit_test(test_dtype),
     };
     char directory[] = "/tmp/mtllm-test-core-XXXXXX", models[4096];
 
