@@ -31,12 +31,6 @@ static bool is_parallel(const struct stage *stage)
     return stage->model->block != MODEL_BLOCK_SEQUENTIAL;
 }
 
-/* How many columns of the MLP there are before the activation. */
-static int64_t mlp_width(const struct stage *stage)
-{
-    return (stage->model->mlp == MODEL_MLP_SWIGLU ? 2 : 1) * stage->sizes.ffn;
-}
-
 /* The first of the matrices that make up the MLP's first product, and of their biases. */
 static enum tensor_role mlp_first(const struct stage *stage)
 {
@@ -94,11 +88,11 @@ static void mlp_forward(struct stage *stage, int64_t layer, struct block_activat
 {
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
-    int64_t width = mlp_width(stage);
 
     k->linear_forward(stage->stream, block->gate_up, block->middle_normed,
-                      weight_of(stage, mlp_first(stage), layer), n->rows, n->hidden, width, false);
-    bias_forward(stage, mlp_first_bias(stage), layer, block->gate_up, width, false);
+                      weight_of(stage, mlp_first(stage), layer), n->rows, n->hidden, n->mlp_width,
+                      false);
+    bias_forward(stage, mlp_first_bias(stage), layer, block->gate_up, n->mlp_width, false);
     if (stage->model->mlp == MODEL_MLP_SWIGLU)
         k->swiglu_forward(stage->stream, block->gated, block->gate_up, n->rows, n->ffn);
     else
@@ -246,7 +240,7 @@ static void attention_backward(struct stage *stage, int64_t layer,
 static struct branch_input mlp_input(const struct stage *stage,
                                      const struct block_activations *block)
 {
-    return (struct branch_input){mlp_first(stage), mlp_first_bias(stage), mlp_width(stage),
+    return (struct branch_input){mlp_first(stage), mlp_first_bias(stage), stage->sizes.mlp_width,
                                  block->middle_normed};
 }
 

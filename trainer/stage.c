@@ -43,6 +43,7 @@ static void set_sizes(struct stage *stage)
     };
     sizes->qkv_width = (int64_t)(sizes->heads + 2 * sizes->kv_heads) * sizes->head_dim;
     sizes->mixed_width = (int64_t)sizes->heads * sizes->head_dim;
+    sizes->mlp_width = (model->mlp == MODEL_MLP_SWIGLU ? 2 : 1) * sizes->ffn;
     vocabulary_shard(model, stage->layout, stage->place.tp, &sizes->vocab_first,
                      &sizes->vocab_count);
     sizes->head_rows =
@@ -57,7 +58,6 @@ static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena 
     bool keep = stage->recompute == RECOMPUTE_NONE, layer_norm = model->norm == MODEL_NORM_LAYER;
     bool sequential = model->block == MODEL_BLOCK_SEQUENTIAL, keep_normed = keep || !sequential;
     bool two_norms = model->block != MODEL_BLOCK_PARALLEL;
-    int64_t wide = (model->mlp == MODEL_MLP_SWIGLU ? 2 : 1) * n->ffn;
     size_t act = dtype_bytes(stage->kernels->dtype);
 
     for (int64_t i = 0; i < stage->layers; i++) {
@@ -77,7 +77,7 @@ static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena 
                                              : stage->scratch.dnormed;
         block->middle_mean = layer_norm && two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
         block->middle_rstd = two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
-        block->gate_up = take(arena, n->rows * wide, act);
+        block->gate_up = take(arena, n->rows * n->mlp_width, act);
         block->gated = keep ? take(arena, n->rows * n->ffn, act) : stage->scratch.dmixed;
     }
 }
@@ -91,7 +91,7 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
 
     scratch->branch = take(arena, n->rows * n->hidden, act);
     scratch->dnormed = take(arena, n->rows * n->hidden, act);
-    scratch->dwide = take(arena, n->rows * larger(2 * n->ffn, n->qkv_width), act);
+    scratch->dwide = take(arena, n->rows * larger(n->mlp_width, n->qkv_width), act);
     scratch->dmixed = take(arena, n->rows * larger(n->ffn, n->mixed_width), act);
     scratch->attention = take(arena, (int64_t)stage->kernels->attention_workspace(&attention), 1);
     if (!stage->last)
@@ -202,14 +202,10 @@ static int prepare_products(const struct stage *stage, struct error *error)
 {
     const struct stage_sizes *n = &stage->sizes;
     int64_t rest = n->rows % n->head_rows;
-    int64_t wide = (stage->model->mlp == MODEL_MLP_SWIGLU ? 2 : 1) * n->ffn;
     const int64_t products[][3] = {
-        {n->rows, n->hidden, n->qkv_width},
-        {n->rows, n->mixed_width, n->hidden},
-        {n->rows, n->hidden, wide},
-        {n->rows, n->ffn, n->hidden},
-        {n->head_rows, n->hidden, n->vocab_count},
-        {rest, n->hidden, n->vocab_count},
+        {n->rows, n->hidden, n->qkv_width},        {n->rows, n->mixed_width, n->hidden},
+        {n->rows, n->hidden, n->mlp_width},        {n->rows, n->ffn, n->hidden},
+        {n->head_rows, n->hidden, n->vocab_count}, {rest, n->hidden, n->vocab_count},
     };
     int count = !stage->last ? 4 : rest == 0 ? 5 : 6;
 

@@ -30,7 +30,7 @@ struct block_activations {
     /* What the MLP reads; `normed` in a parallel block with one norm. */
     void *middle_normed;
     float *middle_mean, *middle_rstd;
-    void *gate_up; /* [rows, 2 ffn]; without a gate [rows, ffn] */
+    void *gate_up; /* [rows, mlp_width] */
     void *gated;   /* [rows, ffn] behind the activation */
 };
 
@@ -58,6 +58,7 @@ struct stage_sizes {
     int64_t rows, hidden, ffn;
     int heads, kv_heads, head_dim;
     int64_t qkv_width, mixed_width;
+    int64_t mlp_width; /* columns before the activation: gate and up, or up alone */
     int64_t vocab_first, vocab_count;
     int64_t head_rows; /* tokens whose logits exist at one time */
 };
@@ -66,7 +67,7 @@ struct stage_sizes {
 struct scratch {
     void *branch;            /* [rows, hidden] what a branch adds to the residual stream */
     void *dnormed;           /* [rows, hidden] */
-    void *dwide;             /* [rows, max(2 ffn, qkv_width)] */
+    void *dwide;             /* [rows, max(mlp_width, qkv_width)] */
     void *dmixed;            /* [rows, max(ffn, mixed_width)] */
     void *attention;         /* what its backward works in */
     void *final_normed;      /* [rows, hidden] */
