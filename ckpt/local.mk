@@ -6,7 +6,7 @@ ckpt_libdisk_la_LIBADD = core/libcore.la
 
 # Hugging Face models: config.json and safetensors; needs no HDF5.
 ckpt_libhf_la_SOURCES = \
-	ckpt/hf_config.c ckpt/hf_config.h \
+	ckpt/hf_config.c ckpt/hf_config.h ckpt/hf_config_write.c ckpt/hf_family.h \
 	ckpt/hf_tensors.c ckpt/hf_tensors.h \
 	ckpt/json_text.c ckpt/json_text.h \
 	ckpt/safetensors.c ckpt/safetensors.h \
