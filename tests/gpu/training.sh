@@ -4,7 +4,8 @@
 #
 # usage: tests/gpu/training.sh [BUILD_DIRECTORY] [PART...]
 #
-#   PART   bits: the same twice, and when stopped; losses: against the CPU. Both by default
+#   PART   bits: the same twice, and when stopped; losses: against the CPU; families: the same for a
+#          small model of every kind. All by default
 #
 # MTLLM_GPU_MODEL (tinyllama-1.1b) and MTLLM_GPU_LENGTH (128) say what is compared with the CPU;
 # MTLLM_GPU_DATA is a PREFIX of tokens to compare bf16 with fp32 on, instead of made-up ones.
@@ -12,7 +13,7 @@ set -u
 # shellcheck source=tests/gpu/common.sh
 . "$(dirname "$0")/common.sh"
 shift
-parts=" ${*:-bits losses} "
+parts=" ${*:-bits losses families} "
 model=${MTLLM_GPU_MODEL:-tinyllama-1.1b} length=${MTLLM_GPU_LENGTH:-128}
 
 "$build_dir/tests/make_tokens" data 32000 3000 1
@@ -61,5 +62,31 @@ if [[ $parts == *" losses "* ]]; then
     expect "$model, fp32: the CPU's loss at every step" near fp32 cpu 1e-4 50
     expect "$model, bf16: near fp32 at every step" near text16 text32 0.01 50
     grep -hE 'planned|in use' text16.log | sed 's/^/# /'
+fi
+
+# on_both NAME OPTION...: fp32 on the CPU and the GPU, bf16 on the GPU.
+on_both() {
+    local name=$1
+    shift
+    set -- --layers=4 --hidden-size=256 --heads=4 --ffn-size=704 --vocab-size=32000 \
+        --seq-length=256 --micro-batch-size=1 --global-batch-size=2 --steps=50 --lr=1e-4 \
+        --lr-warmup-steps=20 "$@"
+    train 1 "$name-cpu" --device=cpu "$@" && train 1 "$name-fp32" --device=cuda --dtype=fp32 "$@" &&
+        train 1 "$name-bf16" --device=cuda "$@"
+    expect "$name trains" [ $? = 0 ]
+    expect "$name, fp32: the CPU's loss at every step" near "$name-fp32" "$name-cpu" 1e-4 50
+    expect "$name, bf16: near fp32 at every step" near "$name-bf16" "$name-fp32" 0.01 50
+    rm -rf "$name"-*/ckpt
+}
+
+if [[ $parts == *" families "* ]]; then
+    on_both mistral --family=mistral --kv-heads=2 --sliding-window=48
+    on_both qwen2 --family=qwen2 --kv-heads=2 --tied-embeddings=yes --norm-eps=1e-6
+    on_both falcon --family=falcon --kv-heads=1 --tied-embeddings=yes
+    on_both falcon-two-norms --family=falcon --kv-heads=2 --parallel-norms=2
+    on_both yarn --rope-scaling=yarn --rope-factor=4 --rope-original-positions=64 --mlp-bias=yes \
+        --qkv-bias=yes --output-bias=yes
+    on_both llama3 --rope-scaling=llama3 --rope-factor=8 --rope-original-positions=64
+    on_both dynamic --rope-scaling=dynamic --rope-factor=2 --max-positions=64
 fi
 finish
