@@ -14,15 +14,24 @@ static const char usage[] =
     "--init, or be a new run's directory.\n"
     "\n"
     "  --dtype=fp32|bf16|fp16   type of the weights; as in HF_DIR if not given\n"
+    "  --add-tokens=TOKEN,...   new tokens, or @FILE with one a line\n"
     "  --allow-nonfinite=yes|no take over NaN and infinity (no)\n"
     "  --force                  replace a step-00000000 that is there\n"
     "  --help                   print this and exit\n"
     "  --version                print the version and exit\n";
 
-enum { OPTION_DTYPE = 1, OPTION_NONFINITE, OPTION_FORCE, OPTION_HELP, OPTION_VERSION };
+enum {
+    OPTION_DTYPE = 1,
+    OPTION_ADD_TOKENS,
+    OPTION_NONFINITE,
+    OPTION_FORCE,
+    OPTION_HELP,
+    OPTION_VERSION
+};
 
 static const struct option options[] = {
     {"dtype", required_argument, NULL, OPTION_DTYPE},
+    {"add-tokens", required_argument, NULL, OPTION_ADD_TOKENS},
     {"allow-nonfinite", required_argument, NULL, OPTION_NONFINITE},
     {"force", no_argument, NULL, OPTION_FORCE},
     {"help", no_argument, NULL, OPTION_HELP},
@@ -40,6 +49,9 @@ static int parse(int argc, char **argv, struct hf_import *import, struct error *
         switch (option) {
         case OPTION_DTYPE:
             rc = hf_option_dtype(optarg, &import->dtype, error);
+            break;
+        case OPTION_ADD_TOKENS:
+            import->add_tokens = optarg;
             break;
         case OPTION_NONFINITE:
             rc = hf_option_boolean("--allow-nonfinite", optarg, &import->allow_nonfinite, error);

@@ -3,9 +3,11 @@
 #include <fnmatch.h>
 #include <inttypes.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <jansson.h>
 
@@ -20,8 +22,10 @@
 #include "ckpt/tensor_check.h"
 #include "core/log.h"
 
-/* Tensors pass through memory in slices of at most this size. */
-#define SLICE_BYTES ((int64_t)64 << 20)
+/* Tensors pass through memory in slices of at most this size, two for each thread. */
+#define SLICE_BYTES ((int64_t)32 << 20)
+
+enum { THREADS_MAX = 8 };
 
 struct exported_tensor {
     struct hf_tensor tensor;
@@ -38,9 +42,20 @@ struct export
     struct exported_tensor *tensors; /* in the order in which they are written */
     size_t count, files;
     struct hf_directory directory;
-    struct progress progress;
-    void *slice, *converted; /* SLICE_BYTES each */
     struct error *error;
+
+    pthread_mutex_t lock; /* of what threads share: */
+    struct progress progress;
+    size_t next_file;
+    bool failed;
+};
+
+/* A thread that writes file after file. */
+struct copying {
+    struct export *export;
+    pthread_t thread;
+    void *slice, *converted; /* SLICE_BYTES each */
+    struct error error;
 };
 
 static int out_of_memory(struct export *export)
@@ -147,41 +162,52 @@ static void file_name(const struct export *export, size_t file, char *name, size
         snprintf(name, size, "model-%05zu-of-%05zu.safetensors", file + 1, export->files);
 }
 
+/* Error: 128 + signal when the process was told to stop. */
+static int count_bytes(struct export *export, int64_t bytes, struct error *error)
+{
+    int rc;
+
+    pthread_mutex_lock(&export->lock);
+    rc = progress_add(&export->progress, bytes, error);
+    pthread_mutex_unlock(&export->lock);
+    return rc;
+}
+
 /* One slice, whole rows or a part of one row: from the checkpoint, converted, into the file. */
-static int copy_slice(struct export *export, const struct exported_tensor *exported,
+static int copy_slice(struct copying *copying, const struct exported_tensor *exported,
                       const int64_t start[2], const int64_t extent[2],
                       struct safetensors_writer *writer)
 {
+    struct export *export = copying->export;
     const char *name = exported->tensor.name;
     int64_t count = extent[0] * extent[1], at;
-    const void *data = export->slice;
+    const void *data = copying->slice;
 
     if (checkpoint_read(export->checkpoint, name, exported->kind, start, extent, exported->stored,
-                        export->slice, export->error) < 0)
+                        copying->slice, &copying->error) < 0)
         return -1;
     if (exported->dtype != exported->stored) {
-        data = export->converted;
-        dtype_convert(export->converted, exported->dtype, export->slice, exported->stored,
+        data = copying->converted;
+        dtype_convert(copying->converted, exported->dtype, copying->slice, exported->stored,
                       (size_t)count);
-        at = tensor_find_overflow(export->slice, exported->stored, export->converted,
+        at = tensor_find_overflow(copying->slice, exported->stored, copying->converted,
                                   exported->dtype, count);
         if (at >= 0)
-            return error_set(export->error, EXIT_STATUS_DATA,
+            return error_set(&copying->error, EXIT_STATUS_DATA,
                              "%s: tensor %s: element [%" PRId64 ", %" PRId64
                              "] is %g, more than %s can hold; export as fp32 or bf16",
                              checkpoint_directory(export->checkpoint), name,
                              start[0] + at / extent[1], start[1] + at % extent[1],
-                             tensor_element(export->slice, exported->stored, at),
+                             tensor_element(copying->slice, exported->stored, at),
                              dtype_name(exported->dtype));
     }
     if (safetensors_writer_append(writer, data, (size_t)count * dtype_bytes(exported->dtype),
-                                  export->error) < 0)
+                                  &copying->error) < 0)
         return -1;
-    return progress_add(&export->progress, count * (int64_t)dtype_bytes(exported->dtype),
-                        export->error);
+    return count_bytes(export, count * (int64_t)dtype_bytes(exported->dtype), &copying->error);
 }
 
-static int copy_tensor(struct export *export, const struct exported_tensor *exported,
+static int copy_tensor(struct copying *copying, const struct exported_tensor *exported,
                        struct safetensors_writer *writer)
 {
     const int64_t *shape = exported->tensor.shape;
@@ -190,27 +216,29 @@ static int copy_tensor(struct export *export, const struct exported_tensor *expo
 
     tensor_slices_begin(&slices, shape, SLICE_BYTES / (int64_t)sizeof(float));
     while (tensor_slices_next(&slices, start, extent))
-        if (copy_slice(export, exported, start, extent, writer) < 0)
+        if (copy_slice(copying, exported, start, extent, writer) < 0)
             return -1;
     return 0;
 }
 
-/* Write file number `file`, which begins with tensor *next. */
-static int write_file(struct export *export, size_t file, size_t *next)
+static int write_file(struct copying *copying, size_t file)
 {
+    const struct export *export = copying->export;
     struct safetensors_entry *entries = calloc(export->count, sizeof(*entries));
     struct safetensors_writer *writer = NULL;
     char name[64], *path = NULL;
-    size_t count = 0;
+    size_t first = 0, count = 0;
     int rc = -1;
 
     file_name(export, file, name, sizeof(name));
     if (!entries || asprintf(&path, "%s/%s", export->directory.partial, name) < 0) {
         path = NULL;
-        out_of_memory(export);
+        error_set(&copying->error, EXIT_STATUS_SYSTEM, "out of memory");
         goto out;
     }
-    for (size_t i = *next; i < export->count && export->tensors[i].file == file; i++) {
+    while (export->tensors[first].file < file)
+        first++;
+    for (size_t i = first; i < export->count && export->tensors[i].file == file; i++) {
         const struct exported_tensor *exported = &export->tensors[i];
 
         entries[count++] = (struct safetensors_entry){
@@ -220,18 +248,75 @@ static int write_file(struct export *export, size_t file, size_t *next)
             .shape = {exported->tensor.shape[0], exported->tensor.shape[1]},
         };
     }
-    if (safetensors_writer_open(&writer, path, entries, count, export->error) < 0)
+    if (safetensors_writer_open(&writer, path, entries, count, &copying->error) < 0)
         goto out;
     for (size_t i = 0; i < count; i++)
-        if (copy_tensor(export, &export->tensors[*next + i], writer) < 0)
+        if (copy_tensor(copying, &export->tensors[first + i], writer) < 0)
             goto out;
-    *next += count;
-    rc = safetensors_writer_commit(writer, export->error);
+    rc = safetensors_writer_commit(writer, &copying->error);
 out:
     safetensors_writer_close(writer);
     free(entries);
     free(path);
     return rc;
+}
+
+static void *write_files(void *argument)
+{
+    struct copying *copying = argument;
+    struct export *export = copying->export;
+    int rc = 0;
+
+    while (rc == 0) {
+        size_t file;
+
+        pthread_mutex_lock(&export->lock);
+        file = export->failed ? export->files : export->next_file++;
+        pthread_mutex_unlock(&export->lock);
+        if (file >= export->files)
+            return NULL;
+        rc = write_file(copying, file);
+    }
+    pthread_mutex_lock(&export->lock);
+    /* What the others say afterwards may follow from this. */
+    if (!export->failed)
+        *export->error = copying->error;
+    export->failed = true;
+    pthread_mutex_unlock(&export->lock);
+    return NULL;
+}
+
+/* As many as there are files and cores; this thread is one of them. */
+static int write_weights(struct export *export)
+{
+    struct copying copyings[THREADS_MAX] = {0};
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    size_t most = cores < 1 ? 1 : cores > THREADS_MAX ? THREADS_MAX : (size_t)cores;
+    size_t count = export->files < most ? export->files : most, running = 1;
+    int rc = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        copyings[i] = (struct copying){
+            .export = export,
+            .slice = malloc((size_t)SLICE_BYTES),
+            .converted = malloc((size_t)SLICE_BYTES),
+        };
+        if (!copyings[i].slice || !copyings[i].converted)
+            rc = out_of_memory(export);
+    }
+    /* Where no more threads can be had, fewer do it. */
+    while (rc == 0 && running < count &&
+           pthread_create(&copyings[running].thread, NULL, write_files, &copyings[running]) == 0)
+        running++;
+    if (rc == 0)
+        write_files(&copyings[0]);
+    for (size_t i = 1; i < running; i++)
+        (void)pthread_join(copyings[i].thread, NULL);
+    for (size_t i = 0; i < count; i++) {
+        free(copyings[i].slice);
+        free(copyings[i].converted);
+    }
+    return rc < 0 || export->failed ? -1 : 0;
 }
 
 /* --- the small files ------------------------------------------------------------------------ */
@@ -330,6 +415,7 @@ static int write_tokenizer_config(struct export *export, const struct checkpoint
                                   const struct hf_sentencepiece *sentencepiece)
 {
     const struct checkpoint_file *json = find_file(state, "tokenizer.json");
+    const struct checkpoint_file *added = find_file(state, "added_tokens.json");
     int64_t positions = export->model.max_positions;
 
     if (find_file(state, "tokenizer_config.json"))
@@ -348,7 +434,8 @@ static int write_tokenizer_config(struct export *export, const struct checkpoint
                     sentencepiece->model_type != 2 ? "is not a BPE model"
                                                    : "normalizes text or its spaces");
     return write_text(export, "tokenizer_config.json",
-                      hf_sentencepiece_config(sentencepiece, positions));
+                      hf_sentencepiece_config(sentencepiece, added ? added->bytes : NULL,
+                                              added ? added->size : 0, positions));
 }
 
 /* Takes `text`, may be NULL, and gives it the token ids of `from`. */
@@ -398,19 +485,15 @@ static int write_small_files(struct export *export)
 static int write_all(struct export *export)
 {
     int64_t bytes = 0;
-    size_t next = 0;
 
     for (size_t i = 0; i < export->count; i++)
         bytes += tensor_bytes(&export->tensors[i]);
     progress_begin(&export->progress, bytes);
-    if (write_small_files(export) < 0)
+    if (write_small_files(export) < 0 || write_weights(export) < 0)
         return -1;
-    for (size_t file = 0; file < export->files; file++)
-        if (write_file(export, file, &next) < 0)
-            return -1;
     if (export->files > 1 && write_index(export) < 0)
         return -1;
-    if (progress_add(&export->progress, 0, export->error) < 0)
+    if (count_bytes(export, 0, export->error) < 0)
         return -1;
     return hf_directory_commit(&export->directory, export->error);
 }
@@ -430,27 +513,22 @@ static int read_model(struct export *export)
 
 int hf_export(const struct hf_export *options, struct error *error)
 {
-    struct export export = {.options = options, .error = error, .directory = {.lock = -1}};
+    struct export export = {.options = options,
+                            .error = error,
+                            .directory = {.lock = -1},
+                            .lock = PTHREAD_MUTEX_INITIALIZER};
     int rc = -1;
 
     if (checkpoint_open(&export.checkpoint, options->checkpoint, error) < 0)
         goto out;
     if (read_model(&export) < 0 || plan(&export) < 0)
         goto out;
-    export.slice = malloc((size_t)SLICE_BYTES);
-    export.converted = malloc((size_t)SLICE_BYTES);
-    if (!export.slice || !export.converted) {
-        out_of_memory(&export);
-        goto out;
-    }
     if (hf_directory_begin(&export.directory, options->directory, options->force, error) < 0)
         goto out;
     rc = write_all(&export);
     progress_end(&export.progress);
 out:
     hf_directory_close(&export.directory);
-    free(export.slice);
-    free(export.converted);
     free(export.tensors);
     if (export.checkpoint)
         checkpoint_close(export.checkpoint);

@@ -154,6 +154,32 @@ int hf_sentencepiece_read(struct hf_sentencepiece *tokenizer, const void *bytes,
     return rc == 0 && pieces && trainer ? 0 : -1;
 }
 
+/* SentencePiece's own limit is 512 bytes. */
+enum { PIECE_SIZE = 4096 };
+
+int hf_sentencepiece_pieces(const void *bytes, size_t size,
+                            void (*see)(void *user, const char *text, int64_t id), void *user)
+{
+    struct bytes in = {bytes, (const unsigned char *)bytes + size};
+    struct field field, part;
+    int64_t id = 0;
+    int rc;
+
+    while ((rc = next_field(&in, &field)) > 0) {
+        char text[PIECE_SIZE] = "";
+
+        if (field.number != 1 || field.wire != 2)
+            continue;
+        while ((rc = next_field(&field.bytes, &part)) > 0)
+            if (part.number == 1 && part.wire == 2)
+                copy_text(text, sizeof(text), part.bytes);
+        if (rc < 0)
+            return -1;
+        see(user, *text ? text : NULL, id++);
+    }
+    return rc == 0 && id > 0 ? 0 : -1;
+}
+
 static char *dump(json_t *json)
 {
     char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_SORT_KEYS) : NULL, *line = NULL;
@@ -165,9 +191,35 @@ static char *dump(json_t *json)
     return line;
 }
 
+json_t *hf_special_token(const char *text)
+{
+    return json_pack("{s:s, s:b, s:b, s:b, s:b, s:b}", "content", text, "single_word", 0, "lstrip",
+                     0, "rstrip", 0, "normalized", 0, "special", 1);
+}
+
+/* added_tokens_decoder from added_tokens.json. */
+static void set_added_tokens(json_t *config, const char *added, size_t size)
+{
+    json_t *map = json_text_parse(added, size, JSON_TOKENIZER_VALUES, 0, NULL);
+    json_t *decoder = json_object(), *id;
+    const char *text;
+
+    json_object_foreach(map, text, id)
+    {
+        char number[24];
+
+        snprintf(number, sizeof(number), "%" JSON_INTEGER_FORMAT, json_integer_value(id));
+        if (json_is_integer(id))
+            json_object_set_new(decoder, number, hf_special_token(text));
+    }
+    json_object_set_new(config, "added_tokens_decoder", decoder);
+    json_decref(map);
+}
+
 /* legacy: every piece of text between special tokens begins a new word, as it does when
  * SentencePiece itself encodes the piece. */
-char *hf_sentencepiece_config(const struct hf_sentencepiece *tokenizer, int64_t max_positions)
+char *hf_sentencepiece_config(const struct hf_sentencepiece *tokenizer, const char *added,
+                              size_t size, int64_t max_positions)
 {
     const struct {
         const char *key, *text;
@@ -190,6 +242,8 @@ char *hf_sentencepiece_config(const struct hf_sentencepiece *tokenizer, int64_t 
             json_decref(json);
             json = NULL;
         }
+    if (json && added)
+        set_added_tokens(json, added, size);
     return dump(json);
 }
 

@@ -98,14 +98,17 @@ ckpt_bench_shard_LDADD = ckpt/libckpt.la core/libcore.la
 # Conversion.
 noinst_LTLIBRARIES += ckpt/libconvert.la
 ckpt_libconvert_la_SOURCES = \
+	ckpt/added_tokens.c ckpt/added_tokens.h \
 	ckpt/hf_directory.c ckpt/hf_directory.h \
 	ckpt/hf_export.c ckpt/hf_export.h \
 	ckpt/hf_import.c ckpt/hf_import.h \
 	ckpt/hf_options.c ckpt/hf_options.h \
+	ckpt/hf_source.c ckpt/hf_source.h \
 	ckpt/hf_tokenizer.c ckpt/hf_tokenizer.h \
 	ckpt/progress.c ckpt/progress.h \
-	ckpt/tensor_check.c ckpt/tensor_check.h
-ckpt_libconvert_la_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
+	ckpt/tensor_check.c ckpt/tensor_check.h \
+	ckpt/weights.c ckpt/weights.h
+ckpt_libconvert_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS)
 ckpt_libconvert_la_LIBADD = ckpt/libckpt.la ckpt/libhf.la
 
 if HAVE_CMOCKA

@@ -220,7 +220,7 @@ static void test_sentencepiece(void **state)
     assert_string_equal(tokenizer.bos, "<bos>");
     assert_string_equal(tokenizer.eos, "</s>");
     assert_false(tokenizer.normalizes);
-    text = hf_sentencepiece_config(&tokenizer, 77);
+    text = hf_sentencepiece_config(&tokenizer, NULL, 0, 77);
     assert_non_null(text);
     json = json_loads(text, 0, NULL);
     assert_string_equal(json_string_value(json_object_get(json, "bos_token")), "<bos>");
@@ -235,7 +235,7 @@ static void test_sentencepiece(void **state)
     memset(memmem(changed, sizeof(changed), "<bos>", 5), 0xff, 5);
     assert_int_equal(hf_sentencepiece_read(&tokenizer, changed, sizeof(changed)), 0);
     assert_string_equal(tokenizer.bos, "<s>");
-    text = hf_sentencepiece_config(&tokenizer, 77);
+    text = hf_sentencepiece_config(&tokenizer, NULL, 0, 77);
     assert_non_null(text);
     free(text);
 

@@ -1,0 +1,340 @@
+#include "ckpt/added_tokens.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "ckpt/disk.h"
+#include "ckpt/hf_tokenizer.h"
+#include "ckpt/json_text.h"
+
+#define LIST_MAX ((size_t)16 << 20)
+
+/* What is being entered, and where. */
+struct entry {
+    struct added_tokens *tokens;
+    struct checkpoint_file **files;
+    size_t *count;
+    struct error *error;
+};
+
+static int out_of_memory(struct error *error)
+{
+    return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+}
+
+/* --- the option ------------------------------------------------------------------------------ */
+
+static int add_name(struct added_tokens *tokens, const char *text, size_t length,
+                    struct error *error)
+{
+    struct added_token *list = realloc(tokens->list, (tokens->count + 1) * sizeof(*tokens->list));
+    json_t *json = json_stringn(text, length); /* NULL when it is no UTF-8 */
+    bool valid = json && !memchr(text, '\0', length);
+
+    json_decref(json);
+    if (list)
+        tokens->list = list;
+    if (!valid || length == 0)
+        return error_set(error, EXIT_STATUS_USAGE, "add-tokens: token %zu is %s", tokens->count + 1,
+                         length == 0 ? "empty" : "no UTF-8 text");
+    for (size_t i = 0; i < tokens->count; i++)
+        if (strlen(list[i].text) == length && memcmp(list[i].text, text, length) == 0)
+            return error_set(error, EXIT_STATUS_USAGE, "add-tokens: \"%s\" is there twice",
+                             list[i].text);
+    if (!list)
+        return out_of_memory(error);
+    list[tokens->count] = (struct added_token){.text = strndup(text, length), .id = -1};
+    return list[tokens->count++].text ? 0 : out_of_memory(error);
+}
+
+static int split(struct added_tokens *tokens, const char *text, char separator, struct error *error)
+{
+    for (;;) {
+        const char *end = strchrnul(text, separator);
+
+        if (add_name(tokens, text, (size_t)(end - text), error) < 0)
+            return -1;
+        if (!*end)
+            return 0;
+        text = end + 1;
+    }
+}
+
+int added_tokens_parse(struct added_tokens *tokens, const char *option, struct error *error)
+{
+    void *text;
+    size_t size;
+    int rc;
+
+    *tokens = (struct added_tokens){0};
+    if (*option != '@') {
+        rc = split(tokens, option, ',', error);
+    } else {
+        if (disk_read_file(option + 1, LIST_MAX, &text, &size, error) < 0)
+            return error_prefix(error, "add-tokens: ");
+        if (size > 0 && ((char *)text)[size - 1] == '\n')
+            ((char *)text)[size - 1] = '\0';
+        rc = split(tokens, text, '\n', error);
+        free(text);
+        if (rc < 0)
+            error_prefix(error, "%s: ", option + 1);
+    }
+    if (rc < 0)
+        added_tokens_destroy(tokens);
+    return rc;
+}
+
+void added_tokens_destroy(struct added_tokens *tokens)
+{
+    for (size_t i = 0; i < tokens->count; i++)
+        free(tokens->list[i].text);
+    free(tokens->list);
+    *tokens = (struct added_tokens){0};
+}
+
+/* --- what the files know --------------------------------------------------------------------- */
+
+/* A token of some file; `text` may be NULL. */
+static void see(struct added_tokens *tokens, const char *text, int64_t id)
+{
+    if (id >= tokens->first)
+        tokens->first = id + 1;
+    for (size_t i = 0; text && i < tokens->count; i++)
+        if (strcmp(tokens->list[i].text, text) == 0)
+            tokens->list[i].id = id;
+}
+
+static void see_piece(void *user, const char *text, int64_t id)
+{
+    see(user, text, id);
+}
+
+/* {"token": id, ...} */
+static void see_ids(struct added_tokens *tokens, json_t *map)
+{
+    const char *text;
+    json_t *id;
+
+    json_object_foreach(map, text, id) if (json_is_integer(id))
+        see(tokens, text, json_integer_value(id));
+}
+
+/* [["token", score], ...] of a Unigram model: the place is the id. */
+static void see_scores(struct added_tokens *tokens, const json_t *list)
+{
+    const json_t *pair;
+    size_t id;
+
+    json_array_foreach(list, id, pair)
+        see(tokens, json_string_value(json_array_get(pair, 0)), (int64_t)id);
+}
+
+/* [{"id": ..., "content": ...}, ...] */
+static void see_entries(struct added_tokens *tokens, const json_t *list)
+{
+    const json_t *token;
+    size_t i;
+
+    json_array_foreach(list, i, token)
+    {
+        const json_t *id = json_object_get(token, "id");
+
+        if (json_is_integer(id))
+            see(tokens, json_string_value(json_object_get(token, "content")),
+                json_integer_value(id));
+    }
+}
+
+/* {"id": {"content": ...}, ...} */
+static void see_decoder(struct added_tokens *tokens, json_t *decoder)
+{
+    const char *id;
+    json_t *token;
+
+    json_object_foreach(decoder, id, token)
+        see(tokens, json_string_value(json_object_get(token, "content")), strtoll(id, NULL, 10));
+}
+
+static struct checkpoint_file *find_file(const struct entry *entry, const char *name)
+{
+    for (size_t i = 0; i < *entry->count; i++)
+        if (strcmp((*entry->files)[i].name, name) == 0)
+            return &(*entry->files)[i];
+    return NULL;
+}
+
+/* The JSON object in a file; *json stays NULL when there is no such file. */
+static int parse(const struct entry *entry, const char *name, json_t **json)
+{
+    const struct checkpoint_file *file = find_file(entry, name);
+    json_error_t reason;
+
+    *json = NULL;
+    if (!file)
+        return 0;
+    *json = json_text_parse(file->bytes, file->size, JSON_TOKENIZER_VALUES, 0, &reason);
+    if (!*json)
+        return error_set(entry->error, EXIT_STATUS_DATA, "add-tokens: %s: %s", name, reason.text);
+    if (!json_is_object(*json))
+        return error_set(entry->error, EXIT_STATUS_DATA, "add-tokens: %s is no JSON object", name);
+    return 0;
+}
+
+/* --- what they are told ---------------------------------------------------------------------- */
+
+/* As an element of added_tokens. */
+static json_t *describe(const struct added_token *token)
+{
+    json_t *json = json_pack("{s:I}", "id", (json_int_t)token->id);
+    json_t *rest = hf_special_token(token->text);
+
+    if (json && json_object_update(json, rest) < 0) {
+        json_decref(json);
+        json = NULL;
+    }
+    json_decref(rest);
+    return json;
+}
+
+/* Into a list that is sorted by id, unless it is there. */
+static int enter_into_list(json_t *list, const struct added_token *token)
+{
+    size_t at = 0;
+
+    for (; at < json_array_size(list); at++) {
+        const json_t *id = json_object_get(json_array_get(list, at), "id");
+
+        if (json_integer_value(id) == token->id && json_is_integer(id))
+            return 0;
+        if (json_integer_value(id) > token->id)
+            break;
+    }
+    return json_array_insert_new(list, at, describe(token));
+}
+
+static int enter_into_decoder(json_t *decoder, const struct added_token *token)
+{
+    char id[24];
+
+    snprintf(id, sizeof(id), "%lld", (long long)token->id);
+    return json_object_get(decoder, id)
+               ? 0
+               : json_object_set_new(decoder, id, hf_special_token(token->text));
+}
+
+static int enter_into_map(json_t *map, const struct added_token *token)
+{
+    return json_object_set_new(map, token->text, json_integer(token->id));
+}
+
+/* The member of `json` that tokens go into, made if need be. */
+static json_t *member(json_t *json, const char *name, json_t *empty)
+{
+    json_t *found = json_object_get(json, name);
+
+    if (found && json_typeof(found) == json_typeof(empty)) {
+        json_decref(empty);
+        return found;
+    }
+    return json_object_set_new(json, name, empty) == 0 ? json_object_get(json, name) : NULL;
+}
+
+/* The file's new text; one that was not there joins the others. */
+static int replace(const struct entry *entry, const char *name, const json_t *json)
+{
+    struct checkpoint_file *file = find_file(entry, name), *files;
+    char *text = json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(17)), *line = NULL;
+
+    if (text && asprintf(&line, "%s\n", text) < 0)
+        line = NULL;
+    free(text);
+    if (!line)
+        return out_of_memory(entry->error);
+    if (!file) {
+        files = realloc(*entry->files, (*entry->count + 1) * sizeof(*files));
+        if (files) {
+            *entry->files = files;
+            file = &files[*entry->count];
+            *file = (struct checkpoint_file){.name = strdup(name)};
+        }
+        if (!file || !file->name) {
+            free(line);
+            return out_of_memory(entry->error);
+        }
+        ++*entry->count;
+    }
+    free(file->bytes);
+    file->bytes = line;
+    file->size = strlen(line);
+    return 0;
+}
+
+/* Every token into `target`, a part of `json`, the content of that file. */
+static int enter_all(const struct entry *entry, const char *name, const json_t *json,
+                     json_t *target, int (*enter)(json_t *, const struct added_token *))
+{
+    for (size_t i = 0; i < entry->tokens->count; i++)
+        if (!target || enter(target, &entry->tokens->list[i]) < 0)
+            return out_of_memory(entry->error);
+    return replace(entry, name, json);
+}
+
+/* --------------------------------------------------------------------------------------------- */
+
+static void number(struct added_tokens *tokens, int64_t first)
+{
+    tokens->first = tokens->end = first;
+    for (size_t i = 0; i < tokens->count; i++)
+        if (tokens->list[i].id < 0)
+            tokens->list[i].id = tokens->end++;
+}
+
+int added_tokens_enter(struct added_tokens *tokens, struct checkpoint_file **files, size_t *count,
+                       int64_t vocab_size, struct error *error)
+{
+    const struct entry entry = {tokens, files, count, error};
+    const struct checkpoint_file *pieces = find_file(&entry, "tokenizer.model");
+    json_t *tokenizer = NULL, *config = NULL, *vocabulary = NULL, *added = NULL, *model;
+    int rc = -1;
+
+    if (parse(&entry, "tokenizer.json", &tokenizer) < 0 ||
+        parse(&entry, "tokenizer_config.json", &config) < 0 ||
+        parse(&entry, "vocab.json", &vocabulary) < 0 ||
+        parse(&entry, "added_tokens.json", &added) < 0)
+        goto out;
+    tokens->first = 0;
+    model = json_object_get(json_object_get(tokenizer, "model"), "vocab");
+    see_ids(tokens, model);
+    see_scores(tokens, model);
+    see_entries(tokens, json_object_get(tokenizer, "added_tokens"));
+    see_decoder(tokens, json_object_get(config, "added_tokens_decoder"));
+    see_ids(tokens, vocabulary);
+    see_ids(tokens, added);
+    if (pieces && hf_sentencepiece_pieces(pieces->bytes, pieces->size, see_piece, tokens) < 0) {
+        error_set(error, EXIT_STATUS_DATA,
+                  "add-tokens: tokenizer.model: not a SentencePiece model");
+        goto out;
+    }
+    number(tokens, tokens->first > 0 ? tokens->first : vocab_size);
+    if (!added && !tokenizer && (pieces || vocabulary))
+        added = json_object();
+    if ((tokenizer &&
+         enter_all(&entry, "tokenizer.json", tokenizer,
+                   member(tokenizer, "added_tokens", json_array()), enter_into_list) < 0) ||
+        (config && enter_all(&entry, "tokenizer_config.json", config,
+                             member(config, "added_tokens_decoder", json_object()),
+                             enter_into_decoder) < 0) ||
+        (added && enter_all(&entry, "added_tokens.json", added, added, enter_into_map) < 0))
+        goto out;
+    rc = 0;
+out:
+    json_decref(tokenizer);
+    json_decref(config);
+    json_decref(vocabulary);
+    json_decref(added);
+    return rc;
+}
