@@ -119,8 +119,11 @@ static void see_ids(struct added_tokens *tokens, json_t *map)
     const char *text;
     json_t *id;
 
-    json_object_foreach(map, text, id) if (json_is_integer(id))
-        see(tokens, text, json_integer_value(id));
+    json_object_foreach(map, text, id)
+    {
+        if (json_is_integer(id))
+            see(tokens, text, json_integer_value(id));
+    }
 }
 
 /* [["token", score], ...] of a Unigram model: the place is the id. */
@@ -130,7 +133,9 @@ static void see_scores(struct added_tokens *tokens, const json_t *list)
     size_t id;
 
     json_array_foreach(list, id, pair)
+    {
         see(tokens, json_string_value(json_array_get(pair, 0)), (int64_t)id);
+    }
 }
 
 /* [{"id": ..., "content": ...}, ...] */
@@ -156,7 +161,9 @@ static void see_decoder(struct added_tokens *tokens, json_t *decoder)
     json_t *token;
 
     json_object_foreach(decoder, id, token)
+    {
         see(tokens, json_string_value(json_object_get(token, "content")), strtoll(id, NULL, 10));
+    }
 }
 
 static struct checkpoint_file *find_file(const struct entry *entry, const char *name)

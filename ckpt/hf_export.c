@@ -1,5 +1,6 @@
 #include "ckpt/hf_export.h"
 
+#include <assert.h>
 #include <fnmatch.h>
 #include <inttypes.h>
 #include <math.h>
@@ -295,6 +296,7 @@ static int write_weights(struct export *export)
     size_t count = export->files < most ? export->files : most, running = 1;
     int rc = 0;
 
+    assert(count > 0);
     for (size_t i = 0; i < count; i++) {
         copyings[i] = (struct copying){
             .export = export,

@@ -318,9 +318,9 @@ static void abandon(struct import *import)
 {
     struct error ignored = {0};
 
-    if (import->prepared)
+    if (import->root && import->prepared)
         checkpoint_clean(import->root, &ignored);
-    if (import->made_root)
+    if (import->root && import->made_root)
         rmdir(import->root);
     if (import->made_run)
         rmdir(import->options->run_directory);

@@ -211,7 +211,7 @@ static bool run_tokenizer(const uint8_t *data, size_t size)
     bool is_model = hf_sentencepiece_read(&tokenizer, data, size) == 0;
 
     if (is_model)
-        check_json(hf_sentencepiece_config(&tokenizer, 128));
+        check_json(hf_sentencepiece_config(&tokenizer, bytes, size, 128));
     check_json(hf_tokenizer_json_config(bytes, size, 1, 2, 128));
     check_json(hf_config_take_token_ids(plain, bytes, size, HF_TOKEN_IDS_ALL));
     check_json(hf_config_take_token_ids(plain, bytes, size, HF_TOKEN_IDS_EOS_LISTS));
