@@ -327,7 +327,7 @@ int added_tokens_enter(struct added_tokens *tokens, struct checkpoint_file **fil
         goto out;
     }
     number(tokens, tokens->first > 0 ? tokens->first : vocab_size);
-    if (!added && !tokenizer && (pieces || vocabulary))
+    if (!added && !tokenizer)
         added = json_object();
     if ((tokenizer &&
          enter_all(&entry, "tokenizer.json", tokenizer,

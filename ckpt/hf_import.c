@@ -105,12 +105,13 @@ static int add_tokens(struct import *import)
 
 static int fill_state(struct import *import)
 {
+    const struct model *model = weights_model(import->weights);
     struct checkpoint_state *state = &import->state;
 
     if (copy_files(import) < 0 || add_tokens(import) < 0)
         return -1;
-    state->config = weights_config(
-        import->weights, target_dtype(import, hf_embedding_name(weights_model(import->weights))));
+    state->config =
+        weights_config(import->weights, model, target_dtype(import, hf_embedding_name(model)));
     state->settings = strdup("");
     state->run_id = strdup("");
     state->loss_scale = 1;

@@ -43,21 +43,50 @@ int weights_open_hf(struct weights **weights, const char *directory, bool allow_
     return 0;
 }
 
-int weights_open(struct weights **weights, const char *path, struct error *error)
+/* Does the checkpoint hold the model that its own config describes? */
+static int check_tensors(const struct weights *weights, struct error *error)
+{
+    for (size_t i = 0; i < hf_tensor_count(&weights->model); i++) {
+        const struct checkpoint_tensor *tensor;
+        struct hf_tensor wanted;
+
+        hf_tensor_get(&weights->model, i, &wanted);
+        tensor = checkpoint_find_tensor(weights->checkpoint, wanted.name);
+        if (!tensor || !tensor->present[CHECKPOINT_WEIGHT])
+            return error_set(error, EXIT_STATUS_DATA,
+                             "%s: has no tensor %s, which the model in it needs",
+                             weights_directory(weights), wanted.name);
+        if (tensor->shape[0] != wanted.shape[0] || tensor->shape[1] != wanted.shape[1])
+            return error_set(
+                error, EXIT_STATUS_DATA,
+                "%s: tensor %s is [%lld, %lld], but the model in it needs [%lld, %lld]",
+                weights_directory(weights), wanted.name, (long long)tensor->shape[0],
+                (long long)tensor->shape[1], (long long)wanted.shape[0],
+                (long long)wanted.shape[1]);
+    }
+    return 0;
+}
+
+static int open_checkpoint(struct weights *weights, const char *path, struct error *error)
 {
     const struct checkpoint_state *state;
 
+    if (checkpoint_open(&weights->checkpoint, path, error) < 0)
+        return -1;
+    state = checkpoint_get_state(weights->checkpoint);
+    if (hf_config_read(&weights->model, state->config, strlen(state->config),
+                       weights_directory(weights), error) < 0)
+        return -1;
+    return check_tensors(weights, error);
+}
+
+int weights_open(struct weights **weights, const char *path, struct error *error)
+{
     if (hf_source_is_one(path))
         return weights_open_hf(weights, path, false, error);
     if (create(weights, error) < 0)
         return -1;
-    if (checkpoint_open(&(*weights)->checkpoint, path, error) < 0)
-        return fail(weights);
-    state = checkpoint_get_state((*weights)->checkpoint);
-    if (hf_config_read(&(*weights)->model, state->config, strlen(state->config),
-                       weights_directory(*weights), error) < 0)
-        return fail(weights);
-    return 0;
+    return open_checkpoint(*weights, path, error) < 0 ? fail(weights) : 0;
 }
 
 void weights_close(struct weights *weights)
@@ -78,6 +107,11 @@ const char *weights_directory(const struct weights *weights)
                        : checkpoint_directory(weights->checkpoint);
 }
 
+struct checkpoint *weights_checkpoint(const struct weights *weights)
+{
+    return weights->checkpoint;
+}
+
 const struct model *weights_model(const struct weights *weights)
 {
     return &weights->model;
@@ -88,10 +122,10 @@ const struct checkpoint_state *weights_state(const struct weights *weights)
     return weights->hf ? hf_source_state(weights->hf) : checkpoint_get_state(weights->checkpoint);
 }
 
-char *weights_config(const struct weights *weights, enum dtype dtype)
+char *weights_config(const struct weights *weights, const struct model *model, enum dtype dtype)
 {
     const char *from = weights_state(weights)->config;
-    char *plain = hf_config_write(&weights->model, dtype), *text = NULL;
+    char *plain = hf_config_write(model, dtype), *text = NULL;
 
     if (plain)
         text = hf_config_take_token_ids(plain, from, strlen(from), HF_TOKEN_IDS_ALL);
@@ -133,10 +167,6 @@ static int read_stored(const struct weights *weights, const char *name, const in
     if (weights->hf)
         return hf_source_read(weights->hf, name, start, extent, dtype, data, error);
     tensor = checkpoint_find_tensor(weights->checkpoint, name);
-    if (!tensor || !tensor->present[CHECKPOINT_WEIGHT])
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "%s: has no tensor %s, which the model needs", weights_directory(weights),
-                         name);
     return checkpoint_read(weights->checkpoint, name,
                            dtype == DTYPE_F32 ? finest(tensor) : CHECKPOINT_WEIGHT, start, extent,
                            dtype, data, error);

@@ -170,6 +170,96 @@ int model_from_settings(struct model *model, const struct settings *settings, st
     return model_check(model, error);
 }
 
+static bool is_given(const struct settings *settings, enum setting_id id)
+{
+    return setting_source(settings, id) != SETTING_SOURCE_DEFAULT && setting_is_set(settings, id);
+}
+
+/* Settings that a model's weights leave open: how far it looks, and how positions turn. */
+static int override_context(struct model *model, const struct settings *settings,
+                            struct error *error)
+{
+    static const enum setting_id scaling[] = {
+        SETTING_ROPE_FACTOR,
+        SETTING_ROPE_ORIGINAL_POSITIONS,
+        SETTING_ROPE_LOW_FREQUENCY_FACTOR,
+        SETTING_ROPE_HIGH_FREQUENCY_FACTOR,
+        SETTING_ROPE_BETA_FAST,
+        SETTING_ROPE_BETA_SLOW,
+        SETTING_ROPE_ATTENTION_FACTOR,
+    };
+
+    if (is_given(settings, SETTING_ROPE_SCALING)) {
+        struct rope_scaling before = model->rope;
+
+        model->rope = rope_from_settings(settings);
+        if (model->rope.kind == ROPE_YARN || model->rope.kind == ROPE_LLAMA3)
+            if (!is_given(settings, SETTING_ROPE_ORIGINAL_POSITIONS))
+                model->rope.original_positions = before.original_positions > 0
+                                                     ? before.original_positions
+                                                     : model->max_positions;
+    } else {
+        for (size_t i = 0; i < sizeof(scaling) / sizeof(*scaling); i++)
+            if (is_given(settings, scaling[i]))
+                return error_set(error, EXIT_STATUS_CONFIGURATION,
+                                 "%s: goes with rope-scaling, which is not given",
+                                 setting_table[scaling[i]].name);
+    }
+    if (is_given(settings, SETTING_MAX_POSITIONS))
+        model->max_positions = setting_integer(settings, SETTING_MAX_POSITIONS);
+    if (is_given(settings, SETTING_ROPE_THETA))
+        model->rope_theta = setting_real(settings, SETTING_ROPE_THETA);
+    if (is_given(settings, SETTING_SLIDING_WINDOW))
+        model->sliding_window = setting_integer(settings, SETTING_SLIDING_WINDOW);
+    return 0;
+}
+
+/* A setting as a number, the family by its place in the list of them. */
+static double number_of(const struct settings *settings, enum setting_id id)
+{
+    switch (setting_table[id].type) {
+    case SETTING_TYPE_INTEGER:
+        return (double)setting_integer(settings, id);
+    case SETTING_TYPE_BOOLEAN:
+        return setting_boolean(settings, id);
+    case SETTING_TYPE_REAL:
+        return setting_real(settings, id);
+    default:
+        return find_word(model_family_names, MODEL_FAMILIES, setting_text(settings, id));
+    }
+}
+
+int model_override(struct model *model, const struct settings *settings, struct error *error)
+{
+    const struct {
+        enum setting_id id;
+        double value;
+    } fixed[] = {
+        {SETTING_FAMILY, model->family},
+        {SETTING_HIDDEN_SIZE, (double)model->hidden_size},
+        {SETTING_FFN_SIZE, (double)model->ffn_size},
+        {SETTING_HEADS, (double)model->heads},
+        {SETTING_KV_HEADS, (double)model->kv_heads},
+        {SETTING_HEAD_DIM, (double)model->head_dim},
+        {SETTING_VOCAB_SIZE, (double)model->vocab_size},
+        {SETTING_NORM_EPS, model->norm_eps},
+        {SETTING_QKV_BIAS, model->qkv_bias},
+        {SETTING_OUTPUT_BIAS, model->output_bias},
+        {SETTING_MLP_BIAS, model->mlp_bias},
+        {SETTING_PARALLEL_NORMS, model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS ? 2 : 1},
+        {SETTING_TIED_EMBEDDINGS, model->tied_embeddings},
+    };
+
+    for (size_t i = 0; i < sizeof(fixed) / sizeof(*fixed); i++)
+        if (is_given(settings, fixed[i].id) && number_of(settings, fixed[i].id) != fixed[i].value)
+            return error_set(error, EXIT_STATUS_CONFIGURATION,
+                             "%s=%s: the model that is there has another; leave it away",
+                             setting_table[fixed[i].id].name, setting_text(settings, fixed[i].id));
+    if (override_context(model, settings, error) < 0)
+        return -1;
+    return model_check(model, error);
+}
+
 const char *model_difference(const struct model *a, const struct model *b)
 {
     if (a->family != b->family)

@@ -78,6 +78,12 @@ void model_set_family(struct model *model, enum model_family family);
  * Error: EXIT_STATUS_CONFIGURATION when something is missing or contradicts. */
 int model_from_settings(struct model *model, const struct settings *settings, struct error *error);
 
+/* Give a stored model the context that the settings name, if they do: max-positions, rope-theta,
+ * rope-scaling and what goes with it, sliding-window. Of a yarn or llama3 scaling, the original
+ * positions are the stored model's if not given. Error: EXIT_STATUS_CONFIGURATION, also when a
+ * setting contradicts what the weights are. */
+int model_override(struct model *model, const struct settings *settings, struct error *error);
+
 /* Refuse sizes that cannot work (kv_heads that do not divide heads, odd head_dim, ...).
  * Error: EXIT_STATUS_CONFIGURATION. */
 int model_check(const struct model *model, struct error *error);

@@ -3,11 +3,13 @@
  *     model_tool make SOURCE_DIR OUT_DIR DTYPE FILES [EDIT]...
  *     model_tool compare DIR DIR
  *     model_tool value DIR TENSOR ELEMENT
+ *     model_tool random DIR FILES
  *
  * make: the weights of SOURCE_DIR as DTYPE (fp32, bf16, fp16, or mixed: in turns) in FILES files;
  * the other files are the caller's business. EDIT is one of
  *     drop=TENSOR  add=TENSOR  rename=OLD:NEW  copy=OLD:NEW  row=TENSOR (one row more)
  *     set=TENSOR:ELEMENT:VALUE (nan, inf, 1e5, ...)
+ * random: bf16 weights for the config.json in DIR, in FILES files of about one size.
  * compare: exit 0 if both hold the same tensors to the bit, else say where they differ. */
 #include <inttypes.h>
 #include <stdarg.h>
@@ -17,7 +19,13 @@
 
 #include <jansson.h>
 
+#include "ckpt/disk.h"
+#include "ckpt/hf_config.h"
+#include "ckpt/hf_tensors.h"
 #include "ckpt/safetensors.h"
+
+/* Elements made at a time. */
+#define RANDOM_BLOCK ((int64_t)1 << 20)
 
 static struct error error;
 
@@ -241,6 +249,77 @@ static void print_value(const char *directory, const char *name, const char *ele
     printf("%.9g\n", (double)value);
 }
 
+/* The tensors [first, last) of the model into one file. */
+static void save_random(const struct model *model, size_t first, size_t last, const char *path)
+{
+    struct safetensors_entry *entries = take((last - first) * sizeof(*entries));
+    struct hf_tensor *names = take((last - first) * sizeof(*names));
+    uint16_t *block = take(RANDOM_BLOCK * sizeof(*block));
+    struct safetensors_writer *writer;
+    uint64_t state = first + 1;
+
+    for (size_t i = 0; i < last - first; i++) {
+        hf_tensor_get(model, first + i, &names[i]);
+        entries[i] = (struct safetensors_entry){
+            .name = names[i].name,
+            .dtype = DTYPE_BF16,
+            .dimensions = names[i].dimensions,
+            .shape = {names[i].shape[0], names[i].shape[1]},
+        };
+    }
+    must(safetensors_writer_open(&writer, path, entries, last - first, &error));
+    for (size_t i = 0; i < last - first; i++)
+        for (int64_t left = names[i].shape[0] * names[i].shape[1]; left > 0; left -= RANDOM_BLOCK) {
+            int64_t elements = left < RANDOM_BLOCK ? left : RANDOM_BLOCK;
+
+            for (int64_t j = 0; j < elements; j++) {
+                state = state * 6364136223846793005u + 1442695040888963407u;
+                /* Any sign and fraction, exponents below 1. */
+                block[j] = (uint16_t)((state >> 33 & 0x80ff) | 0x3c00 | (state >> 50 & 0x0100));
+            }
+            must(safetensors_writer_append(writer, block, (size_t)elements * sizeof(*block),
+                                           &error));
+        }
+    must(safetensors_writer_commit(writer, &error));
+    safetensors_writer_close(writer);
+    free(entries);
+    free(names);
+    free(block);
+}
+
+static void make_random(const char *directory, size_t files)
+{
+    json_t *map = json_object(), *index;
+    struct model model;
+    char path[4096], name[64];
+    size_t size, all;
+    void *text;
+
+    snprintf(path, sizeof(path), "%s/config.json", directory);
+    must(disk_read_file(path, (size_t)1 << 20, &text, &size, &error));
+    must(hf_config_read(&model, text, size, path, &error));
+    all = hf_tensor_count(&model);
+    for (size_t file = 0; file < files; file++) {
+        size_t first = all * file / files, last = all * (file + 1) / files;
+
+        snprintf(name, sizeof(name), "model-%05zu-of-%05zu.safetensors", file + 1, files);
+        snprintf(path, sizeof(path), "%s/%s", directory, name);
+        save_random(&model, first, last, path);
+        for (size_t i = first; i < last; i++) {
+            struct hf_tensor tensor;
+
+            hf_tensor_get(&model, i, &tensor);
+            json_object_set_new(map, tensor.name, json_string(name));
+        }
+    }
+    index = json_pack("{s:{}, s:o}", "metadata", "weight_map", map);
+    snprintf(path, sizeof(path), "%s/model.safetensors.index.json", directory);
+    if (json_dump_file(index, path, 0) < 0)
+        fail("%s: cannot be written", path);
+    json_decref(index);
+    free(text);
+}
+
 int main(int argc, char **argv)
 {
     int rc = 0;
@@ -252,6 +331,8 @@ int main(int argc, char **argv)
         save(argv[3], strtoul(argv[5], NULL, 10));
     } else if (argc == 4 && strcmp(argv[1], "compare") == 0) {
         rc = compare(argv[2], argv[3]);
+    } else if (argc == 4 && strcmp(argv[1], "random") == 0) {
+        make_random(argv[2], strtoul(argv[3], NULL, 10));
     } else if (argc == 5 && strcmp(argv[1], "value") == 0) {
         print_value(argv[2], argv[3], argv[4]);
     } else {

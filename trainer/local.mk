@@ -65,8 +65,8 @@ trainer_libtraining_la_SOURCES = \
 	trainer/tokenizer_files.c trainer/tokenizer_files.h \
 	trainer/train.c trainer/training.c trainer/training.h
 trainer_libtraining_la_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS)
-trainer_libtraining_la_LIBADD = trainer/libtrainer.la kernels/libkernels.la ckpt/libckpt.la \
-	ckpt/libhf.la data/libdata.la core/libcore.la $(HDF5_LIBS)
+trainer_libtraining_la_LIBADD = trainer/libtrainer.la kernels/libkernels.la ckpt/libconvert.la \
+	data/libdata.la core/libcore.la $(HDF5_LIBS)
 
 bin_PROGRAMS += mtllm-train
 mtllm_train_SOURCES = trainer/main.c

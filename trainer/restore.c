@@ -36,8 +36,7 @@ void candidates_destroy(struct candidates *candidates)
     *candidates = (struct candidates){0};
 }
 
-bool candidates_open(struct candidates *candidates, struct team *team,
-                     struct checkpoint **checkpoint)
+bool candidates_open(struct candidates *candidates, struct team *team, struct weights **checkpoint)
 {
     while (candidates->next < candidates->count) {
         char path[PATH_MAX + 64];
@@ -46,69 +45,60 @@ bool candidates_open(struct candidates *candidates, struct team *team,
 
         checkpoint_path(candidates->root, candidates->steps[candidates->next++], path,
                         sizeof(path));
-        result = checkpoint_open(checkpoint, path, &reason);
+        result = weights_open(checkpoint, path, &reason);
         if (team_agree(team, result, &reason) == 0)
             return true;
         if (reason.text[0])
             log_warning_any_rank("%s; trying the checkpoint before it", reason.text);
         if (result == 0)
-            checkpoint_close(*checkpoint);
+            weights_close(*checkpoint);
         *checkpoint = NULL;
     }
     return false;
 }
 
-/* Read one kind of a parameter into an array of this rank. `buffer` is host memory for it. */
-static int read_array(struct stage *stage, struct checkpoint *checkpoint,
-                      const struct parameter *parameter, enum checkpoint_kind kind, void *array,
-                      enum dtype dtype, void *buffer, struct error *error)
+/* Copy a parameter that was read into its place in an array of this rank. */
+static int place(struct stage *stage, const struct parameter *parameter, void *array,
+                 enum dtype dtype, const void *buffer, struct error *error)
 {
-    const int64_t start[2] = {parameter->local.row, parameter->local.column};
-    const int64_t extent[2] = {parameter->local.rows, parameter->local.columns};
     size_t bytes = dtype_bytes(dtype);
 
-    if (checkpoint_read(checkpoint, parameter->name, kind, start, extent, dtype, buffer, error) < 0)
-        return -1;
     stage->kernels->to_device(stage->stream, (char *)array + (size_t)parameter->offset * bytes,
                               buffer, (size_t)parameter->count * bytes);
     return stage->kernels->stream_sync(stage->stream, error);
 }
 
-static int check_tensor(const struct parameter *parameter, const struct checkpoint *checkpoint,
-                        const struct checkpoint_tensor *tensor, struct error *error)
+/* A parameter's weights, or the fp32 master copy of them. `buffer` is host memory for it. */
+static int restore_weight(struct stage *stage, struct weights *from,
+                          const struct parameter *parameter, void *array, enum dtype dtype,
+                          void *buffer, struct error *error)
 {
-    if (!tensor || !tensor->present[CHECKPOINT_WEIGHT])
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "%s: has no tensor %s, which the model needs",
-                         checkpoint_directory(checkpoint), parameter->name);
-    if (tensor->shape[0] != parameter->shape[0] || tensor->shape[1] != parameter->shape[1])
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "%s: tensor %s is [%lld, %lld], but the model needs [%lld, %lld]",
-                         checkpoint_directory(checkpoint), parameter->name,
-                         (long long)tensor->shape[0], (long long)tensor->shape[1],
-                         (long long)parameter->shape[0], (long long)parameter->shape[1]);
-    return 0;
+    const int64_t start[2] = {parameter->local.row, parameter->local.column};
+    const int64_t extent[2] = {parameter->local.rows, parameter->local.columns};
+
+    if (weights_read(from, parameter->name, start, extent, dtype, buffer, error) < 0)
+        return -1;
+    return place(stage, parameter, array, dtype, buffer, error);
 }
 
-static int restore_parameter(struct stage *stage, struct checkpoint *checkpoint,
-                             const struct parameter *parameter, bool optimizer_state, void *buffer,
-                             struct error *error)
+static int restore_moment(struct stage *stage, struct checkpoint *checkpoint,
+                          const struct parameter *parameter, enum checkpoint_kind kind, void *array,
+                          void *buffer, struct error *error)
+{
+    const int64_t start[2] = {parameter->local.row, parameter->local.column};
+    const int64_t extent[2] = {parameter->local.rows, parameter->local.columns};
+
+    if (checkpoint_read(checkpoint, parameter->name, kind, start, extent, stage->moments, buffer,
+                        error) < 0)
+        return -1;
+    return place(stage, parameter, array, stage->moments, buffer, error);
+}
+
+static int restore_moments(struct stage *stage, struct checkpoint *checkpoint,
+                           const struct parameter *parameter, void *buffer, struct error *error)
 {
     const struct checkpoint_tensor *tensor = checkpoint_find_tensor(checkpoint, parameter->name);
-    enum dtype act = stage->kernels->dtype;
-    enum checkpoint_kind finest;
 
-    if (check_tensor(parameter, checkpoint, tensor, error) < 0)
-        return -1;
-    finest = tensor->present[CHECKPOINT_MASTER] ? CHECKPOINT_MASTER : CHECKPOINT_WEIGHT;
-    if (read_array(stage, checkpoint, parameter, act == DTYPE_F32 ? finest : CHECKPOINT_WEIGHT,
-                   stage->weights, act, buffer, error) < 0)
-        return -1;
-    if (stage->master && read_array(stage, checkpoint, parameter, finest, stage->master, DTYPE_F32,
-                                    buffer, error) < 0)
-        return -1;
-    if (!optimizer_state)
-        return 0;
     if (!tensor->present[CHECKPOINT_EXP_AVG] || !tensor->present[CHECKPOINT_EXP_AVG_SQ]) {
         if (checkpoint_get_state(checkpoint)->step == 0)
             return 0;
@@ -116,14 +106,29 @@ static int restore_parameter(struct stage *stage, struct checkpoint *checkpoint,
                          "%s: has no optimizer state for %s; start from its weights with --init",
                          checkpoint_directory(checkpoint), parameter->name);
     }
-    if (read_array(stage, checkpoint, parameter, CHECKPOINT_EXP_AVG, stage->exp_avg, stage->moments,
-                   buffer, error) < 0)
+    if (restore_moment(stage, checkpoint, parameter, CHECKPOINT_EXP_AVG, stage->exp_avg, buffer,
+                       error) < 0)
         return -1;
-    return read_array(stage, checkpoint, parameter, CHECKPOINT_EXP_AVG_SQ, stage->exp_avg_sq,
-                      stage->moments, buffer, error);
+    return restore_moment(stage, checkpoint, parameter, CHECKPOINT_EXP_AVG_SQ, stage->exp_avg_sq,
+                          buffer, error);
 }
 
-int restore_stage(struct stage *stage, struct checkpoint *checkpoint, bool optimizer_state,
+static int restore_parameter(struct stage *stage, struct weights *from,
+                             const struct parameter *parameter, bool optimizer_state, void *buffer,
+                             struct error *error)
+{
+    if (restore_weight(stage, from, parameter, stage->weights, stage->kernels->dtype, buffer,
+                       error) < 0)
+        return -1;
+    if (stage->master &&
+        restore_weight(stage, from, parameter, stage->master, DTYPE_F32, buffer, error) < 0)
+        return -1;
+    if (!optimizer_state)
+        return 0;
+    return restore_moments(stage, weights_checkpoint(from), parameter, buffer, error);
+}
+
+int restore_stage(struct stage *stage, struct weights *from, bool optimizer_state,
                   struct error *error)
 {
     int64_t most = 1;
@@ -139,8 +144,8 @@ int restore_stage(struct stage *stage, struct checkpoint *checkpoint, bool optim
                          (long long)most);
     for (size_t i = 0; i < stage->parameters.count && result == 0; i++)
         if (stage->parameters.list[i].count > 0)
-            result = restore_parameter(stage, checkpoint, &stage->parameters.list[i],
-                                       optimizer_state, buffer, error);
+            result = restore_parameter(stage, from, &stage->parameters.list[i], optimizer_state,
+                                       buffer, error);
     free(buffer);
     return result;
 }

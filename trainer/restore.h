@@ -4,7 +4,7 @@
 
 #include <limits.h>
 
-#include "ckpt/checkpoint.h"
+#include "ckpt/weights.h"
 #include "trainer/stage.h"
 #include "trainer/team.h"
 
@@ -22,13 +22,12 @@ void candidates_destroy(struct candidates *candidates);
 
 /* Open the newest one not yet tried that every rank can open; false when there is none left. Those
  * that fail are named in warnings. Collective. */
-bool candidates_open(struct candidates *candidates, struct team *team,
-                     struct checkpoint **checkpoint);
+bool candidates_open(struct candidates *candidates, struct team *team, struct weights **checkpoint);
 
-/* Read this rank's weights, and with `optimizer_state` the moments. A weights-only checkpoint of
- * step 0 leaves the moments at zero. Not collective. Error: EXIT_STATUS_DATA naming file or tensor;
- * EXIT_STATUS_CONFIGURATION when the tensors are not those of the model. */
-int restore_stage(struct stage *stage, struct checkpoint *checkpoint, bool optimizer_state,
+/* Read this rank's weights, and with `optimizer_state` the moments of a checkpoint. A weights-only
+ * checkpoint of step 0 leaves the moments at zero. Not collective. Error: EXIT_STATUS_DATA naming
+ * file or tensor. */
+int restore_stage(struct stage *stage, struct weights *from, bool optimizer_state,
                   struct error *error);
 
 #endif

@@ -198,8 +198,9 @@ static int finish(struct training *t, enum stop_reason stop, struct error *error
 
     if (saver_busy(t->saver))
         tell_saver_event(t, saver_finish(t->saver, &t->team, error));
-    if (t->progress.step > t->start_step && saver_saved_step(t->saver) != t->progress.step &&
-        save_durably(t, error) < 0)
+    /* A run of no steps at all leaves what it began with. */
+    if ((t->progress.step > t->start_step || (complete && !t->resumed)) &&
+        saver_saved_step(t->saver) != t->progress.step && save_durably(t, error) < 0)
         return -1;
     if (complete)
         return EXIT_STATUS_OK;
@@ -263,7 +264,7 @@ int training_run(struct training *t, struct error *error)
 
     if (setting_boolean(t->settings, SETTING_EVAL_ONLY))
         return evaluate_only(t, error);
-    if (t->progress.step >= t->steps)
+    if (t->progress.step >= t->steps && t->resumed)
         log_info("step %lld of %lld: there is nothing left to do; give more --steps to go on",
                  (long long)t->progress.step, (long long)t->steps);
     if (agree_to_stop(t, &stop, error) < 0)

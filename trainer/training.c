@@ -7,47 +7,49 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "ckpt/added_tokens.h"
 #include "ckpt/hf_config.h"
 #include "core/log.h"
 #include "trainer/device.h"
 #include "trainer/products.h"
 #include "trainer/restore.h"
 
-/* The model that a checkpoint's config.json describes. */
-static int model_from_checkpoint(struct model *model, const struct checkpoint *checkpoint,
-                                 struct error *error)
+/* The model, from the settings or, where they name none, from the weights to begin or go on with;
+ * both must agree, but for the context of a model to begin with. */
+static int settle_model(struct training *t, const struct weights *from, struct error *error)
 {
-    const struct checkpoint_state *state = checkpoint_get_state(checkpoint);
-
-    return hf_config_read(model, state->config, strlen(state->config),
-                          checkpoint_directory(checkpoint), error);
-}
-
-/* The model, from the settings or, where they name none, from the checkpoint; both must agree. */
-static int settle_model(struct training *t, const struct checkpoint *checkpoint,
-                        struct error *error)
-{
-    struct model stored;
+    const struct model *stored = from ? weights_model(from) : NULL;
     const char *difference;
 
-    if (checkpoint && model_from_checkpoint(&stored, checkpoint, error) < 0)
-        return -1;
-    if (checkpoint && !setting_is_set(t->settings, SETTING_LAYERS)) {
-        t->model = stored;
+    if (!stored)
+        return model_from_settings(&t->model, t->settings, error);
+    if (!setting_is_set(t->settings, SETTING_LAYERS)) {
+        t->model = *stored;
+        if (model_override(&t->model, t->settings, error) < 0)
+            return -1;
+        if (!t->resumed)
+            return 0;
     } else {
         if (model_from_settings(&t->model, t->settings, error) < 0)
             return -1;
-        difference = checkpoint ? model_difference(&t->model, &stored) : NULL;
-        if (difference)
-            return error_set(error, EXIT_STATUS_CONFIGURATION,
-                             "%s: the model in it differs from the settings' in %s; leave --model "
-                             "away to take the checkpoint's",
-                             checkpoint_directory(checkpoint), difference);
-        if (checkpoint) {
-            t->model.bos_token = stored.bos_token;
-            t->model.eos_token = stored.eos_token;
-        }
+        /* The settings say how many tokens there were before they got more. */
+        if (setting_is_set(t->settings, SETTING_ADD_TOKENS) &&
+            t->model.vocab_size < stored->vocab_size)
+            t->model.vocab_size = stored->vocab_size;
+        t->model.bos_token = stored->bos_token;
+        t->model.eos_token = stored->eos_token;
     }
+    difference = model_difference(&t->model, stored);
+    if (!difference)
+        return 0;
+    return error_set(error, EXIT_STATUS_CONFIGURATION,
+                     "%s: the model in it differs from the settings' in %s; leave that away to "
+                     "take the stored one",
+                     weights_directory(from), difference);
+}
+
+static int settle_layout(struct training *t, struct error *error)
+{
     t->seq_length = setting_is_set(t->settings, SETTING_SEQ_LENGTH)
                         ? setting_integer(t->settings, SETTING_SEQ_LENGTH)
                         : t->model.max_positions;
@@ -74,11 +76,9 @@ static int begin_progress(struct training *t, struct error *error)
     return t->progress.run_id ? 0 : error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
 }
 
-static int adopt_progress(struct training *t, const struct checkpoint *checkpoint,
+static int adopt_progress(struct training *t, const struct checkpoint_state *state,
                           struct error *error)
 {
-    const struct checkpoint_state *state = checkpoint_get_state(checkpoint);
-
     t->progress = (struct checkpoint_state){
         .step = state->step,
         .samples = state->samples,
@@ -96,7 +96,7 @@ static int adopt_progress(struct training *t, const struct checkpoint *checkpoin
 }
 
 /* What checkpoints will record, besides the progress. */
-static int describe_run(struct training *t, struct error *error)
+static int describe_run(struct training *t, const struct weights *from, struct error *error)
 {
     struct checkpoint_state *progress = &t->progress;
     size_t size;
@@ -104,7 +104,8 @@ static int describe_run(struct training *t, struct error *error)
 
     if (!stream || settings_write(t->settings, stream) < 0 || fclose(stream) != 0)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-    progress->config = hf_config_write(&t->model, t->stage.kernels->dtype);
+    progress->config = from ? weights_config(from, &t->model, t->stage.kernels->dtype)
+                            : hf_config_write(&t->model, t->stage.kernels->dtype);
     if (!progress->config)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     snprintf(progress->layout, sizeof(progress->layout), "tp%d pp%d dp%d", t->layout.tp,
@@ -187,15 +188,41 @@ static int open_data(struct training *t, struct error *error)
     return 0;
 }
 
-static int open_tokenizer(struct training *t, const struct checkpoint *checkpoint,
-                          struct error *error)
+static int open_tokenizer(struct training *t, const struct weights *from, struct error *error)
 {
     if (setting_is_set(t->settings, SETTING_TOKENIZER))
         return tokenizer_files_read(&t->tokenizer, setting_text(t->settings, SETTING_TOKENIZER),
                                     error);
-    if (checkpoint)
-        return tokenizer_files_copy(&t->tokenizer, checkpoint_get_state(checkpoint), error);
+    if (from)
+        return tokenizer_files_copy(&t->tokenizer, weights_state(from), error);
     return 0;
+}
+
+/* New tokens, into the tokenizer's files and into the model. A run that goes on has rows for them;
+ * their ids are the same ones again. */
+static int add_tokens(struct training *t, struct weights *from, struct error *error)
+{
+    struct added_tokens tokens;
+    int result;
+
+    if (!setting_is_set(t->settings, SETTING_ADD_TOKENS))
+        return 0;
+    if (added_tokens_parse(&tokens, setting_text(t->settings, SETTING_ADD_TOKENS), error) < 0)
+        return -1;
+    result = added_tokens_enter(&tokens, &t->tokenizer.list, &t->tokenizer.count,
+                                t->model.vocab_size, error);
+    if (result == 0 && t->resumed && tokens.end > t->model.vocab_size)
+        result = error_set(error, EXIT_STATUS_CONFIGURATION,
+                           "add-tokens: %s has a vocabulary of %lld, and with these tokens it is "
+                           "%lld; tokens can be added where a run begins, with --init",
+                           weights_directory(from), (long long)t->model.vocab_size,
+                           (long long)tokens.end);
+    if (result == 0 && !t->resumed && from)
+        weights_grow(from, tokens.first, tokens.end - tokens.first);
+    if (result == 0 && tokens.end > t->model.vocab_size)
+        t->model.vocab_size = tokens.end;
+    added_tokens_destroy(&tokens);
+    return result;
 }
 
 /* The checkpoint directory of --resume=DIR, a run or its ckpt/. */
@@ -221,7 +248,7 @@ static int none_usable(struct training *t, const struct candidates *candidates, 
 /* The newest checkpoint to go on from; *checkpoint stays NULL when the run begins. The run's own
  * checkpoints come before those of another directory: after a requeue they are newer. */
 static int find_checkpoint(struct training *t, struct candidates *candidates,
-                           struct checkpoint **checkpoint, struct error *error)
+                           struct weights **checkpoint, struct error *error)
 {
     const char *resume = setting_text(t->settings, SETTING_RESUME);
     char root[PATH_MAX + 8];
@@ -252,12 +279,12 @@ static int find_checkpoint(struct training *t, struct candidates *candidates,
     return none_usable(t, candidates, error);
 }
 
-static int open_init(struct training *t, struct checkpoint **init, struct error *error)
+static int open_init(struct training *t, struct weights **init, struct error *error)
 {
     int result = 0;
 
     if (setting_is_set(t->settings, SETTING_INIT)) {
-        result = checkpoint_open(init, setting_text(t->settings, SETTING_INIT), error);
+        result = weights_open(init, setting_text(t->settings, SETTING_INIT), error);
         if (result < 0)
             error_prefix(error, "init: ");
     }
@@ -266,7 +293,7 @@ static int open_init(struct training *t, struct checkpoint **init, struct error 
 
 /* Load the checkpoint to go on from; one whose bytes turn out wrong gives way to the one before. */
 static int load_resume(struct training *t, struct candidates *candidates,
-                       struct checkpoint **checkpoint, struct error *error)
+                       struct weights **checkpoint, struct error *error)
 {
     for (;;) {
         struct error reason = {0};
@@ -274,14 +301,14 @@ static int load_resume(struct training *t, struct candidates *candidates,
         int result = restore_stage(&t->stage, *checkpoint, moments, &reason);
 
         if (team_agree(&t->team, result, &reason) == 0)
-            return adopt_progress(t, *checkpoint, error);
+            return adopt_progress(t, weights_state(*checkpoint), error);
         if (reason.status != EXIT_STATUS_DATA && reason.status != EXIT_STATUS_IO) {
             *error = reason;
             return -1;
         }
         if (reason.text[0])
             log_warning_any_rank("%s; trying the checkpoint before it", reason.text);
-        checkpoint_close(*checkpoint);
+        weights_close(*checkpoint);
         *checkpoint = NULL;
         if (!candidates_open(candidates, &t->team, checkpoint))
             return none_usable(t, candidates, error);
@@ -289,21 +316,20 @@ static int load_resume(struct training *t, struct candidates *candidates,
 }
 
 static int load_weights(struct training *t, struct candidates *candidates,
-                        struct checkpoint **checkpoint, struct checkpoint *init,
-                        struct error *error)
+                        struct weights **checkpoint, struct weights *init, struct error *error)
 {
     int result = 0;
 
     if (*checkpoint) {
         if (load_resume(t, candidates, checkpoint, error) < 0)
             return -1;
-        log_info("resuming from %s, step %lld", checkpoint_directory(*checkpoint),
+        log_info("resuming from %s, step %lld", weights_directory(*checkpoint),
                  (long long)t->progress.step);
         return 0;
     }
     if (init) {
         result = restore_stage(&t->stage, init, false, error);
-        log_info("initial weights from %s", checkpoint_directory(init));
+        log_info("initial weights from %s", weights_directory(init));
     } else {
         stage_randomize(&t->stage, (uint64_t)setting_integer(t->settings, SETTING_SEED));
     }
@@ -381,17 +407,21 @@ static int open_directory(struct training *t, struct error *error)
     return team_agree(&t->team, result, error);
 }
 
-static int open_parts(struct training *t, const struct checkpoint *from, struct error *error)
+static int open_parts(struct training *t, struct weights *from, struct error *error)
 {
     int result = settle_model(t, from, error);
 
     products_adopt(t->team.kernels, &t->run, t->world->rank);
     if (result == 0)
+        result = open_tokenizer(t, from, error);
+    if (result == 0)
+        result = add_tokens(t, from, error);
+    if (result == 0)
+        result = settle_layout(t, error);
+    if (result == 0)
         result = open_stage(t, error);
     if (result == 0 && !setting_boolean(t->settings, SETTING_EVAL_ONLY))
         result = lr_schedule_from_settings(&t->schedule, t->settings, t->global_batch, "--", error);
-    if (result == 0)
-        result = open_tokenizer(t, from, error);
     if (result == 0)
         result = open_data(t, error);
     return team_agree(&t->team, result, error);
@@ -401,7 +431,7 @@ int training_open(struct training *t, const struct settings *settings, const str
                   struct stop *stop, struct error *error)
 {
     struct candidates candidates = {0};
-    struct checkpoint *checkpoint = NULL, *init = NULL;
+    struct weights *checkpoint = NULL, *init = NULL;
     int result = -1;
 
     *t = (struct training){.settings = settings, .world = world, .stop = stop, .run.lock = -1};
@@ -411,16 +441,18 @@ int training_open(struct training *t, const struct settings *settings, const str
         goto out;
     if (!checkpoint && open_init(t, &init, error) < 0)
         goto out;
+    t->resumed = checkpoint;
     if (open_parts(t, checkpoint ? checkpoint : init, error) < 0 ||
         load_weights(t, &candidates, &checkpoint, init, error) < 0)
         goto out;
     t->start_step = t->progress.step;
-    if (team_agree(&t->team, describe_run(t, error), error) < 0 || open_outputs(t, error) < 0)
+    if (team_agree(&t->team, describe_run(t, checkpoint ? checkpoint : init, error), error) < 0 ||
+        open_outputs(t, error) < 0)
         goto out;
     result = 0;
 out:
-    checkpoint_close(checkpoint);
-    checkpoint_close(init);
+    weights_close(checkpoint);
+    weights_close(init);
     candidates_destroy(&candidates);
     return result;
 }

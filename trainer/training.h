@@ -48,6 +48,7 @@ struct training {
 
     struct checkpoint_state progress; /* where the run is; what a checkpoint records */
     int64_t start_step;               /* progress.step when this process began */
+    bool resumed;                     /* from a checkpoint */
 };
 
 /* Open everything, up to the state of the checkpoint to go on from. Collective. On failure every
