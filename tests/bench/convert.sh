@@ -27,8 +27,8 @@ sync
 
 # timed COMMAND...: sets seconds and kib (the greatest resident set).
 timed() {
-    /usr/bin/time -f '%e %M' -o time "$@"
-    read -r seconds kib < time
+    /usr/bin/time -f '%e %M' -o time.out "$@"
+    read -r seconds kib < time.out
 }
 
 copy() {
