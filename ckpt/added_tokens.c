@@ -16,8 +16,7 @@
 /* What is being entered, and where. */
 struct entry {
     struct added_tokens *tokens;
-    struct checkpoint_file **files;
-    size_t *count;
+    struct kept_files *files;
     struct error *error;
 };
 
@@ -166,18 +165,10 @@ static void see_decoder(struct added_tokens *tokens, json_t *decoder)
     }
 }
 
-static struct checkpoint_file *find_file(const struct entry *entry, const char *name)
-{
-    for (size_t i = 0; i < *entry->count; i++)
-        if (strcmp((*entry->files)[i].name, name) == 0)
-            return &(*entry->files)[i];
-    return NULL;
-}
-
 /* The JSON object in a file; *json stays NULL when there is no such file. */
 static int parse(const struct entry *entry, const char *name, json_t **json)
 {
-    const struct checkpoint_file *file = find_file(entry, name);
+    const struct checkpoint_file *file = kept_files_find(entry->files, name);
     json_error_t reason;
 
     *json = NULL;
@@ -253,7 +244,6 @@ static json_t *member(json_t *json, const char *name, json_t *empty)
 /* The file's new text; one that was not there joins the others. */
 static int replace(const struct entry *entry, const char *name, const json_t *json)
 {
-    struct checkpoint_file *file = find_file(entry, name), *files;
     char *text = json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(17)), *line = NULL;
 
     if (text && asprintf(&line, "%s\n", text) < 0)
@@ -261,23 +251,7 @@ static int replace(const struct entry *entry, const char *name, const json_t *js
     free(text);
     if (!line)
         return out_of_memory(entry->error);
-    if (!file) {
-        files = realloc(*entry->files, (*entry->count + 1) * sizeof(*files));
-        if (files) {
-            *entry->files = files;
-            file = &files[*entry->count];
-            *file = (struct checkpoint_file){.name = strdup(name)};
-        }
-        if (!file || !file->name) {
-            free(line);
-            return out_of_memory(entry->error);
-        }
-        ++*entry->count;
-    }
-    free(file->bytes);
-    file->bytes = line;
-    file->size = strlen(line);
-    return 0;
+    return kept_files_put(entry->files, name, line, strlen(line), entry->error);
 }
 
 /* Every token into `target`, a part of `json`, the content of that file. */
@@ -300,11 +274,11 @@ static void number(struct added_tokens *tokens, int64_t first)
             tokens->list[i].id = tokens->end++;
 }
 
-int added_tokens_enter(struct added_tokens *tokens, struct checkpoint_file **files, size_t *count,
-                       int64_t vocab_size, struct error *error)
+int added_tokens_enter(struct added_tokens *tokens, struct kept_files *files, int64_t vocab_size,
+                       struct error *error)
 {
-    const struct entry entry = {tokens, files, count, error};
-    const struct checkpoint_file *pieces = find_file(&entry, "tokenizer.model");
+    const struct entry entry = {tokens, files, error};
+    const struct checkpoint_file *pieces = kept_files_find(files, "tokenizer.model");
     json_t *tokenizer = NULL, *config = NULL, *vocabulary = NULL, *added = NULL, *model;
     int rc = -1;
 

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "ckpt/checkpoint.h"
+#include "ckpt/kept_files.h"
 
 struct added_token {
     char *text;
@@ -30,10 +30,10 @@ int added_tokens_parse(struct added_tokens *tokens, const char *option, struct e
 /* Give the tokens their ids and enter them into the files: added_tokens of tokenizer.json,
  * added_tokens_decoder of tokenizer_config.json and added_tokens.json where these are there, and
  * added_tokens.json in any case where there is no tokenizer.json. Tokens match as special ones do:
- * as they are, before text is split. Without a tokenizer, ids begin at `vocab_size`. Files may move
- * and become more. Error: EXIT_STATUS_DATA naming a file that cannot be understood. */
-int added_tokens_enter(struct added_tokens *tokens, struct checkpoint_file **files, size_t *count,
-                       int64_t vocab_size, struct error *error);
+ * as they are, before text is split. Without a tokenizer, ids begin at `vocab_size`. Error:
+ * EXIT_STATUS_DATA naming a file that cannot be understood. */
+int added_tokens_enter(struct added_tokens *tokens, struct kept_files *files, int64_t vocab_size,
+                       struct error *error);
 
 void added_tokens_destroy(struct added_tokens *tokens);
 

@@ -46,8 +46,7 @@ struct import {
     char *root; /* RUN/ckpt */
     bool made_run, made_root, prepared;
     struct checkpoint_state state;
-    struct checkpoint_file *files; /* changed copies of the source's */
-    size_t file_count;
+    struct kept_files files;        /* copies of the source's, changed where tokens are added */
     struct shard shards[2], *shard; /* the one being gathered */
     int begun;                      /* shards that were given to a thread */
     struct progress progress;
@@ -67,25 +66,6 @@ static enum dtype target_dtype(const struct import *import, const char *name)
 
 /* --- what is kept beside the weights --------------------------------------------------------- */
 
-static int copy_files(struct import *import)
-{
-    const struct checkpoint_state *state = weights_state(import->weights);
-
-    import->files = calloc(state->file_count + 1, sizeof(*import->files));
-    for (size_t i = 0; import->files && i < state->file_count; i++) {
-        const struct checkpoint_file *from = &state->files[i];
-        struct checkpoint_file *to = &import->files[import->file_count++];
-
-        to->name = strdup(from->name);
-        to->bytes = malloc(from->size + 1);
-        to->size = from->size;
-        if (!to->name || !to->bytes)
-            return out_of_memory(import);
-        memcpy(to->bytes, from->bytes, from->size);
-    }
-    return import->files ? 0 : out_of_memory(import);
-}
-
 static int add_tokens(struct import *import)
 {
     struct added_tokens tokens;
@@ -95,8 +75,8 @@ static int add_tokens(struct import *import)
         return 0;
     if (added_tokens_parse(&tokens, import->options->add_tokens, import->error) < 0)
         return -1;
-    rc = added_tokens_enter(&tokens, &import->files, &import->file_count,
-                            weights_model(import->weights)->vocab_size, import->error);
+    rc = added_tokens_enter(&tokens, &import->files, weights_model(import->weights)->vocab_size,
+                            import->error);
     if (rc == 0)
         weights_grow(import->weights, tokens.first, tokens.end - tokens.first);
     added_tokens_destroy(&tokens);
@@ -108,7 +88,8 @@ static int fill_state(struct import *import)
     const struct model *model = weights_model(import->weights);
     struct checkpoint_state *state = &import->state;
 
-    if (copy_files(import) < 0 || add_tokens(import) < 0)
+    if (kept_files_copy(&import->files, weights_state(import->weights), import->error) < 0 ||
+        add_tokens(import) < 0)
         return -1;
     state->config =
         weights_config(import->weights, model, target_dtype(import, hf_embedding_name(model)));
@@ -116,18 +97,14 @@ static int fill_state(struct import *import)
     state->run_id = strdup("");
     state->loss_scale = 1;
     snprintf(state->layout, sizeof(state->layout), "tp1 pp1 dp1");
-    state->files = import->files;
-    state->file_count = import->file_count;
+    state->files = import->files.list;
+    state->file_count = import->files.count;
     return state->config && state->settings && state->run_id ? 0 : out_of_memory(import);
 }
 
 static void free_state(struct import *import)
 {
-    for (size_t i = 0; i < import->file_count; i++) {
-        free(import->files[i].name);
-        free(import->files[i].bytes);
-    }
-    free(import->files);
+    kept_files_destroy(&import->files);
     free(import->state.config);
     free(import->state.settings);
     free(import->state.run_id);

@@ -11,11 +11,11 @@
 #include "ckpt/disk.h"
 #include "ckpt/hf_config.h"
 #include "ckpt/hf_tensors.h"
+#include "ckpt/kept_files.h"
 #include "ckpt/safetensors.h"
 #include "ckpt/tensor_check.h"
 
 #define CONFIG_MAX ((size_t)16 << 20)
-#define FILE_MAX   ((size_t)256 << 20)
 
 /* Elements that are converted, or compared, at a time. */
 #define SLICE_ELEMENTS ((int64_t)4 << 20)
@@ -24,6 +24,7 @@ struct hf_source {
     char *directory, *config_path;
     struct model model;
     struct safetensors *set;
+    struct kept_files files;
     struct checkpoint_state state;
     bool allow_nonfinite;
 };
@@ -283,43 +284,6 @@ int hf_source_read(const struct hf_source *source, const char *name, const int64
 
 /* --- what is kept beside the weights --------------------------------------------------------- */
 
-/* Takes `bytes`. */
-static int keep_file(struct checkpoint_state *state, const char *name, void *bytes, size_t size,
-                     struct error *error)
-{
-    struct checkpoint_file *files =
-        realloc(state->files, (state->file_count + 1) * sizeof(*state->files));
-
-    if (files) {
-        state->files = files;
-        files[state->file_count].name = strdup(name);
-    }
-    if (!files || !files[state->file_count].name) {
-        free(bytes);
-        return out_of_memory(error);
-    }
-    files[state->file_count].bytes = bytes;
-    files[state->file_count].size = size;
-    state->file_count++;
-    return 0;
-}
-
-static int keep_if_there(struct hf_source *source, const char *name, bool *there,
-                         struct error *error)
-{
-    char *path;
-    void *bytes;
-    size_t size;
-    int rc;
-
-    if (asprintf(&path, "%s/%s", source->directory, name) < 0)
-        return out_of_memory(error);
-    *there = access(path, F_OK) == 0 || errno != ENOENT;
-    rc = *there ? disk_read_file(path, FILE_MAX, &bytes, &size, error) : 0;
-    free(path);
-    return rc == 0 && *there ? keep_file(&source->state, name, bytes, size, error) : rc;
-}
-
 /* The model description knows one end token; generation_config.json remembers the others. */
 static int keep_token_ids(struct hf_source *source, struct error *error)
 {
@@ -331,19 +295,18 @@ static int keep_token_ids(struct hf_source *source, struct error *error)
     free(plain);
     if (!text)
         return out_of_memory(error);
-    return keep_file(&source->state, "generation_config.json", text, strlen(text), error);
+    return kept_files_put(&source->files, "generation_config.json", text, strlen(text), error);
 }
 
 static int keep_files(struct hf_source *source, struct error *error)
 {
-    bool there;
-
-    for (const char *const *name = hf_tokenizer_files; *name; name++)
-        if (keep_if_there(source, *name, &there, error) < 0)
-            return -1;
-    if (keep_if_there(source, "generation_config.json", &there, error) < 0)
+    if (kept_files_read_directory(&source->files, source->directory, error) < 0 ||
+        (!kept_files_find(&source->files, "generation_config.json") &&
+         keep_token_ids(source, error) < 0))
         return -1;
-    return there ? 0 : keep_token_ids(source, error);
+    source->state.files = source->files.list;
+    source->state.file_count = source->files.count;
+    return 0;
 }
 
 /* --------------------------------------------------------------------------------------------- */
@@ -377,11 +340,7 @@ void hf_source_close(struct hf_source *source)
 {
     if (!source)
         return;
-    for (size_t i = 0; i < source->state.file_count; i++) {
-        free(source->state.files[i].name);
-        free(source->state.files[i].bytes);
-    }
-    free(source->state.files);
+    kept_files_destroy(&source->files);
     free(source->state.config);
     safetensors_close(source->set);
     free(source->config_path);

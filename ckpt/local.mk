@@ -105,6 +105,7 @@ ckpt_libconvert_la_SOURCES = \
 	ckpt/hf_options.c ckpt/hf_options.h \
 	ckpt/hf_source.c ckpt/hf_source.h \
 	ckpt/hf_tokenizer.c ckpt/hf_tokenizer.h \
+	ckpt/kept_files.c ckpt/kept_files.h \
 	ckpt/progress.c ckpt/progress.h \
 	ckpt/tensor_check.c ckpt/tensor_check.h \
 	ckpt/weights.c ckpt/weights.h

@@ -62,7 +62,6 @@ trainer_libtraining_la_SOURCES = \
 	trainer/saver.c trainer/saver.h \
 	trainer/stage.c trainer/stage.h \
 	trainer/team.c trainer/team.h \
-	trainer/tokenizer_files.c trainer/tokenizer_files.h \
 	trainer/train.c trainer/training.c trainer/training.h
 trainer_libtraining_la_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS)
 trainer_libtraining_la_LIBADD = trainer/libtrainer.la kernels/libkernels.la ckpt/libconvert.la \

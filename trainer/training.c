@@ -191,10 +191,10 @@ static int open_data(struct training *t, struct error *error)
 static int open_tokenizer(struct training *t, const struct weights *from, struct error *error)
 {
     if (setting_is_set(t->settings, SETTING_TOKENIZER))
-        return tokenizer_files_read(&t->tokenizer, setting_text(t->settings, SETTING_TOKENIZER),
-                                    error);
+        return kept_files_read_tokenizer(&t->tokenizer,
+                                         setting_text(t->settings, SETTING_TOKENIZER), error);
     if (from)
-        return tokenizer_files_copy(&t->tokenizer, weights_state(from), error);
+        return kept_files_copy(&t->tokenizer, weights_state(from), error);
     return 0;
 }
 
@@ -209,8 +209,7 @@ static int add_tokens(struct training *t, struct weights *from, struct error *er
         return 0;
     if (added_tokens_parse(&tokens, setting_text(t->settings, SETTING_ADD_TOKENS), error) < 0)
         return -1;
-    result = added_tokens_enter(&tokens, &t->tokenizer.list, &t->tokenizer.count,
-                                t->model.vocab_size, error);
+    result = added_tokens_enter(&tokens, &t->tokenizer, t->model.vocab_size, error);
     if (result == 0 && t->resumed && tokens.end > t->model.vocab_size)
         result = error_set(error, EXIT_STATUS_CONFIGURATION,
                            "add-tokens: %s has a vocabulary of %lld, and with these tokens it is "
@@ -464,7 +463,7 @@ void training_close(struct training *t)
     free(t->progress.config);
     free(t->progress.settings);
     free(t->progress.run_id);
-    tokenizer_files_destroy(&t->tokenizer);
+    kept_files_destroy(&t->tokenizer);
     dataset_close(t->train_data);
     dataset_close(t->valid_data);
     token_file_close(t->train_file);

@@ -2,6 +2,7 @@
 #ifndef MTLLM_TRAINER_TRAINING_H
 #define MTLLM_TRAINER_TRAINING_H
 
+#include "ckpt/kept_files.h"
 #include "core/settings.h"
 #include "data/dataset.h"
 #include "trainer/batch.h"
@@ -16,7 +17,6 @@
 #include "trainer/stage.h"
 #include "trainer/stop.h"
 #include "trainer/team.h"
-#include "trainer/tokenizer_files.h"
 #include "trainer/world.h"
 
 struct training {
@@ -31,7 +31,7 @@ struct training {
     struct team team;
     struct peers *peers; /* NULL: nothing is watched */
     struct run_directory run;
-    struct tokenizer_files tokenizer;
+    struct kept_files tokenizer;
 
     int64_t steps, seq_length, micro_batch, microbatches, global_batch;
     struct stage stage;
