@@ -2,6 +2,7 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdbool.h>
@@ -17,12 +18,16 @@
 /* The data begins on a page, for readers that map the file or bypass the page cache. */
 #define ALIGNMENT 4096
 
+/* The disk is kept at work by pieces of this size, and what it has is not kept in memory. */
+#define WRITEBACK_BYTES ((uint64_t)16 << 20)
+
 struct safetensors_writer {
     char *path, *temporary;
     int descriptor;
     bool stands;               /* the temporary file is there */
     int64_t expected, written; /* bytes of data */
     uint64_t offset;           /* where the next ones go */
+    uint64_t started, done;    /* up to here the disk has been told to write, and has */
 };
 
 int64_t safetensors_entry_bytes(const struct safetensors_entry *entry)
@@ -118,6 +123,23 @@ fail:
     return -1;
 }
 
+/* Only hints; what goes wrong on the way to the disk, the fsync tells. */
+static void write_behind(struct safetensors_writer *writer)
+{
+    const unsigned wait =
+        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    off_t done = (off_t)writer->done, started = (off_t)writer->started;
+
+    if (writer->offset - writer->started < WRITEBACK_BYTES)
+        return;
+    (void)sync_file_range(writer->descriptor, started, (off_t)writer->offset - started,
+                          SYNC_FILE_RANGE_WRITE);
+    if (started > done && sync_file_range(writer->descriptor, done, started - done, wait) == 0)
+        (void)posix_fadvise(writer->descriptor, done, started - done, POSIX_FADV_DONTNEED);
+    writer->done = writer->started;
+    writer->started = writer->offset;
+}
+
 int safetensors_writer_append(struct safetensors_writer *writer, const void *data, size_t bytes,
                               struct error *error)
 {
@@ -128,6 +150,7 @@ int safetensors_writer_append(struct safetensors_writer *writer, const void *dat
         return -1;
     writer->written += (int64_t)bytes;
     writer->offset += bytes;
+    write_behind(writer);
     return 0;
 }
 

@@ -5,9 +5,8 @@
 # usage: tests/bench/convert.sh [BUILD_DIRECTORY [ROUNDS [LAYERS]]]
 #
 # Prints the seconds of every round (3), the ratio of the medians to the copy's (bar 1.5) and the
-# greatest memory in use (bar 1 GiB), and compares the weights that come back. Every command begins
-# with an empty page cache, where that is allowed: it takes root. LAYERS (32) makes the model
-# smaller. Writes into the build directory three times the model, which is removed at the end.
+# greatest memory in use (bar 1 GiB), and compares the weights that come back. LAYERS (32) makes the
+# model smaller. Writes into the build directory three times the model, which is removed at the end.
 set -eu
 build_dir=$(cd "${1:-.}" && pwd)
 rounds=${2:-3} layers=${3:-32}
@@ -27,7 +26,6 @@ END
 # timed NAME COMMAND...: a line "NAME seconds KiB" in the file results.
 timed() {
     sync
-    { echo 3 > /proc/sys/vm/drop_caches; } 2> /dev/null || true
     /usr/bin/time -f "$1 %e %M" -a -o results "${@:2}"
     tail -n 1 results
 }
