@@ -107,9 +107,9 @@ static void see(struct added_tokens *tokens, const char *text, int64_t id)
             tokens->list[i].id = id;
 }
 
-static void see_piece(void *user, const char *text, int64_t id)
+static void see_piece(void *user, const struct hf_piece *piece)
 {
-    see(user, text, id);
+    see(user, piece->text, piece->id);
 }
 
 /* {"token": id, ...} */
@@ -278,7 +278,7 @@ int added_tokens_enter(struct added_tokens *tokens, struct kept_files *files, in
                        struct error *error)
 {
     const struct entry entry = {tokens, files, error};
-    const struct checkpoint_file *pieces = kept_files_find(files, "tokenizer.model");
+    const struct checkpoint_file *pieces = kept_files_sentencepiece(files->list, files->count);
     json_t *tokenizer = NULL, *config = NULL, *vocabulary = NULL, *added = NULL, *model;
     int rc = -1;
 

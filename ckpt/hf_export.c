@@ -1,7 +1,6 @@
 #include "ckpt/hf_export.h"
 
 #include <assert.h>
-#include <fnmatch.h>
 #include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
@@ -18,6 +17,7 @@
 #include "ckpt/hf_directory.h"
 #include "ckpt/hf_tensors.h"
 #include "ckpt/hf_tokenizer.h"
+#include "ckpt/kept_files.h"
 #include "ckpt/progress.h"
 #include "ckpt/safetensors.h"
 #include "ckpt/tensor_check.h"
@@ -379,22 +379,12 @@ static const struct checkpoint_file *find_file(const struct checkpoint_state *st
     return NULL;
 }
 
-/* The checkpoint's SentencePiece model, whatever the user called it. */
-static const struct checkpoint_file *find_sentencepiece(const struct checkpoint_state *state)
-{
-    const struct checkpoint_file *file = find_file(state, "tokenizer.model");
-
-    for (size_t i = 0; !file && i < state->file_count; i++)
-        if (fnmatch("*.model", state->files[i].name, 0) == 0)
-            file = &state->files[i];
-    return file;
-}
-
 /* Files that were kept with the checkpoint, as they are; their names come from a checkpoint that
  * somebody else may have made. */
 static int write_carried(struct export *export, const struct checkpoint_state *state)
 {
-    const struct checkpoint_file *sentencepiece = find_sentencepiece(state);
+    const struct checkpoint_file *sentencepiece =
+        kept_files_sentencepiece(state->files, state->file_count);
 
     for (size_t i = 0; i < state->file_count; i++) {
         const struct checkpoint_file *file = &state->files[i];
@@ -412,32 +402,61 @@ static int write_carried(struct export *export, const struct checkpoint_state *s
     return 0;
 }
 
-/* tokenizer_config.json where the checkpoint has a tokenizer without one. */
-static int write_tokenizer_config(struct export *export, const struct checkpoint_state *state,
-                                  const struct hf_sentencepiece *sentencepiece)
+/* Transformers 5 has one tokenizer for all of Qwen2, whatever lies beside the model. */
+static void warn_of_qwen(const struct export *export, const char *text, size_t size)
+{
+    if (export->model.family == MODEL_FAMILY_QWEN2 && !hf_tokenizer_json_is_qwen(text, size))
+        log_warning("this tokenizer is not Qwen's, and AutoTokenizer of transformers 5 takes no "
+                    "other for family qwen2: load it with PreTrainedTokenizerFast.from_pretrained");
+}
+
+/* For a tokenizer.model that is alone. */
+static int write_sentencepiece(struct export *export, const struct checkpoint_file *file,
+                               const struct hf_sentencepiece *about,
+                               const struct checkpoint_file *added)
+{
+    const char *list = added ? added->bytes : NULL, *trouble;
+    size_t size = added ? added->size : 0;
+    char *json = hf_sentencepiece_json(file->bytes, file->size, about, list, size, &trouble);
+    bool is_made = json;
+
+    if (json) {
+        warn_of_qwen(export, json, strlen(json));
+        if (write_text(export, "tokenizer.json", json) < 0)
+            return -1;
+    } else if (trouble) {
+        log_warning("tokenizer.model %s, so there is no tokenizer.json that does the same: "
+                    "transformers will split some texts otherwise than the training data was, and "
+                    "for other families than llama all of them; Llama's own is trained as BPE with "
+                    "--normalization_rule_name=identity --remove_extra_whitespaces=false",
+                    trouble);
+    } else {
+        return out_of_memory(export);
+    }
+    return write_text(
+        export, "tokenizer_config.json",
+        hf_sentencepiece_config(about, list, size, is_made, export->model.max_positions));
+}
+
+/* What the checkpoint's tokenizer lacks. */
+static int complete_tokenizer(struct export *export, const struct checkpoint_state *state,
+                              const struct checkpoint_file *pieces,
+                              const struct hf_sentencepiece *about)
 {
     const struct checkpoint_file *json = find_file(state, "tokenizer.json");
-    const struct checkpoint_file *added = find_file(state, "added_tokens.json");
-    int64_t positions = export->model.max_positions;
 
+    if (json)
+        warn_of_qwen(export, json->bytes, json->size);
     if (find_file(state, "tokenizer_config.json"))
         return 0;
     if (json)
         return write_text(export, "tokenizer_config.json",
                           hf_tokenizer_json_config(json->bytes, json->size, export->model.bos_token,
-                                                   export->model.eos_token, positions));
-    if (!sentencepiece)
+                                                   export->model.eos_token,
+                                                   export->model.max_positions));
+    if (!about)
         return 0;
-    if (sentencepiece->model_type != 2 || sentencepiece->normalizes)
-        log_warning("tokenizer.model %s, which transformers' LlamaTokenizer does not do: it will "
-                    "split some texts differently than the training data was; Llama's own are "
-                    "trained as BPE with --normalization_rule_name=identity "
-                    "--remove_extra_whitespaces=false",
-                    sentencepiece->model_type != 2 ? "is not a BPE model"
-                                                   : "normalizes text or its spaces");
-    return write_text(export, "tokenizer_config.json",
-                      hf_sentencepiece_config(sentencepiece, added ? added->bytes : NULL,
-                                              added ? added->size : 0, positions));
+    return write_sentencepiece(export, pieces, about, find_file(state, "added_tokens.json"));
 }
 
 /* Takes `text`, may be NULL, and gives it the token ids of `from`. */
@@ -453,7 +472,7 @@ static int write_small_files(struct export *export)
 {
     const struct checkpoint_state *state = checkpoint_get_state(export->checkpoint);
     const struct checkpoint_file *generation = find_file(state, "generation_config.json");
-    const struct checkpoint_file *file = find_sentencepiece(state);
+    const struct checkpoint_file *file = kept_files_sentencepiece(state->files, state->file_count);
     struct hf_sentencepiece sentencepiece, *known = NULL;
     struct model model = export->model;
     char *config;
@@ -475,7 +494,7 @@ static int write_small_files(struct export *export)
     if (generation)
         config = take_ids(config, generation->bytes, generation->size, HF_TOKEN_IDS_EOS_LISTS);
     if (write_text(export, "config.json", config) < 0 || write_carried(export, state) < 0 ||
-        write_tokenizer_config(export, state, known) < 0)
+        complete_tokenizer(export, state, file, known) < 0)
         return -1;
     if (generation)
         return 0;

@@ -1,4 +1,4 @@
-/* What transformers must be told about a tokenizer that comes without tokenizer_config.json. */
+/* What transformers must be told about a tokenizer that comes without it. */
 #ifndef MTLLM_CKPT_HF_TOKENIZER_H
 #define MTLLM_CKPT_HF_TOKENIZER_H
 
@@ -8,29 +8,22 @@
 
 #include <jansson.h>
 
-#include "core/error.h"
+#include "ckpt/hf_sentencepiece.h"
 
-/* A SentencePiece model's own words about itself. */
-struct hf_sentencepiece {
-    int model_type;  /* 1 unigram, 2 BPE */
-    bool normalizes; /* text is changed before it is split: not what Llama's tokenizer does */
-    int64_t unk_id, bos_id, eos_id, pad_id; /* -1: none */
-    char unk[64], bos[64], eos[64], pad[64];
-};
+/* tokenizer.json that splits every text as the tokenizer.model of `size` bytes does, with the
+ * tokens of an added_tokens.json, which may be NULL; the caller frees it. NULL with *trouble when
+ * it cannot be: "is not a BPE model"; NULL without when memory runs out. */
+char *hf_sentencepiece_json(const void *bytes, size_t size, const struct hf_sentencepiece *about,
+                            const char *added, size_t added_size, const char **trouble);
 
-/* Read the trainer's and the normalizer's settings out of tokenizer.model. -1 when the bytes are
- * not a SentencePiece model. */
-int hf_sentencepiece_read(struct hf_sentencepiece *tokenizer, const void *bytes, size_t size);
+/* tokenizer_config.json for a tokenizer.model with the tokens of an added_tokens.json of `size`
+ * bytes, which may be NULL; `with_json` when hf_sentencepiece_json() stands beside it. The caller
+ * frees it. NULL when memory runs out. */
+char *hf_sentencepiece_config(const struct hf_sentencepiece *about, const char *added, size_t size,
+                              bool with_json, int64_t max_positions);
 
-/* Every piece of tokenizer.model in the order of ids; `text` is NULL for one that is no UTF-8.
- * -1 when the bytes are not a SentencePiece model. */
-int hf_sentencepiece_pieces(const void *bytes, size_t size,
-                            void (*see)(void *user, const char *text, int64_t id), void *user);
-
-/* tokenizer_config.json for such a tokenizer with the tokens of an added_tokens.json of `size`
- * bytes, which may be NULL; the caller frees it. NULL when memory runs out. */
-char *hf_sentencepiece_config(const struct hf_sentencepiece *tokenizer, const char *added,
-                              size_t size, int64_t max_positions);
+/* Does a tokenizer.json split text into words as Qwen's does? */
+bool hf_tokenizer_json_is_qwen(const char *text, size_t size);
 
 /* A special token as transformers describes it in added_tokens_decoder; NULL when memory runs out.
  */

@@ -1,6 +1,7 @@
 #include "ckpt/kept_files.h"
 
 #include <errno.h>
+#include <fnmatch.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +25,18 @@ struct checkpoint_file *kept_files_find(const struct kept_files *files, const ch
         if (strcmp(files->list[i].name, name) == 0)
             return &files->list[i];
     return NULL;
+}
+
+const struct checkpoint_file *kept_files_sentencepiece(const struct checkpoint_file *files,
+                                                       size_t count)
+{
+    const struct checkpoint_file *found = NULL;
+
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(files[i].name, "tokenizer.model") == 0 ||
+            (!found && fnmatch("*.model", files[i].name, 0) == 0))
+            found = &files[i];
+    return found;
 }
 
 /* A new one of this name, which has nothing in it yet; NULL when memory runs out. */

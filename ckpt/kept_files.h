@@ -12,6 +12,11 @@ struct kept_files {
 /* NULL when there is none of this name. */
 struct checkpoint_file *kept_files_find(const struct kept_files *files, const char *name);
 
+/* The SentencePiece model, tokenizer.model or whatever the user called it; NULL when there is none.
+ */
+const struct checkpoint_file *kept_files_sentencepiece(const struct checkpoint_file *files,
+                                                       size_t count);
+
 /* Put `bytes`, which are taken, in the place of what is kept under this name, if anything is.
  * Error: EXIT_STATUS_SYSTEM. */
 int kept_files_put(struct kept_files *files, const char *name, void *bytes, size_t size,

@@ -103,6 +103,7 @@ ckpt_libconvert_la_SOURCES = \
 	ckpt/hf_export.c ckpt/hf_export.h \
 	ckpt/hf_import.c ckpt/hf_import.h \
 	ckpt/hf_options.c ckpt/hf_options.h \
+	ckpt/hf_sentencepiece.c ckpt/hf_sentencepiece.h ckpt/hf_sentencepiece_json.c \
 	ckpt/hf_source.c ckpt/hf_source.h \
 	ckpt/hf_tokenizer.c ckpt/hf_tokenizer.h \
 	ckpt/kept_files.c ckpt/kept_files.h \
@@ -113,8 +114,11 @@ ckpt_libconvert_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS)
 ckpt_libconvert_la_LIBADD = ckpt/libckpt.la ckpt/libhf.la
 
 if HAVE_CMOCKA
-check_PROGRAMS += ckpt/test_hf_convert
-TESTS += ckpt/test_hf_convert
+check_PROGRAMS += ckpt/test_hf_convert ckpt/test_hf_tokenizer
+TESTS += ckpt/test_hf_convert ckpt/test_hf_tokenizer
+ckpt_test_hf_tokenizer_SOURCES = ckpt/test_hf_tokenizer.c
+ckpt_test_hf_tokenizer_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
+ckpt_test_hf_tokenizer_LDADD = ckpt/libconvert.la $(CMOCKA_LIBS) $(JANSSON_LIBS)
 ckpt_test_hf_convert_SOURCES = ckpt/test_hf_convert.c
 ckpt_test_hf_convert_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 ckpt_test_hf_convert_LDADD = ckpt/libconvert.la $(CMOCKA_LIBS) $(JANSSON_LIBS)

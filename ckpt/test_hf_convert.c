@@ -203,55 +203,6 @@ static const unsigned char spm[] = {
     0x1a, 2,    0x20, 0, /* no collapsing of spaces */
 };
 
-static void test_sentencepiece(void **state)
-{
-    struct hf_sentencepiece tokenizer;
-    unsigned char changed[sizeof(spm)];
-    char *text;
-    json_t *json;
-    (void)state;
-
-    assert_int_equal(hf_sentencepiece_read(&tokenizer, spm, sizeof(spm)), 0);
-    assert_int_equal(tokenizer.model_type, 2);
-    assert_int_equal(tokenizer.unk_id, 0);
-    assert_int_equal(tokenizer.bos_id, 5);
-    assert_int_equal(tokenizer.eos_id, 6);
-    assert_int_equal(tokenizer.pad_id, -1);
-    assert_string_equal(tokenizer.bos, "<bos>");
-    assert_string_equal(tokenizer.eos, "</s>");
-    assert_false(tokenizer.normalizes);
-    text = hf_sentencepiece_config(&tokenizer, NULL, 0, 77);
-    assert_non_null(text);
-    json = json_loads(text, 0, NULL);
-    assert_string_equal(json_string_value(json_object_get(json, "bos_token")), "<bos>");
-    assert_true(json_is_null(json_object_get(json, "pad_token")));
-    assert_true(json_is_true(json_object_get(json, "add_bos_token")));
-    assert_int_equal(json_integer_value(json_object_get(json, "model_max_length")), 77);
-    json_decref(json);
-    free(text);
-
-    /* A name that is no UTF-8 is as good as none. */
-    memcpy(changed, spm, sizeof(spm));
-    memset(memmem(changed, sizeof(changed), "<bos>", 5), 0xff, 5);
-    assert_int_equal(hf_sentencepiece_read(&tokenizer, changed, sizeof(changed)), 0);
-    assert_string_equal(tokenizer.bos, "<s>");
-    text = hf_sentencepiece_config(&tokenizer, NULL, 0, 77);
-    assert_non_null(text);
-    free(text);
-
-    /* Cut anywhere, or no such file at all: refused or read, never past the end. */
-    for (size_t size = 0; size < sizeof(spm); size++) {
-        unsigned char *cut = malloc(size ? size : 1); /* exactly: the sanitizer guards it */
-
-        assert_non_null(cut);
-        memcpy(cut, spm, size);
-        (void)hf_sentencepiece_read(&tokenizer, cut, size);
-        free(cut);
-    }
-    assert_int_equal(hf_sentencepiece_read(&tokenizer, "", 0), -1);
-    assert_int_equal(hf_sentencepiece_read(&tokenizer, "IQ== 0\nIg== 1\n", 14), -1);
-}
-
 /* The tokenizer's special tokens reach a model that was trained without knowing them, and a
  * SentencePiece model is found under any name. */
 static void test_tokenizer_of_a_run(void **state)
@@ -373,7 +324,6 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_master, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_file_names, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_tokenizer_of_a_run, set_up, tear_down),
-        cmocka_unit_test(test_sentencepiece),
         cmocka_unit_test(test_slices),
         cmocka_unit_test(test_values),
         cmocka_unit_test(test_sizes),

@@ -210,8 +210,15 @@ static bool run_tokenizer(const uint8_t *data, size_t size)
     struct hf_sentencepiece tokenizer;
     bool is_model = hf_sentencepiece_read(&tokenizer, data, size) == 0;
 
-    if (is_model)
-        check_json(hf_sentencepiece_config(&tokenizer, bytes, size, 128));
+    if (is_model) {
+        const char *trouble;
+        char *json = hf_sentencepiece_json(data, size, &tokenizer, bytes, size, &trouble);
+
+        check(!json == !!trouble);
+        if (json)
+            check_json(json);
+        check_json(hf_sentencepiece_config(&tokenizer, bytes, size, !trouble, 128));
+    }
     check_json(hf_tokenizer_json_config(bytes, size, 1, 2, 128));
     check_json(hf_config_take_token_ids(plain, bytes, size, HF_TOKEN_IDS_ALL));
     check_json(hf_config_take_token_ids(plain, bytes, size, HF_TOKEN_IDS_EOS_LISTS));
