@@ -16,6 +16,11 @@ import transformers
 SOURCE = pathlib.Path(os.environ["srcdir"])
 BUILD = pathlib.Path(os.environ["builddir"])
 
+# No settings of the site's, and mpirun as tests/common.bash has it.
+ENVIRONMENT = {**os.environ, "MTLLM_CONF": "/dev/null",
+               "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+               "OMPI_MCA_btl": "self,vader", "OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
+
 torch.set_num_threads(2)
 transformers.utils.logging.disable_progress_bar()
 
@@ -59,7 +64,8 @@ def make_model(config, seed):
     return model.eval()
 
 
-# What SHAPES have not: the other families, biases, and scaled rotary embeddings.
+# What SHAPES have not: the other families, biases, and scaled rotary embeddings. SEQ_LENGTH is
+# beyond every sliding window and beyond every context that is stretched.
 SCALED = {
     "linear": {"factor": 2.0},
     "dynamic": {"factor": 2.0},
@@ -91,6 +97,9 @@ FAMILIES = {
     **{f"llama-{kind}": ("Llama", dict(rope_parameters={
         "rope_type": kind, "rope_theta": 10000.0, **numbers})) for kind, numbers in SCALED.items()},
 }
+# These two have no other number for the context before stretching.
+for kind in ("linear", "dynamic"):
+    FAMILIES[f"llama-{kind}"][1]["max_position_embeddings"] = 32
 
 
 def make_family_config(name):
@@ -104,6 +113,14 @@ def make_family_config(name):
         fields.update(intermediate_size=112, rms_norm_eps=1e-5)
     fields.update(changes)
     return getattr(transformers, f"{family}Config")(**fields)
+
+
+def every_config():
+    """Name and config of all SHAPES and FAMILIES."""
+    for name, changes in SHAPES.items():
+        yield name, make_config(**changes)
+    for name in FAMILIES:
+        yield name, make_family_config(name)
 
 
 def write_tokens(prefix, documents):
@@ -121,25 +138,35 @@ def write_tokens(prefix, documents):
         stream.write(numpy.arange(len(sizes) + 1, dtype="<i8").tobytes())
 
 
-def run(program, *arguments, status=0):
-    done = subprocess.run([str(BUILD / program), *map(str, arguments)], text=True,
+def run(program, *arguments, status=0, launcher=()):
+    done = subprocess.run([*launcher, str(BUILD / program), *map(str, arguments)], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
-                          env={**os.environ, "MTLLM_CONF": "/dev/null"})
+                          env=ENVIRONMENT)
     if done.returncode != status:
         raise AssertionError(f"{program} {' '.join(map(str, arguments))}: exit status "
                              f"{done.returncode}, expected {status}\n{done.stdout}")
     return done.stdout
 
 
-def train(data, *arguments, **options):
+def initial_weights(directory, checkpoint):
+    """What --init takes for the model in a Hugging Face directory: the only place that knows. A
+    checkpoint may be put in `checkpoint`, which does not exist."""
+    run("hf-to-h5", directory, checkpoint)
+    return checkpoint
+
+
+def train(data, *arguments, ranks=1, **options):
+    launcher = ()
+    if ranks > 1:
+        launcher = ("mpirun", "--quiet", "--oversubscribe", "-n", str(ranks))
     return run("mtllm-train", f"--data={data}", f"--valid-data={data}", "--device=cpu",
-               f"--seq-length={SEQ_LENGTH}", f"--micro-batch-size={BATCH}", "--threads=2",
-               *arguments, **options)
+               f"--seq-length={SEQ_LENGTH}", f"--micro-batch-size={BATCH}",
+               f"--threads={2 if ranks == 1 else 1}", *arguments, launcher=launcher, **options)
 
 
-def dump_logits(data, checkpoint, path, run_directory):
+def dump_logits(data, weights, path, run_directory):
     """The tokens and logits that mtllm-train computes."""
-    train(data, f"--init={checkpoint}", "--eval-only", f"--dump-logits={path}",
+    train(data, f"--init={weights}", "--eval-only", f"--dump-logits={path}",
           f"--run-dir={run_directory}")
     with h5py.File(path) as file:
         return torch.from_numpy(file["tokens"][:]).long(), torch.from_numpy(file["logits"][:])
