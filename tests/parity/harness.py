@@ -102,7 +102,7 @@ for kind in ("linear", "dynamic"):
     FAMILIES[f"llama-{kind}"][1]["max_position_embeddings"] = 32
 
 
-def make_family_config(name):
+def make_family_config(name, **more):
     family, changes = FAMILIES[name]
     fields = dict(vocab_size=256, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
                   max_position_embeddings=128,
@@ -111,7 +111,7 @@ def make_family_config(name):
         fields.update(layer_norm_epsilon=1e-5)
     else:
         fields.update(intermediate_size=112, rms_norm_eps=1e-5)
-    fields.update(changes)
+    fields.update({**changes, **more})
     return getattr(transformers, f"{family}Config")(**fields)
 
 
