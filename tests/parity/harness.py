@@ -21,7 +21,8 @@ ENVIRONMENT = {**os.environ, "MTLLM_CONF": "/dev/null",
                "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
                "OMPI_MCA_btl": "self,vader", "OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
 
-torch.set_num_threads(2)
+# The models are so small that more threads would only wait for one another.
+torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 
 # MHA and GQA, tied and untied, heads of another width than hidden / heads, one key/value head with
@@ -148,11 +149,9 @@ def run(program, *arguments, status=0, launcher=()):
     return done.stdout
 
 
-def initial_weights(directory, checkpoint):
-    """What --init takes for the model in a Hugging Face directory: the only place that knows. A
-    checkpoint may be put in `checkpoint`, which does not exist."""
-    run("hf-to-h5", directory, checkpoint)
-    return checkpoint
+def initial_weights(directory):
+    """What --init takes for the model in a Hugging Face directory."""
+    return directory
 
 
 def train(data, *arguments, ranks=1, **options):
@@ -161,7 +160,7 @@ def train(data, *arguments, ranks=1, **options):
         launcher = ("mpirun", "--quiet", "--oversubscribe", "-n", str(ranks))
     return run("mtllm-train", f"--data={data}", f"--valid-data={data}", "--device=cpu",
                f"--seq-length={SEQ_LENGTH}", f"--micro-batch-size={BATCH}",
-               f"--threads={2 if ranks == 1 else 1}", *arguments, launcher=launcher, **options)
+               "--threads=1", *arguments, launcher=launcher, **options)
 
 
 def dump_logits(data, weights, path, run_directory):

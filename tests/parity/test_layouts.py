@@ -24,7 +24,7 @@ class Layouts(harness.Parity):
         directory = self.directory
         data = self.corpus(config.vocab_size)
         harness.make_model(config, seed=5).to(dtype).save_pretrained(directory / "hf")
-        weights = harness.initial_weights(directory / "hf", directory / "init")
+        weights = harness.initial_weights(directory / "hf")
         for tp, pp, dp in layouts:
             with self.subTest(tp=tp, pp=pp, dp=dp):
                 for name in ("run", "out"):

@@ -27,9 +27,12 @@ class Logits(harness.Parity):
         self.assert_same_config(directory / "hf", directory / "back")
 
         # The imported model computes the same here.
-        weights = harness.initial_weights(directory / "hf", directory / "init")
+        weights = harness.initial_weights(directory / "hf")
         tokens, logits = harness.dump_logits(data, weights, directory / "imported.h5",
                                              directory / "eval-1")
+        _, converted = harness.dump_logits(data, directory / "imported",
+                                           directory / "converted.h5", directory / "eval-2")
+        self.assertTrue(torch.equal(logits, converted))
         self.assertEqual(tokens.shape, (harness.BATCH, harness.SEQ_LENGTH))
         self.assertGreater(len(tokens.unique()), 50)
         with torch.no_grad():
@@ -43,7 +46,7 @@ class Logits(harness.Parity):
         run("h5-to-hf", directory / "run", directory / "trained")
         self.assert_same_config(directory / "hf", directory / "trained")
         tokens, logits = harness.dump_logits(data, directory / "run", directory / "trained.h5",
-                                             directory / "eval-2")
+                                             directory / "eval-3")
         with torch.no_grad():
             self.assert_close(f"{name}: trained", load(directory / "trained")(tokens).logits,
                               logits)

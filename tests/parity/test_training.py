@@ -95,7 +95,7 @@ class Training(harness.Parity):
         harness.make_model(config, seed=len(name)).save_pretrained(directory / "hf")
         documents = make_documents(config.vocab_size)
         harness.write_tokens(directory / "corpus", documents)
-        weights = harness.initial_weights(directory / "hf", directory / "init")
+        weights = harness.initial_weights(directory / "hf")
         harness.train(directory / "corpus", f"--init={weights}", f"--steps={STEPS}",
                       f"--seed={SEED}", f"--global-batch-size={GLOBAL_BATCH}",
                       *(f"--{key.replace('_', '-')}={value}" for key, value in settings.items()),
