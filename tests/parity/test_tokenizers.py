@@ -1,0 +1,122 @@
+"""Guards: the tokenizer of a model gives the same ids after the way into a checkpoint and back,
+whatever its kind and the files that describe it; and one of SentencePiece gives SentencePiece's."""
+
+import re
+import shutil
+import unittest
+
+import transformers
+
+import harness
+import tokenizer_kinds
+from harness import run
+from tokenizer_kinds import KINDS, PLAIN_TEXTS, SPECIAL_TEXTS, TEXTS, encode
+
+
+class Tokenizers(harness.Parity):
+
+    def back(self):
+        """Into a checkpoint and back."""
+        directory = self.directory
+        run("hf-to-h5", directory / "hf", directory / "run")
+        run("h5-to-hf", directory / "run", directory / "out")
+        return transformers.AutoTokenizer.from_pretrained(directory / "out")
+
+    def assert_same_ids(self, what, texts, expected, found):
+        """All texts are tried, so that a failure says how many differ."""
+        different = [(text, left, right)
+                     for text in texts for left, right in [(expected(text), found(text))]
+                     if left != right]
+        print(f"{what}: {len(different)} of {len(texts)} texts differ")
+        self.assertEqual(different[:5], [])
+
+    def compare_alone(self, kind):
+        """tokenizer.json is the whole tokenizer: ids are those of the tokenizers library."""
+        original = tokenizer_kinds.make_directory(kind, self.directory / "hf", "alone")
+        tokenizer = self.back()
+        self.assertEqual(len(tokenizer), original.get_vocab_size())
+        self.assert_same_ids(f"{kind} alone", TEXTS,
+                             lambda text: original.encode(text, add_special_tokens=False).ids,
+                             lambda text: encode(tokenizer, text))
+        self.assert_same_ids(f"{kind} alone, special tokens around", TEXTS,
+                             lambda text: original.encode(text).ids,
+                             lambda text: tokenizer(text).input_ids)
+
+    def compare_described(self, kind):
+        """With the files of a published model: everything is as in the original directory."""
+        directory = self.directory
+        for form in tokenizer_kinds.FORMS[1:]:
+            with self.subTest(form=form):
+                for name in ("hf", "run", "out"):
+                    shutil.rmtree(directory / name, ignore_errors=True)
+                tokenizer_kinds.make_directory(kind, directory / "hf", form)
+                self.compare_with_original(f"{kind} as {form} writes it")
+
+    def compare_with_original(self, what):
+        original = transformers.AutoTokenizer.from_pretrained(self.directory / "hf")
+        tokenizer = self.back()
+        self.assertIs(type(tokenizer), type(original))
+        self.assert_same_ids(what, TEXTS, lambda text: original(text).input_ids,
+                             lambda text: tokenizer(text).input_ids)
+        self.assertEqual(tokenizer.get_vocab(), original.get_vocab())
+        self.assertEqual(tokenizer.special_tokens_map, original.special_tokens_map)
+        self.assertEqual(tokenizer.model_max_length, 512)
+        chat = [{"role": "user", "content": "hello"}]
+        self.assertEqual(tokenizer.apply_chat_template(chat), original.apply_chat_template(chat))
+
+    def test_training_keeps_the_tokenizer(self):
+        directory = self.directory
+        original = tokenizer_kinds.make_directory("llama3", directory / "hf", "version 5")
+        data = self.corpus(original.get_vocab_size())
+        weights = harness.initial_weights(directory / "hf")
+        harness.train(data, f"--init={weights}", "--steps=1", f"--run-dir={directory / 'run'}")
+        run("h5-to-hf", directory / "run", directory / "out")
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            self.assertEqual((directory / "out" / name).read_bytes(),
+                             (directory / "hf" / name).read_bytes(), name)
+
+    def compare_sentencepiece_alone(self, family):
+        """Nothing but tokenizer.model: ids are SentencePiece's own."""
+        processor = tokenizer_kinds.make_sentencepiece_directory(family, self.directory / "hf")
+        tokenizer = self.back()
+        self.assertEqual(len(tokenizer), processor.vocab_size())
+        self.assert_same_ids(f"{family}, SentencePiece", PLAIN_TEXTS, processor.encode,
+                             lambda text: encode(tokenizer, text))
+        self.assert_same_ids(f"{family}, SentencePiece, special tokens around", PLAIN_TEXTS,
+                             lambda text: [processor.bos_id()] + processor.encode(text),
+                             lambda text: tokenizer(text).input_ids)
+        self.assert_same_ids(f"{family}, SentencePiece, decoded", PLAIN_TEXTS,
+                             lambda text: processor.decode(processor.encode(text)),
+                             lambda text: tokenizer.decode(processor.encode(text)))
+
+    def compare_sentencepiece_special(self, family):
+        """Special tokens in a text, which SentencePiece takes for text, are what they say to
+        transformers; every piece between them is encoded as SentencePiece does it."""
+        processor = tokenizer_kinds.make_sentencepiece_directory(family, self.directory / "hf")
+        tokenizer = self.back()
+
+        def expected(text):
+            ids = []
+            for part in re.split("(<s>|</s>|<unk>)", text):
+                special = processor.piece_to_id(part)
+                ids += [special] if part in ("<s>", "</s>", "<unk>") else processor.encode(part)
+            return ids
+
+        self.assert_same_ids(f"{family}, SentencePiece, special tokens within", SPECIAL_TEXTS,
+                             expected, lambda text: encode(tokenizer, text))
+
+
+def add_test(name, method, argument):
+    setattr(Tokenizers, f"test_{name}_{argument.lower()}",
+            lambda self: getattr(self, method)(argument))
+
+
+for each in KINDS:
+    add_test("alone", "compare_alone", each)
+    add_test("described", "compare_described", each)
+for each in ("Llama", "Mistral", "Qwen2"):
+    add_test("sentencepiece_alone", "compare_sentencepiece_alone", each)
+    add_test("sentencepiece_special", "compare_sentencepiece_special", each)
+
+if __name__ == "__main__":
+    unittest.main()
