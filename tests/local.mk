@@ -42,8 +42,9 @@ tests_model_tool_LDADD = ckpt/libhf.la $(JANSSON_LIBS)
 
 # Comparison with transformers; needs the network the first time.
 EXTRA_DIST += tests/parity/run.sh tests/parity/requirements.txt tests/parity/harness.py \
+	tests/parity/tokenizer_kinds.py tests/parity/test_add_tokens.py \
 	tests/parity/test_layouts.py tests/parity/test_logits.py tests/parity/test_round_trip.py \
-	tests/parity/test_training.py
+	tests/parity/test_tokenizers.py tests/parity/test_training.py
 .PHONY: check-hf
 check-hf: all
 	$(AM_V_at)srcdir='$(srcdir)' builddir='$(abs_builddir)' $(SHELL) $(srcdir)/tests/parity/run.sh
