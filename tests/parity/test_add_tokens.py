@@ -50,8 +50,9 @@ class AddTokens(harness.Parity):
                 text = around.replace("{}", token)
                 self.assertEqual(encode(new, text).count(number), text.count(token), text)
 
-    def check_rows(self, config, first, vocab_size):
+    def check_rows(self, first, vocab_size):
         """First id of the new tokens, and how many rows there have to be."""
+        config = transformers.AutoConfig.from_pretrained(self.directory / "hf")
         falcon = config.model_type == "falcon"
         rows = ROWS["Falcon" if falcon else "Llama"]
         old, new = (load_tensors(self.directory / name) for name in ("hf", "out"))
@@ -77,7 +78,7 @@ class AddTokens(harness.Parity):
                 self.assertTrue(torch.equal(bits(new[name][first:end]), bits(expected)), name)
         written = json.loads((self.directory / "out" / "config.json").read_text())
         self.assertEqual(written["vocab_size"], vocab_size)
-        return most
+        print(f"new rows {most:.1e} from the mean, tied {config.tie_word_embeddings}")
 
     def check_model(self, first):
         """transformers computes the same logits for what was there before."""
@@ -87,36 +88,41 @@ class AddTokens(harness.Parity):
             old, new = (model(tokens).logits[..., :first] for model in (old, new))
         self.assertLessEqual((old - new).abs().max().item(), 1e-6)
 
-    def compare(self, kind, form, dtype=torch.float32, padding=0, **changes):
-        directory = self.directory
-        shutil.rmtree(directory / "hf", ignore_errors=True)
-        tokenizer = tokenizer_kinds.make_directory(kind, directory / "hf", form, dtype, **changes)
-        first = next_id(tokenizer)
-        rows = first + padding
-        if padding:
-            tokenizer_kinds.make_model(KINDS[kind][0], directory / "hf", dtype, vocab_size=rows,
-                                       **changes)
-        config = transformers.AutoConfig.from_pretrained(directory / "hf")
+    def check(self, first, vocab_size):
+        """Add the tokens to the model in hf, and look at everything."""
         old = transformers.AutoTokenizer.from_pretrained(self.convert())
         self.convert(f"--add-tokens={','.join(NEW)}")
         self.check_ids(old, first)
-        most = self.check_rows(config, first, max(rows, first + len(NEW)))
-        print(f"{kind}, {form}, {dtype}, {padding} rows more than tokens, tied "
-              f"{config.tie_word_embeddings}: new rows {most:.1e} from the mean")
+        self.check_rows(first, vocab_size)
         self.check_model(first)
 
+    def compare(self, kind, form, dtype=torch.float32, padding=0, **changes):
+        hf = self.directory / "hf"
+        shutil.rmtree(hf, ignore_errors=True)
+        tokenizer = tokenizer_kinds.make_directory(kind, hf, form, dtype, **changes)
+        first = next_id(tokenizer)
+        rows = first + padding
+        if padding:
+            tokenizer_kinds.make_model(KINDS[kind][0], hf, dtype, vocab_size=rows, **changes)
+        print(f"{kind}, {form}, {dtype}, {padding} rows more than tokens:", end=" ")
+        self.check(first, max(rows, first + len(NEW)))
+
     def compare_kind(self, kind):
+        """Every kind of tokenizer.json, alone and described by files of both versions."""
         for form in tokenizer_kinds.FORMS:
             with self.subTest(form=form):
                 self.compare(kind, form)
 
     def test_tied(self):
+        """The embedding is the head."""
         self.compare("qwen2", "version 4", tie_word_embeddings=True)
 
     def test_falcon_untied(self):
+        """Embedding and head have other names, and rows of their own."""
         self.compare("falcon", "version 4", tie_word_embeddings=False)
 
     def test_bf16(self):
+        """The mean is rounded once."""
         for tied in (False, True):
             self.compare("llama3", "version 4", torch.bfloat16, tie_word_embeddings=tied)
 
@@ -128,17 +134,21 @@ class AddTokens(harness.Parity):
                     self.compare("llama3", "version 4", padding=padding, tie_word_embeddings=tied)
         self.compare("qwen2", "alone", torch.bfloat16, padding=61)
 
+    def test_vocab_json(self):
+        """The files of a byte-level tokenizer from before tokenizer.json."""
+        for kind in ("gpt2", "qwen2"):
+            with self.subTest(kind=kind):
+                hf = self.directory / "hf"
+                shutil.rmtree(hf, ignore_errors=True)
+                first = next_id(tokenizer_kinds.make_directory(kind, hf, "version 4"))
+                (hf / "tokenizer.json").unlink()
+                self.check(first, first + len(NEW))
+
     def compare_sentencepiece(self, family):
-        directory = self.directory
-        processor = tokenizer_kinds.make_sentencepiece_directory(family, directory / "hf")
+        """A SentencePiece model, which itself cannot be added to."""
+        processor = tokenizer_kinds.make_sentencepiece_directory(family, self.directory / "hf")
         first = processor.vocab_size()
-        old = transformers.AutoTokenizer.from_pretrained(self.convert())
-        self.convert(f"--add-tokens={','.join(NEW)}")
-        self.check_ids(old, first)
-        config = transformers.AutoConfig.from_pretrained(directory / "hf")
-        most = self.check_rows(config, first, first + len(NEW))
-        print(f"SentencePiece, {family}: new rows {most:.1e} from the mean")
-        self.check_model(first)
+        self.check(first, first + len(NEW))
 
     def test_tokens_that_sentencepiece_has_already(self):
         """added_tokens.json names tokens behind the pieces, as the chat models of 2023 have it."""
@@ -149,10 +159,7 @@ class AddTokens(harness.Parity):
         self.assertEqual(processor.vocab_size(), 3000)
         old = transformers.AutoTokenizer.from_pretrained(self.convert())
         self.assertEqual(encode(old, "[SEP]"), [3001])
-        self.convert(f"--add-tokens={','.join(NEW)}")
-        self.check_ids(old, 3002)
-        config = transformers.AutoConfig.from_pretrained(directory / "hf")
-        self.check_rows(config, 3002, 3005)
+        self.check(3002, 3005)
 
     def test_file_of_tokens(self):
         """@FILE has one a line; a comma is then part of a token. A token that is there keeps its
@@ -171,10 +178,9 @@ class AddTokens(harness.Parity):
 
     def test_without_a_tokenizer(self):
         """Ids go on behind the rows that there are."""
-        directory = self.directory
-        model = tokenizer_kinds.make_model("Llama", directory / "hf", vocab_size=300)
+        tokenizer_kinds.make_model("Llama", self.directory / "hf", vocab_size=300)
         self.convert(f"--add-tokens={','.join(NEW)}")
-        self.check_rows(model.config, 300, 303)
+        self.check_rows(300, 303)
 
     def test_trainer(self):
         """mtllm-train does what hf-to-h5 does, each rank for its part of the rows."""
@@ -188,8 +194,7 @@ class AddTokens(harness.Parity):
                       f"--run-dir={directory / 'trained'}", ranks=2)
         run("h5-to-hf", directory / "trained", directory / "out")
         self.check_ids(old, first)
-        config = transformers.AutoConfig.from_pretrained(directory / "hf")
-        self.check_rows(config, first, first + len(NEW))
+        self.check_rows(first, first + len(NEW))
 
     def test_training_keeps_them(self):
         """What --init takes has the new tokens, and the trained model has their rows."""
@@ -211,6 +216,7 @@ class AddTokens(harness.Parity):
         self.assertFalse(torch.equal(left[-1], right[-1]))
 
     def test_refused(self):
+        """Names that cannot be tokens, before anything is written."""
         tokenizer_kinds.make_model("Llama", self.directory / "hf", vocab_size=300)
         for tokens in ("", "a,,b", "a,b,a"):
             output = run("hf-to-h5", f"--add-tokens={tokens}", self.directory / "hf",

@@ -47,9 +47,11 @@ class Layouts(harness.Parity):
         self.compare(harness.make_config(**shape, **LAYERS), [(2, 2, 2), (1, 4, 1)])
 
     def test_vocabulary_that_nothing_divides(self):
+        """The last rank's part of an untied embedding and head is smaller."""
         self.compare(harness.make_config(**harness.SHAPES["mqa-odd"], **LAYERS), [(2, 2, 1)])
 
     def test_all_biases(self):
+        """Those that are cut and those that every rank holds."""
         config = family("llama-attention-bias", mlp_bias=True)
         self.compare(config, [(2, 2, 1), (4, 1, 2)])
 
@@ -58,9 +60,11 @@ class Layouts(harness.Parity):
         self.compare(family("qwen2"), [(4, 2, 1)])
 
     def test_mistral_in_bf16(self):
+        """Back to the narrower type without a change."""
         self.compare(family("mistral-window"), [(2, 2, 2)], torch.bfloat16)
 
     def test_falcon_with_one_head_of_keys_and_values(self):
+        """Like Falcon-7B: all ranks share it."""
         self.compare(family("falcon-mqa"), [(2, 2, 1)])
 
     def test_falcon_with_two_norms(self):
@@ -69,6 +73,7 @@ class Layouts(harness.Parity):
         self.compare(family("falcon-gqa"), ONE_KIND + [(4, 2, 1), (8, 1, 1)])
 
     def test_falcon_with_one_norm(self):
+        """The newer decoder with one norm, untied."""
         self.compare(family("falcon-one-norm"), [(2, 2, 2)])
 
 

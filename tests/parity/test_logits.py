@@ -14,6 +14,7 @@ from harness import load, run
 class Logits(harness.Parity):
 
     def compare(self, name, config):
+        """Imported, sent back, trained and sent back."""
         model = harness.make_model(config, seed=len(name))
         data = self.corpus(config.vocab_size)
         directory = self.directory

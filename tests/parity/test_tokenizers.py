@@ -65,6 +65,7 @@ class Tokenizers(harness.Parity):
         self.assertEqual(tokenizer.apply_chat_template(chat), original.apply_chat_template(chat))
 
     def test_training_keeps_the_tokenizer(self):
+        """Its files come out of a trained run byte for byte."""
         directory = self.directory
         original = tokenizer_kinds.make_directory("llama3", directory / "hf", "version 5")
         data = self.corpus(original.get_vocab_size())

@@ -89,6 +89,7 @@ def train_here(model, samples, settings):
 class Training(harness.Parity):
 
     def compare(self, name, config):
+        """STEPS steps, here and there."""
         directory = self.directory
         clip = CLIP_GRAD.get(config.model_type, CLIP_GRAD_OTHERS)
         settings = {**SETTINGS, "clip_grad": clip}
