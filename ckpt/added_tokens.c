@@ -229,16 +229,15 @@ static int enter_into_map(json_t *map, const struct added_token *token)
     return json_object_set_new(map, token->text, json_integer(token->id));
 }
 
-/* The member of `json` that tokens go into, made if need be. */
-static json_t *member(json_t *json, const char *name, json_t *empty)
+/* The list in tokenizer.json, made if need be. */
+static json_t *list_of(json_t *tokenizer)
 {
-    json_t *found = json_object_get(json, name);
+    json_t *list = json_object_get(tokenizer, "added_tokens");
 
-    if (found && json_typeof(found) == json_typeof(empty)) {
-        json_decref(empty);
-        return found;
-    }
-    return json_object_set_new(json, name, empty) == 0 ? json_object_get(json, name) : NULL;
+    if (json_is_array(list))
+        return list;
+    list = json_array();
+    return json_object_set_new(tokenizer, "added_tokens", list) == 0 ? list : NULL;
 }
 
 /* The file's new text; one that was not there joins the others. */
@@ -279,7 +278,7 @@ int added_tokens_enter(struct added_tokens *tokens, struct kept_files *files, in
 {
     const struct entry entry = {tokens, files, error};
     const struct checkpoint_file *pieces = kept_files_sentencepiece(files->list, files->count);
-    json_t *tokenizer = NULL, *config = NULL, *vocabulary = NULL, *added = NULL, *model;
+    json_t *tokenizer = NULL, *config = NULL, *vocabulary = NULL, *added = NULL, *model, *decoder;
     int rc = -1;
 
     if (parse(&entry, "tokenizer.json", &tokenizer) < 0 ||
@@ -303,12 +302,12 @@ int added_tokens_enter(struct added_tokens *tokens, struct kept_files *files, in
     number(tokens, tokens->first > 0 ? tokens->first : vocab_size);
     if (!added && !tokenizer)
         added = json_object();
+    /* A decoder that were made here, of the new ones alone, would hide the others. */
+    decoder = json_object_get(config, "added_tokens_decoder");
     if ((tokenizer &&
-         enter_all(&entry, "tokenizer.json", tokenizer,
-                   member(tokenizer, "added_tokens", json_array()), enter_into_list) < 0) ||
-        (config && enter_all(&entry, "tokenizer_config.json", config,
-                             member(config, "added_tokens_decoder", json_object()),
-                             enter_into_decoder) < 0) ||
+         enter_all(&entry, "tokenizer.json", tokenizer, list_of(tokenizer), enter_into_list) < 0) ||
+        (json_is_object(decoder) &&
+         enter_all(&entry, "tokenizer_config.json", config, decoder, enter_into_decoder) < 0) ||
         (added && enter_all(&entry, "added_tokens.json", added, added, enter_into_map) < 0))
         goto out;
     rc = 0;
