@@ -100,6 +100,16 @@ family() {
 }
 @test "falcon with two norms" { family --family=falcon --parallel-norms=2; }
 
+@test "falcon, eight tensor parallel ranks: a key/value head each, and shared ones" {
+    for heads in 8 2 1; do
+        rm -rf one run
+        falcon="--family=falcon --parallel-norms=2 --heads=16 --kv-heads=$heads"
+        train 1 $model $run $falcon --micro-batch-size=8 --run-dir=one > log 2>&1
+        train 8 $model $run $falcon --tp=8 --run-dir=run > log 2>&1 || { cat log; false; }
+        losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20 >&2
+    done
+}
+
 @test "more tensor parallel ranks than key/value heads" {
     train 1 $model $run --kv-heads=2 --micro-batch-size=8 --run-dir=one > log 2>&1
     for layout in "--tp=4 --dp=2" "--tp=8"; do

@@ -50,6 +50,8 @@ script() {
     message="--llm-tp=3: codellama-34b has 8 key/value heads, which 3 does not divide;"
     message+=" use 1, 2, 4, 8, 16, 32 or 64"
     script
+    assert_refused "--llm-tp=2: falcon-7b has 71 query heads, which 2 does not divide" \
+        sbatch --llm-model=falcon-7b --llm-tp=2 job.sh
     assert_refused "$message" sbatch --llm-model=codellama-34b --llm-tp=3 job.sh
     assert_refused "$message" salloc --llm-model=codellama-34b --llm-tp=3 true
     assert_refused "$message" srun --llm-model=codellama-34b --llm-tp=3 mtllm-train
@@ -58,6 +60,9 @@ script() {
 @test "a layout that fits goes on to the controller" {
     script
     assert_accepted sbatch --llm-model=codellama-34b --llm-tp=8 job.sh
+    assert_accepted sbatch --llm-model=falcon-40b --llm-tp=8 job.sh
+    # Neighbours share a key/value head.
+    assert_accepted sbatch --llm-model=falcon-40b --llm-tp=16 job.sh
     assert_accepted sbatch --test-only --llm-model codellama-34b --llm-tp 8 job.sh
     assert_accepted salloc --llm-model=codellama-34b --llm-tp=8 true
     assert_accepted srun --llm-model=codellama-34b --llm-tp=8 mtllm-train
