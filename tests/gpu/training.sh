@@ -5,7 +5,7 @@
 # usage: tests/gpu/training.sh [BUILD_DIRECTORY] [PART...]
 #
 #   PART   bits: the same twice, and when stopped; losses: against the CPU; families: the same for a
-#          small model of every kind. All by default
+#          small model of every kind; init: from a Hugging Face directory. All by default
 #
 # MTLLM_GPU_MODEL (tinyllama-1.1b) and MTLLM_GPU_LENGTH (128) say what is compared with the CPU;
 # MTLLM_GPU_DATA is a PREFIX of tokens to compare bf16 with fp32 on, instead of made-up ones.
@@ -13,7 +13,7 @@ set -u
 # shellcheck source=tests/gpu/common.sh
 . "$(dirname "$0")/common.sh"
 shift
-parts=" ${*:-bits losses families} "
+parts=" ${*:-bits losses families init} "
 model=${MTLLM_GPU_MODEL:-tinyllama-1.1b} length=${MTLLM_GPU_LENGTH:-128}
 
 "$build_dir/tests/make_tokens" data 32000 3000 1
@@ -88,5 +88,16 @@ if [[ $parts == *" families "* ]]; then
         --qkv-bias=yes --output-bias=yes
     on_both llama3 --rope-scaling=llama3 --rope-factor=8 --rope-original-positions=64
     on_both dynamic --rope-scaling=dynamic --rope-factor=2 --max-positions=64
+fi
+
+if [[ $parts == *" init "* ]]; then
+    some=(--seq-length=512 --micro-batch-size=4 --steps=20 --lr=1e-4 --device=cuda)
+    train 1 begun --model=llama-100m "${some[@]}"; expect "trains" [ $? = 0 ]
+    "$build_dir/h5-to-hf" begun hf && "$build_dir/hf-to-h5" hf imported
+    expect "converts to Hugging Face and back" [ $? = 0 ]
+    train 1 from-hf --init=hf --add-tokens="<a>,<b>" "${some[@]}"
+    expect "trains from Hugging Face" [ $? = 0 ]
+    train 1 from-h5 --init=imported --add-tokens="<a>,<b>" "${some[@]}"
+    expect "from Hugging Face: the bits of a checkpoint of it" same_run from-hf from-h5 20
 fi
 finish
