@@ -13,6 +13,9 @@
 
 #define LIST_MAX ((size_t)16 << 20)
 
+/* Beyond any vocabulary; vocab-size ends there. */
+#define ID_MAX ((int64_t)1 << 24)
+
 /* What is being entered, and where. */
 struct entry {
     struct added_tokens *tokens;
@@ -97,9 +100,23 @@ void added_tokens_destroy(struct added_tokens *tokens)
 
 /* --- what the files know --------------------------------------------------------------------- */
 
+/* What the files have told so far. */
+struct seen {
+    struct added_tokens *tokens;
+    const char *file, *strange_file; /* the one being looked at; one with an id that is none */
+    int64_t strange;
+};
+
 /* A token of some file; `text` may be NULL. */
-static void see(struct added_tokens *tokens, const char *text, int64_t id)
+static void see(struct seen *seen, const char *text, int64_t id)
 {
+    struct added_tokens *tokens = seen->tokens;
+
+    if (id < 0 || id >= ID_MAX) {
+        seen->strange_file = seen->file;
+        seen->strange = id;
+        return;
+    }
     if (id >= tokens->first)
         tokens->first = id + 1;
     for (size_t i = 0; text && i < tokens->count; i++)
@@ -113,7 +130,7 @@ static void see_piece(void *user, const struct hf_piece *piece)
 }
 
 /* {"token": id, ...} */
-static void see_ids(struct added_tokens *tokens, json_t *map)
+static void see_ids(struct seen *seen, json_t *map)
 {
     const char *text;
     json_t *id;
@@ -121,24 +138,24 @@ static void see_ids(struct added_tokens *tokens, json_t *map)
     json_object_foreach(map, text, id)
     {
         if (json_is_integer(id))
-            see(tokens, text, json_integer_value(id));
+            see(seen, text, json_integer_value(id));
     }
 }
 
 /* [["token", score], ...] of a Unigram model: the place is the id. */
-static void see_scores(struct added_tokens *tokens, const json_t *list)
+static void see_scores(struct seen *seen, const json_t *list)
 {
     const json_t *pair;
     size_t id;
 
     json_array_foreach(list, id, pair)
     {
-        see(tokens, json_string_value(json_array_get(pair, 0)), (int64_t)id);
+        see(seen, json_string_value(json_array_get(pair, 0)), (int64_t)id);
     }
 }
 
 /* [{"id": ..., "content": ...}, ...] */
-static void see_entries(struct added_tokens *tokens, const json_t *list)
+static void see_entries(struct seen *seen, const json_t *list)
 {
     const json_t *token;
     size_t i;
@@ -148,20 +165,19 @@ static void see_entries(struct added_tokens *tokens, const json_t *list)
         const json_t *id = json_object_get(token, "id");
 
         if (json_is_integer(id))
-            see(tokens, json_string_value(json_object_get(token, "content")),
-                json_integer_value(id));
+            see(seen, json_string_value(json_object_get(token, "content")), json_integer_value(id));
     }
 }
 
 /* {"id": {"content": ...}, ...} */
-static void see_decoder(struct added_tokens *tokens, json_t *decoder)
+static void see_decoder(struct seen *seen, json_t *decoder)
 {
     const char *id;
     json_t *token;
 
     json_object_foreach(decoder, id, token)
     {
-        see(tokens, json_string_value(json_object_get(token, "content")), strtoll(id, NULL, 10));
+        see(seen, json_string_value(json_object_get(token, "content")), strtoll(id, NULL, 10));
     }
 }
 
@@ -277,6 +293,7 @@ int added_tokens_enter(struct added_tokens *tokens, struct kept_files *files, in
                        struct error *error)
 {
     const struct entry entry = {tokens, files, error};
+    struct seen seen = {.tokens = tokens};
     const struct checkpoint_file *pieces = kept_files_sentencepiece(files->list, files->count);
     json_t *tokenizer = NULL, *config = NULL, *vocabulary = NULL, *added = NULL, *model, *decoder;
     int rc = -1;
@@ -287,16 +304,25 @@ int added_tokens_enter(struct added_tokens *tokens, struct kept_files *files, in
         parse(&entry, "added_tokens.json", &added) < 0)
         goto out;
     tokens->first = 0;
+    seen.file = "tokenizer.json";
     model = json_object_get(json_object_get(tokenizer, "model"), "vocab");
-    see_ids(tokens, model);
-    see_scores(tokens, model);
-    see_entries(tokens, json_object_get(tokenizer, "added_tokens"));
-    see_decoder(tokens, json_object_get(config, "added_tokens_decoder"));
-    see_ids(tokens, vocabulary);
-    see_ids(tokens, added);
-    if (pieces && hf_sentencepiece_pieces(pieces->bytes, pieces->size, see_piece, tokens) < 0) {
-        error_set(error, EXIT_STATUS_DATA,
-                  "add-tokens: tokenizer.model: not a SentencePiece model");
+    see_ids(&seen, model);
+    see_scores(&seen, model);
+    see_entries(&seen, json_object_get(tokenizer, "added_tokens"));
+    seen.file = "tokenizer_config.json";
+    see_decoder(&seen, json_object_get(config, "added_tokens_decoder"));
+    seen.file = "vocab.json";
+    see_ids(&seen, vocabulary);
+    seen.file = "added_tokens.json";
+    see_ids(&seen, added);
+    if (pieces && hf_sentencepiece_pieces(pieces->bytes, pieces->size, see_piece, &seen) < 0) {
+        error_set(error, EXIT_STATUS_DATA, "add-tokens: %s: not a SentencePiece model",
+                  pieces->name);
+        goto out;
+    }
+    if (seen.strange_file) {
+        error_set(error, EXIT_STATUS_DATA, "add-tokens: %s: %lld is no id of a token",
+                  seen.strange_file, (long long)seen.strange);
         goto out;
     }
     number(tokens, tokens->first > 0 ? tokens->first : vocab_size);

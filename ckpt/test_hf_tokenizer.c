@@ -344,7 +344,9 @@ static void test_bad_tokens(void **state)
         {"a,\xff", "token 2 is no UTF-8", EXIT_STATUS_USAGE},
         {"@/nowhere/list", "/nowhere/list", EXIT_STATUS_DATA},
     };
-    static const char *const damaged[] = {"", "[]", "{\"model\": "};
+    static const char *const damaged[] = {
+        "", "[]", "{\"model\": ", "{\"model\": {\"vocab\": {\"a\": 99999999}}}",
+        "{\"added_tokens\": [{\"id\": -1}]}"};
     (void)state;
 
     for (size_t i = 0; i < sizeof(options) / sizeof(*options); i++) {

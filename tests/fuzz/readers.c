@@ -31,6 +31,7 @@
 #include "ckpt/hf_config.h"
 #include "ckpt/hf_import.h"
 #include "ckpt/hf_tensors.h"
+#include "ckpt/added_tokens.h"
 #include "ckpt/hf_tokenizer.h"
 #include "ckpt/safetensors.h"
 
@@ -203,6 +204,32 @@ static void check_json(char *text)
     free(text);
 }
 
+/* New tokens, in a file that may be anything. What comes out is JSON again, and has them. */
+static void add_tokens(const char *name, const uint8_t *data, size_t size)
+{
+    struct kept_files files = {0};
+    struct added_tokens tokens;
+    struct error error = {0};
+    const struct checkpoint_file *added;
+    void *bytes = malloc(size + 1);
+
+    check(bytes);
+    memcpy(bytes, data, size);
+    check(kept_files_put(&files, name, bytes, size, &error) == 0);
+    check(added_tokens_parse(&tokens, "<n>,a", &error) == 0);
+    if (added_tokens_enter(&tokens, &files, 100, &error) == 0) {
+        check(tokens.list[0].id >= 0 && tokens.list[0].id != tokens.list[1].id);
+        added = kept_files_find(&files, "added_tokens.json");
+        if (!added)
+            added = kept_files_find(&files, "tokenizer.json");
+        check_json(strndup(added->bytes, added->size));
+    } else {
+        check(error.status == EXIT_STATUS_DATA && strstr(error.text, name));
+    }
+    added_tokens_destroy(&tokens);
+    kept_files_destroy(&files);
+}
+
 static bool run_tokenizer(const uint8_t *data, size_t size)
 {
     static const char plain[] = "{\"eos_token_id\": 2}";
@@ -220,6 +247,9 @@ static bool run_tokenizer(const uint8_t *data, size_t size)
         check_json(hf_sentencepiece_config(&tokenizer, bytes, size, !trouble, 128));
     }
     check_json(hf_tokenizer_json_config(bytes, size, 1, 2, 128));
+    add_tokens("tokenizer.json", data, size);
+    add_tokens("tokenizer.model", data, size);
+    add_tokens("added_tokens.json", data, size);
     check_json(hf_config_take_token_ids(plain, bytes, size, HF_TOKEN_IDS_ALL));
     check_json(hf_config_take_token_ids(plain, bytes, size, HF_TOKEN_IDS_EOS_LISTS));
     return is_model || (size > 0 && *data == '{');
