@@ -116,10 +116,10 @@ ckpt_libconvert_la_LIBADD = ckpt/libckpt.la ckpt/libhf.la
 if HAVE_CMOCKA
 check_PROGRAMS += ckpt/test_hf_convert ckpt/test_hf_tokenizer
 TESTS += ckpt/test_hf_convert ckpt/test_hf_tokenizer
-ckpt_test_hf_tokenizer_SOURCES = ckpt/test_hf_tokenizer.c
+ckpt_test_hf_tokenizer_SOURCES = ckpt/test_hf_tokenizer.c ckpt/test_sentencepiece.h
 ckpt_test_hf_tokenizer_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 ckpt_test_hf_tokenizer_LDADD = ckpt/libconvert.la $(CMOCKA_LIBS) $(JANSSON_LIBS)
-ckpt_test_hf_convert_SOURCES = ckpt/test_hf_convert.c
+ckpt_test_hf_convert_SOURCES = ckpt/test_hf_convert.c ckpt/test_sentencepiece.h
 ckpt_test_hf_convert_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 ckpt_test_hf_convert_LDADD = ckpt/libconvert.la $(CMOCKA_LIBS) $(JANSSON_LIBS)
 endif

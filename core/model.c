@@ -354,7 +354,10 @@ double model_flops_per_token(const struct model *model, int64_t seq_length, bool
 {
     double products = (double)(model->layers * layer_matrix_weights(model) +
                                model->vocab_size * model->hidden_size);
-    double attention = 12.0 * (double)(model->layers * model->heads * model->head_dim * seq_length);
+    double length = (double)seq_length, window = (double)model->sliding_window;
+    double seen = causal ? length / 2 : length; /* by a token, in the mean */
 
-    return 6 * products + (causal ? attention / 2 : attention);
+    if (causal && window > 0 && window < length)
+        seen = window - window * window / (2 * length);
+    return 6 * products + 12.0 * (double)(model->layers * model->heads * model->head_dim) * seen;
 }

@@ -97,8 +97,8 @@ int64_t model_parameters(const struct model *model);
 
 /* Floating-point operations of training one token (forward and backward) in sequences of
  * `seq_length`: 6 for every weight of a product, head included and embedding not, and
- * 12 * layers * heads * head_dim * seq_length for attention, of which `causal` counts the half
- * that a causal mask leaves (reference: PaLM, appendix B). */
+ * 12 * layers * heads * head_dim * seq_length for attention, of which `causal` counts the part that
+ * a causal mask and a sliding window leave (reference: PaLM, appendix B). */
 double model_flops_per_token(const struct model *model, int64_t seq_length, bool causal);
 
 #endif

@@ -340,6 +340,11 @@ static void test_flops(void **state)
     assert_int_equal(model_from_settings(&model, settings, &error), 0);
     assert_true(fabs(model_flops_per_token(&model, 4096, true) / 1e9 - 42.9) < 0.1);
     assert_true(fabs(model_flops_per_token(&model, 4096, false) / 1e9 - 46.1) < 0.1);
+    /* A window of all tokens is none; one of a quarter leaves 7/16 of what they see. */
+    model.sliding_window = 4096;
+    assert_true(fabs(model_flops_per_token(&model, 4096, true) / 1e9 - 42.9) < 0.1);
+    model.sliding_window = 1024;
+    assert_true(fabs(model_flops_per_token(&model, 4096, true) / 1e9 - 41.05) < 0.1);
     settings_destroy(settings);
 }
 
