@@ -10,14 +10,27 @@ data_libdata_la_LIBADD = core/libcore.la -lm
 
 # SentencePiece is C++; only what tokenizes is linked with it.
 noinst_LTLIBRARIES += data/libtokenizer.la
-EXTRA_DIST += data/tokenizer.cc data/tokenizer_none.c
-if HAVE_SENTENCEPIECE
-data_libtokenizer_la_SOURCES = data/tokenizer.cc data/tokenizer.h
-data_libtokenizer_la_CXXFLAGS = $(AM_CXXFLAGS) $(SENTENCEPIECE_CFLAGS)
-data_libtokenizer_la_LIBADD = core/libcore.la $(SENTENCEPIECE_LIBS)
-else
-data_libtokenizer_la_SOURCES = data/tokenizer_none.c data/tokenizer.h
+data_libtokenizer_la_SOURCES = \
+	data/tokenizer.c data/tokenizer.h data/tokenizer_kind.h data/tokenizer_missing.c
+data_libtokenizer_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS)
 data_libtokenizer_la_LIBADD = core/libcore.la
+sentencepiece_sources = data/sentencepiece.cc
+tokenizer_json_sources = \
+	data/added.c data/added.h \
+	data/bpe.c data/bpe.h \
+	data/decoder.c data/decoder.h \
+	data/pieces.c data/pieces.h \
+	data/tokenizer_json.c
+EXTRA_DIST += $(sentencepiece_sources) $(tokenizer_json_sources)
+if HAVE_SENTENCEPIECE
+data_libtokenizer_la_SOURCES += $(sentencepiece_sources)
+data_libtokenizer_la_CXXFLAGS = $(AM_CXXFLAGS) $(SENTENCEPIECE_CFLAGS)
+data_libtokenizer_la_LIBADD += $(SENTENCEPIECE_LIBS)
+endif
+if HAVE_TOKENIZER_JSON
+data_libtokenizer_la_SOURCES += $(tokenizer_json_sources)
+data_libtokenizer_la_CFLAGS += $(ONIGURUMA_CFLAGS) $(UTF8PROC_CFLAGS)
+data_libtokenizer_la_LIBADD += $(ONIGURUMA_LIBS) $(UTF8PROC_LIBS) $(JANSSON_LIBS) -lpthread
 endif
 
 bin_PROGRAMS += data/mtllm-data
@@ -54,4 +67,9 @@ endif
 TESTS += data/test_mtllm_data.bats
 EXTRA_DIST += data/test_mtllm_data.bats \
 	tests/golden/tokenizers/sentencepiece/golden.jsonl \
-	tests/golden/tokenizers/sentencepiece/tokenizer.model
+	tests/golden/tokenizers/sentencepiece/tokenizer.model \
+	tests/golden/tokenizers/falcon/golden.jsonl tests/golden/tokenizers/falcon/tokenizer.json \
+	tests/golden/tokenizers/gpt2/golden.jsonl tests/golden/tokenizers/gpt2/tokenizer.json \
+	tests/golden/tokenizers/llama2/golden.jsonl tests/golden/tokenizers/llama2/tokenizer.json \
+	tests/golden/tokenizers/llama3/golden.jsonl tests/golden/tokenizers/llama3/tokenizer.json \
+	tests/golden/tokenizers/qwen/golden.jsonl tests/golden/tokenizers/qwen/tokenizer.json

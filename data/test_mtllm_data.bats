@@ -242,7 +242,7 @@ END
     [ "$status" -eq 65 ]
     run "$program" tokenize --tokenizer=. --output=out text
     [ "$status" -eq 74 ]
-    [[ $output == *"./tokenizer.model"* ]]
+    [[ $output == *"neither tokenizer.json nor tokenizer.model"* ]]
     [ -z "$(ls out* 2>/dev/null)" ]
     cp "$model" tokenizer.model
     "$program" tokenize --tokenizer=. --output=out text

@@ -54,7 +54,8 @@ static int parse(struct tokenize *tokenize, const struct command *command,
     tokenize->strict = option_value(command, values, "strict") != NULL;
     if (!tokenize->tokenizer_path || !*tokenize->tokenizer_path)
         return error_set(error, EXIT_STATUS_USAGE,
-                         "--tokenizer=PATH is missing: a SentencePiece model or its directory");
+                         "--tokenizer=PATH is missing: a tokenizer.json, a SentencePiece model, or "
+                         "their directory");
     if (!tokenize->output || !*tokenize->output)
         return error_set(error, EXIT_STATUS_USAGE,
                          "--output=PREFIX is missing: PREFIX.bin and PREFIX.idx will be written");
@@ -230,7 +231,7 @@ out:
 }
 
 static const struct option_entry options[] = {
-    {"tokenizer", "PATH", NULL, NULL, "SentencePiece model, or a directory with tokenizer.model"},
+    {"tokenizer", "PATH", NULL, NULL, "tokenizer.json, SentencePiece model, or their directory"},
     {"output", "PREFIX", NULL, NULL, "write PREFIX.bin and PREFIX.idx"},
     {"format", "NAME", "text|jsonl", NULL, "of all inputs, instead of by name"},
     {"key", "NAME", NULL, "text", "member of a JSON object that holds the text"},

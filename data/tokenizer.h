@@ -1,11 +1,11 @@
-/* Text to token ids and back, with a SentencePiece model.
+/* Text to token ids and back, with a SentencePiece model or a tokenizer.json of Hugging Face.
  *
- * A document of any length is encoded in parts of about 8 KB, cut at line ends where the model
- * provably keeps no token across the cut; the ids are those of the whole document. A model that
- * gives no such guarantee is fed whole documents. A tokenizer may be used by several threads at
- * once.
+ * With SentencePiece, a document of any length is encoded in parts of about 8 KB, cut at line ends
+ * where the model provably keeps no token across the cut; the ids are those of the whole document.
+ * A model that gives no such guarantee, and a tokenizer.json, are fed whole documents. A tokenizer
+ * may be used by several threads at once.
  *
- * Built without SentencePiece, tokenizer_open() says which package is missing.
+ * Built without one of the libraries, tokenizer_open() says which package is missing.
  */
 #ifndef MTLLM_DATA_TOKENIZER_H
 #define MTLLM_DATA_TOKENIZER_H
@@ -31,7 +31,15 @@ int token_list_reserve(struct token_list *list, int64_t more);
 
 struct tokenizer;
 
-/* `path` is a SentencePiece model or a directory with a tokenizer.model. Error: EXIT_STATUS_IO
+/* Ids beyond this are taken for damage. */
+#define TOKENIZER_IDS_MOST (1 << 24)
+
+/* What can be encoded at once. */
+#define TOKENIZER_BYTES_MOST (1 << 30)
+
+/* `path` is a SentencePiece model, a tokenizer.json (with the ending .json; tokenizer_config.json
+ * beside it names the tokens around a document), or a directory with one of them: tokenizer.json
+ * comes first, as for transformers. Error: EXIT_STATUS_IO
  * (cannot be read), EXIT_STATUS_DATA (not a model), EXIT_STATUS_CONFIGURATION (built without). */
 int tokenizer_open(struct tokenizer **tokenizer, const char *path, struct error *error);
 void tokenizer_close(struct tokenizer *tokenizer);

@@ -139,6 +139,16 @@ def write_tokens(prefix, documents):
         stream.write(numpy.arange(len(sizes) + 1, dtype="<i8").tobytes())
 
 
+def read_tokens(prefix):
+    """The documents of PREFIX.bin and PREFIX.idx."""
+    index = pathlib.Path(f"{prefix}.idx").read_bytes()
+    dtype = {4: "<i4", 8: "<u2"}[index[17]]
+    count, = struct.unpack_from("<Q", index, 18)
+    sizes = numpy.frombuffer(index, dtype="<i4", count=count, offset=34)
+    tokens = numpy.fromfile(f"{prefix}.bin", dtype=dtype)
+    return [part.tolist() for part in numpy.split(tokens, numpy.cumsum(sizes)[:-1])]
+
+
 def run(program, *arguments, status=0, launcher=()):
     done = subprocess.run([*launcher, str(BUILD / program), *map(str, arguments)], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,

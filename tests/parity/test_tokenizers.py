@@ -1,6 +1,9 @@
 """Guards: the tokenizer of a model gives the same ids after the way into a checkpoint and back,
-whatever its kind and the files that describe it; and one of SentencePiece gives SentencePiece's."""
+whatever its kind and the files that describe it; one of SentencePiece gives SentencePiece's; and
+mtllm-data encodes as the tokenizers library does."""
 
+import json
+import random
 import re
 import shutil
 import unittest
@@ -110,6 +113,43 @@ class Tokenizers(harness.Parity):
         self.assert_same_ids(f"{family}, SentencePiece, special tokens within", SPECIAL_TEXTS,
                              expected, lambda text: encode(tokenizer, text))
 
+    def tokenize(self, tokenizer, texts):
+        """The ids that mtllm-data writes for each text."""
+        directory = self.directory
+        (directory / "texts.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in texts))
+        run("data/mtllm-data", "tokenize", f"--tokenizer={tokenizer}", "--eod=no",
+            f"--output={directory / 'tokens'}", directory / "texts.jsonl")
+        return harness.read_tokens(directory / "tokens")
+
+    def compare_data(self, kind):
+        """Texts of every kind, and strings of characters from all of Unicode."""
+        original, _ = tokenizer_kinds.train(kind)
+        original.save(str(self.directory / "tokenizer.json"))
+        generator = random.Random(kind)
+        texts = [text for text in TEXTS if text.strip()]
+        texts += [random_text(generator) for _ in range(5000)]
+        found = dict(zip(texts, self.tokenize(self.directory / "tokenizer.json", texts)))
+        self.assertEqual(len(found), len(set(texts)))
+        self.assert_same_ids(f"{kind}, mtllm-data", texts,
+                             lambda text: original.encode(text, add_special_tokens=False).ids,
+                             found.get)
+
+
+RANGES = [(0x20, 0x7e)] * 5 + [(0, 0x1f), (0xa0, 0x36f), (0x370, 0xfff), (0x1000, 0x2fff),
+                              (0x3000, 0xd7ff), (0xe000, 0xffff), (0x10000, 0x323af),
+                              (0xe0000, 0xe01ef)]
+WORDS = [" ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "123", "\u0301", "\u2581", "<|im_start|>",
+         "<|endoftext|>", "extra_word", " <tool> ", "<s>"]
+
+
+def random_text(generator):
+    """Never blank: mtllm-data leaves blank documents out."""
+    return "x" + "".join(
+        generator.choice(WORDS) if generator.random() < 0.2 else
+        chr(generator.randint(*generator.choice(RANGES)))
+        for _ in range(generator.randrange(40)))
+
 
 def add_test(name, method, argument):
     setattr(Tokenizers, f"test_{name}_{argument.lower()}",
@@ -117,6 +157,8 @@ def add_test(name, method, argument):
 
 
 for each in KINDS:
+    if each != "unigram":
+        add_test("data", "compare_data", each)
     add_test("alone", "compare_alone", each)
     add_test("described", "compare_described", each)
 for each in ("Llama", "Mistral", "Qwen2"):

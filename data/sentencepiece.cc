@@ -2,7 +2,7 @@
 extern "C" {
 #include "core/error.h"
 }
-#include "data/tokenizer.h"
+#include "data/tokenizer_kind.h"
 
 #include <cerrno>
 #include <cstdio>
@@ -11,8 +11,6 @@ extern "C" {
 #include <exception>
 #include <string>
 #include <vector>
-
-#include <sys/stat.h>
 
 #include <sentencepiece_processor.h>
 
@@ -34,7 +32,8 @@ enum line_end {
                          puts before it is taken away again */
 };
 
-struct tokenizer {
+struct sentencepiece_tokenizer {
+    struct tokenizer base;
     sentencepiece::SentencePieceProcessor processor;
     enum line_end line_end = LINE_END_UNKNOWN;
     int space_id = -1; /* of a lone U+2581 */
@@ -89,7 +88,7 @@ bool joins(const ids_t &whole, const ids_t &before, const ids_t &after, size_t s
 
 /* Find out on examples how the model treats line ends, then ask of every piece whether it could
  * make an exception. */
-enum line_end find_line_end(const tokenizer &tokenizer)
+enum line_end find_line_end(const sentencepiece_tokenizer &tokenizer)
 {
     static const char *const examples[][2] = {
         {"a", "b"}, {"the end.", "In the beginning"}, {"1,", "2"}, {"x", "(y)"}};
@@ -147,29 +146,26 @@ int read_file(const std::string &path, std::string &bytes, struct error *error)
     return result;
 }
 
-int load(tokenizer &tokenizer, const std::string &asked, struct error *error)
+int load(sentencepiece_tokenizer &tokenizer, const std::string &path, struct error *error)
 {
-    struct stat status;
-    std::string path = asked, bytes;
+    const auto &processor = tokenizer.processor;
+    std::string bytes;
 
-    if (stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode))
-        path += "/tokenizer.model";
-    if (read_file(path, bytes, error) < 0) {
-        if (path != asked)
-            error_prefix(error,
-                         "%s: no SentencePiece tokenizer in this directory: ", asked.c_str());
+    if (read_file(path, bytes, error) < 0)
         return -1;
-    }
     if (sentencepiece::logging::SetMinLogLevel)
         sentencepiece::logging::SetMinLogLevel(3);
     const auto loaded = tokenizer.processor.LoadFromSerializedProto(bytes);
     if (!loaded.ok())
         return error_set(error, EXIT_STATUS_DATA,
-                         "%s: not a SentencePiece model, or a damaged one (%zu bytes; a"
-                         " tokenizer.json will not do)",
+                         "%s: not a SentencePiece model, or a damaged one (%zu bytes)",
                          path.c_str(), bytes.size());
-    tokenizer.space_id = tokenizer.processor.PieceToId(space_symbol);
+    tokenizer.space_id = processor.PieceToId(space_symbol);
     tokenizer.line_end = find_line_end(tokenizer);
+    tokenizer.base.vocab_size = processor.GetPieceSize();
+    tokenizer.base.bos = processor.bos_id();
+    tokenizer.base.eos = processor.eos_id();
+    tokenizer.base.unk = processor.unk_id();
     return 0;
 }
 
@@ -178,71 +174,20 @@ int exception_error(struct error *error, const std::exception &exception)
     return error_set(error, EXIT_STATUS_SYSTEM, "SentencePiece: %s", exception.what());
 }
 
-} // namespace
-
-int token_list_reserve(struct token_list *list, int64_t more)
+const sentencepiece_tokenizer *self(const struct tokenizer *base)
 {
-    int64_t capacity = list->capacity ? list->capacity : 1024;
-
-    if (list->count + more <= list->capacity)
-        return 0;
-    while (capacity < list->count + more)
-        capacity *= 2;
-    void *ids = std::realloc(list->ids, static_cast<size_t>(capacity) * sizeof(*list->ids));
-    if (!ids)
-        return -1;
-    list->ids = static_cast<int32_t *>(ids);
-    list->capacity = capacity;
-    return 0;
+    return reinterpret_cast<const sentencepiece_tokenizer *>(base);
 }
 
-int tokenizer_open(struct tokenizer **result, const char *path, struct error *error)
+void close(struct tokenizer *base)
 {
-    tokenizer *opened = nullptr;
-
-    *result = nullptr;
-    try {
-        opened = new tokenizer;
-        if (load(*opened, path, error) == 0) {
-            *result = opened;
-            return 0;
-        }
-    } catch (const std::exception &exception) {
-        exception_error(error, exception);
-        error_prefix(error, "%s: ", path);
-    }
-    delete opened;
-    return -1;
+    delete self(base);
 }
 
-void tokenizer_close(struct tokenizer *tokenizer)
+size_t part(const struct tokenizer *base, const char *text, size_t bytes, bool whole,
+            size_t *scanned)
 {
-    delete tokenizer;
-}
-
-int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer)
-{
-    return tokenizer->processor.GetPieceSize();
-}
-
-int32_t tokenizer_bos(const struct tokenizer *tokenizer)
-{
-    return tokenizer->processor.bos_id();
-}
-
-int32_t tokenizer_eos(const struct tokenizer *tokenizer)
-{
-    return tokenizer->processor.eos_id();
-}
-
-int32_t tokenizer_unk(const struct tokenizer *tokenizer)
-{
-    return tokenizer->processor.unk_id();
-}
-
-size_t tokenizer_part(const struct tokenizer *tokenizer, const char *text, size_t bytes, bool whole,
-                      size_t *scanned)
-{
+    const auto *tokenizer = self(base);
     size_t at = *scanned > PART_BYTES ? *scanned : PART_BYTES;
 
     if (tokenizer->line_end == LINE_END_UNKNOWN)
@@ -265,9 +210,10 @@ size_t tokenizer_part(const struct tokenizer *tokenizer, const char *text, size_
     return whole ? bytes : 0;
 }
 
-int tokenizer_encode_part(const struct tokenizer *tokenizer, const char *text, size_t bytes,
-                          bool first, struct token_list *list, struct error *error)
+int encode_part(const struct tokenizer *base, const char *text, size_t bytes, bool first,
+                struct token_list *list, struct error *error)
 {
+    const auto *tokenizer = self(base);
     size_t skip = 0;
 
     if (bytes > ENCODE_LIMIT_BYTES)
@@ -296,34 +242,13 @@ int tokenizer_encode_part(const struct tokenizer *tokenizer, const char *text, s
     return 0;
 }
 
-int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t bytes,
-                     struct token_list *list, struct error *error)
+int decode(const struct tokenizer *base, const int32_t *ids, int64_t count, char **text,
+           size_t *bytes, struct error *error)
 {
-    for (size_t done = 0; done < bytes;) {
-        size_t scanned = 0;
-        size_t part = tokenizer_part(tokenizer, text + done, bytes - done, true, &scanned);
-
-        if (tokenizer_encode_part(tokenizer, text + done, part, done == 0, list, error) < 0)
-            return -1;
-        done += part;
-    }
-    return 0;
-}
-
-int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, int64_t count,
-                     char **text, size_t *bytes, struct error *error)
-{
-    *text = nullptr;
-    *bytes = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (ids[i] < 0 || ids[i] >= tokenizer_vocab_size(tokenizer))
-            return error_set(error, EXIT_STATUS_DATA,
-                             "token %d is outside the tokenizer's vocabulary of %lld", ids[i],
-                             static_cast<long long>(tokenizer_vocab_size(tokenizer)));
     try {
         std::string decoded;
         const auto status =
-            tokenizer->processor.Decode(std::vector<int>(ids, ids + count), &decoded);
+            self(base)->processor.Decode(std::vector<int>(ids, ids + count), &decoded);
 
         if (!status.ok())
             return error_set(error, EXIT_STATUS_DATA, "SentencePiece: %s",
@@ -337,4 +262,27 @@ int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, int6
         return exception_error(error, exception);
     }
     return 0;
+}
+
+const struct tokenizer_kind kind = {close, part, encode_part, decode};
+
+} // namespace
+
+int sentencepiece_open(struct tokenizer **result, const char *path, struct error *error)
+{
+    sentencepiece_tokenizer *opened = nullptr;
+
+    try {
+        opened = new sentencepiece_tokenizer;
+        opened->base.kind = &kind;
+        if (load(*opened, path, error) == 0) {
+            *result = &opened->base;
+            return 0;
+        }
+    } catch (const std::exception &exception) {
+        exception_error(error, exception);
+        error_prefix(error, "%s: ", path);
+    }
+    delete opened;
+    return -1;
 }

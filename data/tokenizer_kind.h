@@ -1,0 +1,37 @@
+/* What tokenizer.h asks of each kind of tokenizer; for those who make one. */
+#ifndef MTLLM_DATA_TOKENIZER_KIND_H
+#define MTLLM_DATA_TOKENIZER_KIND_H
+
+#include "data/tokenizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The functions of tokenizer.h, each with its contract. */
+struct tokenizer_kind {
+    void (*close)(struct tokenizer *tokenizer);
+    size_t (*part)(const struct tokenizer *tokenizer, const char *text, size_t bytes, bool whole,
+                   size_t *scanned);
+    int (*encode_part)(const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                       bool first, struct token_list *list, struct error *error);
+    int (*decode)(const struct tokenizer *tokenizer, const int32_t *ids, int64_t count, char **text,
+                  size_t *bytes, struct error *error);
+};
+
+/* Each kind has this first. */
+struct tokenizer {
+    const struct tokenizer_kind *kind;
+    int64_t vocab_size;
+    int32_t bos, eos, unk;
+};
+
+/* `path` is a file. Errors as of tokenizer_open(). */
+int sentencepiece_open(struct tokenizer **tokenizer, const char *path, struct error *error);
+int tokenizer_json_open(struct tokenizer **tokenizer, const char *path, struct error *error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
