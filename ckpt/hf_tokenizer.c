@@ -101,7 +101,10 @@ static const char *token_text(const json_t *tokenizer, int64_t id)
         if (json_is_integer(value) && json_integer_value(value) == id)
             return text;
     }
-    return NULL;
+    if (id < 0)
+        return NULL;
+    /* [["token", score], ...] of a Unigram model */
+    return json_string_value(json_array_get(json_array_get(vocabulary, (size_t)id), 0));
 }
 
 /* The class takes tokenizer.json as it is; models' own classes would rebuild parts of it. */
