@@ -11,6 +11,11 @@
 
 #define SPACE "\xe2\x96\x81" /* U+2581, which stands for it */
 
+/* Long pieces out of one another have merges without end; 256000 ordinary ones take a sixth of
+ * this. */
+#define MERGES_BYTES_MAX ((size_t)256 << 20)
+#define MERGE_BYTES      80 /* beside its text */
+
 struct piece {
     const char *text; /* of the vocabulary */
     float score;
@@ -20,7 +25,7 @@ struct piece {
 struct model {
     json_t *vocabulary; /* {"piece": id}, in the order of ids */
     struct piece *pieces;
-    size_t count, bytes, special;
+    size_t count, bytes, merges_bytes;
     const char *trouble; /* what cannot be said in a tokenizer.json */
     bool no_memory;
 };
@@ -36,8 +41,9 @@ static void see_piece(void *user, const struct hf_piece *seen)
         model->trouble = "has a piece that is empty, too long, no UTF-8 or of two words";
     else if (json_object_get(model->vocabulary, seen->text))
         model->trouble = "has a piece twice";
-    else if (seen->type == HF_PIECE_USER_DEFINED || seen->type == HF_PIECE_UNUSED)
-        model->trouble = "has user-defined or unused pieces";
+    else if (seen->type == HF_PIECE_USER_DEFINED || seen->type == HF_PIECE_UNUSED ||
+             seen->type < HF_PIECE_NORMAL || seen->type > HF_PIECE_BYTE)
+        model->trouble = "has pieces that are user-defined, unused or of no known type";
     if (model->trouble)
         return;
     pieces = realloc(model->pieces, (model->count + 1) * sizeof(*pieces));
@@ -90,8 +96,14 @@ static void add_merges(struct model *model, const char *text, json_t *merges)
             model->trouble = "has pieces of characters that are no pieces themselves";
             return;
         }
-        if (at > 0 && find_piece(model, text, at) && find_piece(model, text + at, length - at) &&
-            json_array_append_new(merges, json_sprintf("%.*s %s", (int)at, text, text + at)) < 0)
+        if (at == 0 || !find_piece(model, text, at) || !find_piece(model, text + at, length - at))
+            continue;
+        model->merges_bytes += length + MERGE_BYTES;
+        if (model->merges_bytes > MERGES_BYTES_MAX) {
+            model->trouble = "has too many long pieces that are made of others";
+            return;
+        }
+        if (json_array_append_new(merges, json_sprintf("%.*s %s", (int)at, text, text + at)) < 0)
             model->no_memory = true;
     }
 }
@@ -139,20 +151,47 @@ static void add_token(json_t *list, const char *text, json_int_t id)
     json_array_append_new(list, token);
 }
 
-static json_t *make_added_tokens(const struct model *model, const char *added, size_t size)
+/* The new tokens of an added_tokens.json, in the order of their ids. The library tokenizers does
+ * not look at these: it counts on from the pieces. */
+static void add_new_tokens(struct model *model, json_t *map, json_t *list)
+{
+    const char **texts = calloc(json_object_size(map) + 1, sizeof(*texts)), *text;
+    size_t count = 0, at = 0;
+    json_t *id;
+
+    model->no_memory |= !texts;
+    json_object_foreach(map, text, id)
+    {
+        const json_t *known = json_object_get(model->vocabulary, text);
+        size_t place = (size_t)json_integer_value(id) - model->count;
+
+        if (known && json_equal(known, id)) {
+            add_token(list, text, json_integer_value(id));
+            continue;
+        }
+        count++;
+        if (texts && !known && *text && json_is_integer(id) && place < json_object_size(map))
+            texts[place] = text;
+    }
+    for (; texts && at < count && texts[at]; at++)
+        add_token(list, texts[at], (json_int_t)(model->count + at));
+    if (at < count)
+        model->trouble = "has added tokens whose ids do not follow those of its pieces";
+    free(texts);
+}
+
+static json_t *make_added_tokens(struct model *model, const char *added, size_t size)
 {
     json_t *map = added ? json_text_parse(added, size, JSON_TOKENIZER_VALUES, 0, NULL) : NULL;
-    json_t *list = json_array(), *id;
-    const char *text;
+    json_t *list = json_array();
 
     for (size_t i = 0; i < model->count; i++)
         if (model->pieces[i].type == HF_PIECE_UNKNOWN || model->pieces[i].type == HF_PIECE_CONTROL)
             add_token(list, model->pieces[i].text, (json_int_t)i);
-    json_object_foreach(map, text, id)
-    {
-        if (json_is_integer(id))
-            add_token(list, text, json_integer_value(id));
-    }
+    if (added && !json_is_object(map))
+        model->trouble = "has an added_tokens.json that is no JSON object";
+    else
+        add_new_tokens(model, map, list);
     json_decref(map);
     return list;
 }
@@ -222,11 +261,12 @@ static json_t *make_model(struct model *model, const struct hf_sentencepiece *ab
 
 /* --------------------------------------------------------------------------------------------- */
 
+/* A special token that there is: transformers would number one of another name anew. */
 static bool names(const struct model *model, const char *text, int64_t id)
 {
     const json_t *found = json_object_get(model->vocabulary, text);
 
-    return found && json_integer_value(found) == id;
+    return id < 0 || (found && json_integer_value(found) == id);
 }
 
 static void read_model(struct model *model, const void *bytes, size_t size,
@@ -244,8 +284,9 @@ static void read_model(struct model *model, const void *bytes, size_t size,
         return;
     if (model->bytes != 0 && model->bytes != 256)
         model->trouble = "has some of the 256 bytes as pieces and not the others";
-    else if (!names(model, about->unk, about->unk_id) ||
-             (about->bos_id >= 0 && !names(model, about->bos, about->bos_id)))
+    else if (about->unk_id < 0 || !names(model, about->unk, about->unk_id) ||
+             !names(model, about->bos, about->bos_id) || !names(model, about->eos, about->eos_id) ||
+             !names(model, about->pad, about->pad_id))
         model->trouble = "names its special tokens otherwise than its pieces";
 }
 
@@ -267,7 +308,7 @@ char *hf_sentencepiece_json(const void *bytes, size_t size, const struct hf_sent
                          make_added_tokens(&model, added, added_size), "normalizer",
                          make_normalizer(about), "pre_tokenizer", "post_processor",
                          make_post_processor(about), "decoder", make_decoder(about), "model", bpe);
-    if (json)
+    if (json && !model.trouble && !model.no_memory)
         text = json_dumps(json, JSON_INDENT(2));
     json_decref(json);
     json_decref(model.vocabulary);

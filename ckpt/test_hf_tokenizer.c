@@ -189,6 +189,7 @@ static void test_no_json(void **state)
         {"a b", -9, HF_PIECE_NORMAL, "two words"},
         {"<x>", -9, HF_PIECE_USER_DEFINED, "user-defined"},
         {"ca", -9, HF_PIECE_UNUSED, "unused"},
+        {"ca", -9, HF_PIECE_BYTE + 1, "no known type"},
         {"<0x00>", 0, HF_PIECE_BYTE, "256 bytes"},
         {"d", NAN, HF_PIECE_NORMAL, "same score"},
     };
@@ -216,21 +217,73 @@ static void test_no_json(void **state)
     assert_null(make_json(&message, NULL, &trouble));
     assert_non_null(strstr(trouble, "normalizes"));
     message.size = 0;
-    add_piece(&message, "a", 0, HF_PIECE_NORMAL);
+    add_piece(&message, "<unk>", 0, HF_PIECE_UNKNOWN);
+    add_piece(&message, "<s>", 0, HF_PIECE_CONTROL);
+    add_piece(&message, "<end>", 0, HF_PIECE_CONTROL); /* </s> says the default */
     add_settings(&message);
     assert_null(make_json(&message, NULL, &trouble));
     assert_non_null(strstr(trouble, "special tokens"));
+}
+
+/* The library tokenizers gives new tokens the ids after the pieces, in the order of the list. */
+static void test_json_added_tokens(void **state)
+{
+    static const char *const wrong[] = {
+        "{\"<n>\": 10}",
+        "{\"<n>\": 9, \"<m>\": 11}",
+        "{\"<n>\": 9, \"<m>\": 9}",
+        "{\"<n>\": 3}",
+        "{\"<n>\": -1}",
+        "{\"<n>\": \"9\"}",
+        "{\"<s>\": 9}",
+        "{\"\": 9, \"<n>\": 10}",
+        "{\"<n>\": 9223372036854775807}",
+        "{\"<n>\": 9, \"ab\": 10}",
+        "[]",
+        "{\"<n>\": 9",
+    };
+    struct message message;
+    const char *trouble;
+    json_t *json, *list;
+    (void)state;
+
+    begin_message(&message);
+    add_settings(&message);
+    json = make_json(&message, "{\"<m>\": 10, \"ab\": 4, \"<n>\": 9, \"<s>\": 1}", &trouble);
+    assert_non_null(json);
+    list = json_object_get(json, "added_tokens");
+    for (size_t i = json_array_size(list) - 2; i < json_array_size(list); i++) {
+        const json_t *token = json_array_get(list, i);
+        json_int_t id = json_integer_value(json_object_get(token, "id"));
+
+        assert_int_equal(id, 9 + i + 2 - json_array_size(list));
+        assert_string_equal(json_string_value(json_object_get(token, "content")),
+                            id == 9 ? "<n>" : "<m>");
+    }
+    json_decref(json);
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(*wrong); i++) {
+        assert_null(make_json(&message, wrong[i], &trouble));
+        if (!trouble || !strstr(trouble, "added"))
+            fail_msg("%s: %s", wrong[i], trouble);
+    }
 }
 
 static void test_json_config(void **state)
 {
     static const char text[] = "{\"added_tokens\": [{\"id\": 7, \"content\": \"<end>\"}],"
                                " \"model\": {\"vocab\": {\"a\": 0, \"<begin>\": 3}}}";
+    static const char unigram[] = "{\"model\": {\"vocab\": [[\"a\", -1.5], [\"<end>\", 0]]}}";
     char *config = hf_tokenizer_json_config(text, strlen(text), 3, 7, 10);
     json_t *json = json_loads(config, 0, NULL);
     (void)state;
 
     assert_string_equal(json_string_value(json_object_get(json, "bos_token")), "<begin>");
+    assert_string_equal(json_string_value(json_object_get(json, "eos_token")), "<end>");
+    json_decref(json);
+    free(config);
+    config = hf_tokenizer_json_config(unigram, strlen(unigram), -1, 1, 10);
+    json = json_loads(config, 0, NULL);
+    assert_null(json_object_get(json, "bos_token"));
     assert_string_equal(json_string_value(json_object_get(json, "eos_token")), "<end>");
     json_decref(json);
     free(config);
@@ -365,8 +418,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sentencepiece), cmocka_unit_test(test_json),
-        cmocka_unit_test(test_no_json),       cmocka_unit_test(test_json_config),
-        cmocka_unit_test(test_added_tokens),  cmocka_unit_test(test_bad_tokens),
+        cmocka_unit_test(test_no_json),       cmocka_unit_test(test_json_added_tokens),
+        cmocka_unit_test(test_json_config),   cmocka_unit_test(test_added_tokens),
+        cmocka_unit_test(test_bad_tokens),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -137,6 +137,31 @@ round_trip() {
     [ ! -e out/modeling.py ]
 }
 
+@test "a tokenizer.model that is alone gets a tokenizer.json, unless ids would change" {
+    export_with() { # ADDED_TOKENS
+        rm -rf run out
+        echo "$1" >hf/added_tokens.json
+        hf_to_h5 hf run
+        run h5_to_hf run out
+        echo "$output"
+        [ "$status" -eq 0 ]
+        cmp hf/tokenizer.model out/tokenizer.model
+    }
+    class() { jq -r .tokenizer_class out/tokenizer_config.json; }
+    model mistral bf16 1
+    cp --no-preserve=mode "$golden/../tokenizers/sentencepiece/tokenizer.model" hf/
+    export_with '{"<b>": 3001, "<a>": 3000}'
+    [ -z "$output" ]
+    [ "$(class)" = PreTrainedTokenizerFast ]
+    [ "$(jq -c '[.model.vocab | length, has("</s>")]' out/tokenizer.json)" = "[3000,true]" ]
+    [ "$(jq -c '[.added_tokens[-2:][] | .content, .id]' out/tokenizer.json)" = '["<a>",3000,"<b>",3001]' ]
+    export_with '{"<a>": 3007}'
+    [[ $output == *"tokenizer.model has added tokens whose ids do not follow"* ]]
+    [ "${#lines[@]}" -eq 1 ]
+    [ "$(class)" = LlamaTokenizer ]
+    [ ! -e out/tokenizer.json ]
+}
+
 @test "one checkpoint by step, by ckpt/ and by run directory" {
     model llama-mha bf16 1
     hf_to_h5 hf run

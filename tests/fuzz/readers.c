@@ -230,22 +230,37 @@ static void add_tokens(const char *name, const uint8_t *data, size_t size)
     kept_files_destroy(&files);
 }
 
+/* A tokenizer.json, or the reason why there is none. */
+static void check_sentencepiece(const void *pieces, size_t size,
+                                const struct hf_sentencepiece *about, const char *added,
+                                size_t added_size)
+{
+    const char *trouble;
+    char *json = hf_sentencepiece_json(pieces, size, about, added, added_size, &trouble);
+
+    check(!json == !!trouble);
+    if (json)
+        check_json(json);
+}
+
 static bool run_tokenizer(const uint8_t *data, size_t size)
 {
+    /* <unk>, <s>, </s> and "a"; BPE; spaces as they are. */
+    static const char pieces[] = "\x0a\x09\x0a\x05<unk>\x18\x02\x0a\x07\x0a\x03<s>\x18\x03"
+                                 "\x0a\x08\x0a\x04</s>\x18\x03\x0a\x03\x0a\x01"
+                                 "a"
+                                 "\x12\x02\x18\x02\x1a\x02\x20\x00";
     static const char plain[] = "{\"eos_token_id\": 2}";
     const char *bytes = (const char *)data;
     struct hf_sentencepiece tokenizer;
     bool is_model = hf_sentencepiece_read(&tokenizer, data, size) == 0;
 
     if (is_model) {
-        const char *trouble;
-        char *json = hf_sentencepiece_json(data, size, &tokenizer, bytes, size, &trouble);
-
-        check(!json == !!trouble);
-        if (json)
-            check_json(json);
-        check_json(hf_sentencepiece_config(&tokenizer, bytes, size, !trouble, 128));
+        check_sentencepiece(data, size, &tokenizer, NULL, 0);
+        check_json(hf_sentencepiece_config(&tokenizer, bytes, size, false, 128));
     }
+    check(hf_sentencepiece_read(&tokenizer, pieces, sizeof(pieces) - 1) == 0);
+    check_sentencepiece(pieces, sizeof(pieces) - 1, &tokenizer, bytes, size);
     check_json(hf_tokenizer_json_config(bytes, size, 1, 2, 128));
     add_tokens("tokenizer.json", data, size);
     add_tokens("tokenizer.model", data, size);
