@@ -80,7 +80,7 @@ int append_lossy(struct pieces *pieces, const char *text, size_t bytes)
         if (!valid)
             good = at;
     }
-    return pieces_append(pieces, text + good, at - good);
+    return at > good ? pieces_append(pieces, text + good, at - good) : 0;
 }
 
 static bool is_utf8(const char *text, size_t bytes)
@@ -245,13 +245,14 @@ static int apply_part(const struct part *part, const struct pieces *from, struct
 
 int decoder_apply(const struct decoder *decoder, struct pieces_pair *pair, struct error *error)
 {
-    size_t begin = 0;
+    size_t begin = 0, most = pieces_growth(&pair->now);
 
     for (size_t i = 0; i < decoder->count; i++) {
         struct pieces swap = pair->now;
 
         if (decoder->parts[i].type == PART_REPLACE) {
-            if (steps_apply(decoder->parts[i].replace, pair, false, error) < 0)
+            if (steps_apply(decoder->parts[i].replace, pair, false, error) < 0 ||
+                pieces_check_growth(&pair->now, most, error) < 0)
                 return -1;
             continue;
         }

@@ -11,6 +11,15 @@
 static const char byte_level_words[] =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
+/* More than any tokenizer has. */
+enum { STEPS_MOST = 32 };
+
+/* And than NFKC and bytes by characters make of a text. */
+enum { GROWTH_MOST = 64 };
+
+/* Tries of one search, as many as Oniguruma gives a single match. */
+enum { RETRIES_MOST = 10000000 };
+
 enum step_type {
     STEP_PREPEND,
     STEP_REPLACE, /* all that matches, by text */
@@ -89,6 +98,19 @@ void pieces_clear(struct pieces *pieces)
 {
     pieces->bytes = 0;
     pieces->count = 0;
+}
+
+size_t pieces_growth(const struct pieces *pieces)
+{
+    return GROWTH_MOST * (pieces->bytes + 1);
+}
+
+int pieces_check_growth(const struct pieces *pieces, size_t most, struct error *error)
+{
+    if (pieces->bytes <= most)
+        return 0;
+    return error_set(error, EXIT_STATUS_DATA,
+                     "the tokenizer makes more than %d times as much of a text", GROWTH_MOST);
 }
 
 void pieces_destroy(struct pieces *pieces)
@@ -469,6 +491,8 @@ static int apply_to_piece(const struct step *step, const char *text, size_t byte
 int steps_apply(const struct steps *steps, struct pieces_pair *pair, bool begins,
                 struct error *error)
 {
+    size_t most = pieces_growth(&pair->now);
+
     for (size_t i = 0; i < steps->count; i++) {
         struct pieces swap = pair->now;
         size_t begin = 0;
@@ -482,6 +506,8 @@ int steps_apply(const struct steps *steps, struct pieces_pair *pair, bool begins
                 return -1;
             begin = end;
         }
+        if (pieces_check_growth(&pair->next, most, error) < 0)
+            return -1;
         pair->now = pair->next;
         pair->next = swap;
     }
@@ -568,6 +594,7 @@ static int compile(struct step *step, const char *pattern, struct error *error)
 
     /* Does nothing a second time. */
     onig_initialize(encodings, 1);
+    onig_set_retry_limit_in_search(RETRIES_MOST);
     whole = with_later(pattern);
     if (!whole)
         return out_of_memory(error);
@@ -756,10 +783,10 @@ static int read_steps(struct steps *steps, json_t *json, const char *member, int
 
     if (!json || json_is_null(json))
         return 0;
+    if (depth == 0 || steps->count > STEPS_MOST)
+        return error_set(error, EXIT_STATUS_DATA, "%s: too many in a Sequence", member);
     if (!type || strcmp(type, "Sequence") != 0)
         return read(steps, json, error);
-    if (depth == 0)
-        return error_set(error, EXIT_STATUS_DATA, "%s: sequences of sequences", member);
     json_array_foreach(json_object_get(json, member), i, part)
     {
         if (read_steps(steps, part, member, depth - 1, read, error) < 0)

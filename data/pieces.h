@@ -27,6 +27,11 @@ int pieces_end(struct pieces *pieces);                                    /* of 
 void pieces_clear(struct pieces *pieces);
 void pieces_destroy(struct pieces *pieces);
 
+/* How large these may become, and whether they are: without a bound, a few steps of a tokenizer
+ * could make gigabytes of a line. Error: EXIT_STATUS_DATA. */
+size_t pieces_growth(const struct pieces *pieces);
+int pieces_check_growth(const struct pieces *pieces, size_t most, struct error *error);
+
 /* Two of them: steps go from one to the other. */
 struct pieces_pair {
     struct pieces now, next;

@@ -55,7 +55,7 @@ EXTRA_DIST += tests/fuzz/readers.c tests/fuzz/run.sh tests/fuzz/words.dict
 check-fuzz: all
 	$(AM_V_at)$(SHELL) $(srcdir)/tests/fuzz/run.sh '$(abs_builddir)'
 show-fuzz-parts:
-	@printf '%s\n' $(ckpt_libconvert_la_SOURCES) $(ckpt_libckpt_la_SOURCES) \
+	@printf '%s\n' data/tokenizer.c $(tokenizer_json_sources) $(ckpt_libconvert_la_SOURCES) $(ckpt_libckpt_la_SOURCES) \
 		$(ckpt_libhf_la_SOURCES) $(ckpt_libdisk_la_SOURCES) \
 		$(core_libcore_without_inih_la_SOURCES) $(INIH_LIBS) $(HDF5_LIBS) $(JANSSON_LIBS) \
-		$(XXHASH_LIBS) -lpthread -lm
+		$(XXHASH_LIBS) $(ONIGURUMA_LIBS) $(UTF8PROC_LIBS) -lpthread -lm

@@ -6,6 +6,7 @@
  *   index        model.safetensors.index.json beside two shards: safetensors_open_model()
  *   config       config.json: hf_config_read(), and what is written of it is read again
  *   tokenizer    tokenizer.model, tokenizer.json, and generation_config.json's token ids
+ *   encoder      tokenizer.json as mtllm-data reads it: texts are encoded, ids decoded
  *   import       config.json, a NUL, and a file's header: the whole of hf-to-h5
  *
  * Beyond crashes, what is accepted must keep its promises, and what is refused must name its file
@@ -26,14 +27,16 @@
 #include <unistd.h>
 
 #include <jansson.h>
+#include <oniguruma.h>
 
+#include "ckpt/added_tokens.h"
 #include "ckpt/disk.h"
 #include "ckpt/hf_config.h"
 #include "ckpt/hf_import.h"
 #include "ckpt/hf_tensors.h"
-#include "ckpt/added_tokens.h"
 #include "ckpt/hf_tokenizer.h"
 #include "ckpt/safetensors.h"
+#include "data/tokenizer_kind.h"
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -270,6 +273,56 @@ static bool run_tokenizer(const uint8_t *data, size_t size)
     return is_model || (size > 0 && *data == '{');
 }
 
+/* What speaks C++ is not among the parts. */
+int sentencepiece_open(struct tokenizer **tokenizer, const char *path, struct error *error)
+{
+    *tokenizer = NULL;
+    return error_set(error, EXIT_STATUS_BUG, "%s", path);
+}
+
+static void encode_and_decode(const struct tokenizer *tokenizer, const char *text, size_t bytes)
+{
+    struct token_list list = {0};
+    struct error error = {0};
+    char *back = NULL;
+    size_t length;
+
+    if (tokenizer_encode(tokenizer, text, bytes, &list, &error) < 0) {
+        check(error.status == EXIT_STATUS_DATA); /* a pattern that gives up */
+    } else {
+        for (int64_t i = 0; i < list.count; i++)
+            check(list.ids[i] >= 0 && list.ids[i] < tokenizer_vocab_size(tokenizer));
+        if (tokenizer_decode(tokenizer, list.ids, list.count, &back, &length, &error) < 0)
+            check(error.status == EXIT_STATUS_DATA);
+        else
+            check(back && strlen(back) <= length);
+    }
+    free(list.ids);
+    free(back);
+}
+
+static bool run_encoder(const uint8_t *data, size_t size)
+{
+    static const char mixed[] = "The end, 123 <x> \xe2\x96\x81"
+                                "ab  \n\xc3\x85\xcc\x81 \xff\xc3 a";
+    static const char same[] = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab";
+    struct tokenizer *tokenizer;
+    struct error error = {0};
+
+    write_file(file_path, data, size);
+    if (tokenizer_open(&tokenizer, file_path, &error) < 0) {
+        check_refusal(&error, file_path);
+        return false;
+    }
+    onig_set_retry_limit_in_search(10000); /* patience for slow patterns is not the question here */
+    for (int i = 0; i < 2; i++) {
+        encode_and_decode(tokenizer, mixed, sizeof(mixed)); /* with its NUL */
+        encode_and_decode(tokenizer, same, sizeof(same) - 1);
+    }
+    tokenizer_close(tokenizer);
+    return true;
+}
+
 static bool run_import(const uint8_t *data, size_t size)
 {
     const uint8_t *end = memchr(data, '\0', size);
@@ -337,6 +390,7 @@ static const struct target {
     {"index", run_index, whole, "model.safetensors.index.json"},
     {"config", run_config, whole, "config.json"},
     {"tokenizer", run_tokenizer, whole, "tokenizer.json"},
+    {"encoder", run_encoder, whole, "tokenizer.json"},
     {"import", run_import, config_or_header, "model.safetensors"},
 };
 

@@ -11,7 +11,7 @@
 set -euo pipefail
 source=$(cd "$(dirname "$0")/../.." && pwd)
 clang=${CLANG:-clang} seconds=${FUZZ_SECONDS:-600} seed=${FUZZ_SEED:-0}
-targets=${FUZZ_TARGETS:-safetensors index config tokenizer import}
+targets=${FUZZ_TARGETS:-safetensors index config tokenizer encoder import}
 sanitizers=("-fsanitize=fuzzer,address,undefined" -fno-sanitize-recover=all)
 
 probe() {
@@ -85,6 +85,28 @@ seeds() { # TARGET
             > seeds/json
         cp "$models/llama-mha/generation_config.json" seeds/generation
         echo '{"eos_token_id": [2, 7], "pad_token_id": 0}' > seeds/generation-list
+        return
+        ;;
+    encoder)
+        cat > seeds/byte-level << 'END'
+{"added_tokens": [{"id": 9, "content": "<x>", "lstrip": true}, {"id": 5, "content": "123",
+ "normalized": true, "single_word": true}], "normalizer": {"type": "NFC"}, "pre_tokenizer": {"type":
+ "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": " ?\\p{L}+|\\s+(?!\\S)"},
+ "behavior": "Isolated", "invert": false}, {"type": "Digits", "individual_digits": true}, {"type":
+ "Punctuation", "behavior": "Contiguous"}, {"type": "ByteLevel", "add_prefix_space": true,
+ "use_regex": true}]}, "decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "ignore_merges":
+ true, "vocab": {"a": 0, "b": 1, "\u0120": 2, "aa": 3, "\u0120a": 4}, "merges": ["a a", "\u0120 a"]}}
+END
+        cat > seeds/fallback << 'END'
+{"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "_"}, {"type":
+ "Replace", "pattern": {"String": " "}, "content": "_"}]}, "pre_tokenizer": {"type": "Metaspace",
+ "replacement": "_", "prepend_scheme": "first", "split": true}, "decoder": {"type": "Sequence",
+ "decoders": [{"type": "Replace", "pattern": {"String": "_"}, "content": " "}, {"type":
+ "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 1}]},
+ "model": {"unk_token": "?", "fuse_unk": true, "byte_fallback": true, "vocab": {"?": 0, "a": 1,
+ "_": 2, "_a": 3, "<0x41>": 4}, "merges": [["_", "a"]]}, "post_processor": {"single":
+ [{"SpecialToken": {"id": "?"}}]}}
+END
         return
         ;;
     esac
