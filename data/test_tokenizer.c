@@ -287,6 +287,33 @@ static void test_joining(void **state)
     tokenizer_close(tokenizer);
 }
 
+/* Steps that would fill the memory: each doubles the text. */
+static void test_growth(void **state)
+{
+    char json[8192] = "{\"model\": {\"vocab\": {\"a\": 0}, \"merges\": []}, \"normalizer\": "
+                      "{\"type\": \"Sequence\", \"normalizers\": [";
+    static const char step[] = "{\"type\": \"Replace\", \"pattern\": {\"String\": \"a\"}, "
+                               "\"content\": \"aa\"}";
+    struct token_list list = {NULL, 0, 0};
+    struct tokenizer *tokenizer;
+    struct error error;
+    (void)state;
+
+    for (int i = 0; i < 30; i++) {
+        if (i > 0)
+            strcat(json, ", ");
+        strcat(json, step);
+    }
+    strcat(json, "]}}");
+    tokenizer = open_text(json, &error);
+    assert_non_null(tokenizer);
+    assert_int_equal(tokenizer_encode(tokenizer, "aaaa", 4, &list, &error), -1);
+    assert_int_equal(error.status, EXIT_STATUS_DATA);
+    assert_non_null(strstr(error.text, "64 times"));
+    free(list.ids);
+    tokenizer_close(tokenizer);
+}
+
 static void test_damaged(void **state)
 {
     static const char *const texts[][2] = {
@@ -326,8 +353,9 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),  cmocka_unit_test(test_json),
-        cmocka_unit_test(test_joining), cmocka_unit_test(test_damaged),
-        cmocka_unit_test(test_parts),   cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_joining), cmocka_unit_test(test_growth),
+        cmocka_unit_test(test_damaged), cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_errors),
     };
     const char *srcdir = getenv("srcdir");
 
