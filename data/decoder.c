@@ -4,6 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/steps.h"
+#include "data/unicode.h"
+
 enum part_type {
     PART_REPLACE,
     PART_BYTE_FALLBACK,

@@ -16,11 +16,13 @@ data_libtokenizer_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS)
 data_libtokenizer_la_LIBADD = core/libcore.la
 sentencepiece_sources = data/sentencepiece.cc
 tokenizer_json_sources = \
-	data/added.c data/added.h \
+	data/added_set.c data/added_set.h \
 	data/bpe.c data/bpe.h \
 	data/decoder.c data/decoder.h \
 	data/pieces.c data/pieces.h \
-	data/tokenizer_json.c
+	data/steps.c data/steps.h \
+	data/tokenizer_json.c \
+	data/unicode.c data/unicode.h
 EXTRA_DIST += $(sentencepiece_sources) $(tokenizer_json_sources)
 if HAVE_SENTENCEPIECE
 data_libtokenizer_la_SOURCES += $(sentencepiece_sources)

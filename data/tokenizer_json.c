@@ -8,10 +8,11 @@
 
 #include <jansson.h>
 
-#include "data/added.h"
+#include "data/added_set.h"
 #include "data/bpe.h"
 #include "data/decoder.h"
 #include "data/pieces.h"
+#include "data/steps.h"
 #include "data/tokenizer_kind.h"
 
 #define FILE_MOST ((long)256 << 20)
@@ -22,7 +23,7 @@ struct json_tokenizer {
     struct steps *normalizer, *pre_tokenizer;
     struct decoder *decoder;
     struct added_set raw, normalized; /* found before and after the text is normalized */
-    struct added_set by_id;           /* all of them, for decoding */
+    struct added_set added;           /* all of them, as they are shown */
     pthread_key_t work;
     bool has_work;
 };
@@ -175,10 +176,10 @@ static size_t part(const struct tokenizer *base, const char *text, size_t bytes,
 
 static const char *text_of(const struct json_tokenizer *tokenizer, int32_t id, size_t *bytes)
 {
-    for (size_t i = 0; i < tokenizer->by_id.count; i++)
-        if (tokenizer->by_id.list[i].id == id) {
-            *bytes = tokenizer->by_id.list[i].bytes;
-            return tokenizer->by_id.list[i].text;
+    for (size_t i = 0; i < tokenizer->added.count; i++)
+        if (tokenizer->added.list[i].id == id) {
+            *bytes = tokenizer->added.list[i].bytes;
+            return tokenizer->added.list[i].text;
         }
     return bpe_text(tokenizer->bpe, id, bytes);
 }
@@ -284,7 +285,7 @@ static int add_token(struct json_tokenizer *tokenizer, const json_t *json, struc
         tokenizer->base.vocab_size = token.id + 1;
     shown.id = token.id;
     shown.text = strdup(content);
-    if (!shown.text || added_set_add(&tokenizer->by_id, shown) < 0)
+    if (!shown.text || added_set_add(&tokenizer->added, shown) < 0)
         return out_of_memory(error);
     token.text = is_normalized ? normalize(tokenizer->normalizer, content, &token.bytes, error)
                                : strdup(content);
@@ -329,9 +330,9 @@ static int32_t find_id(const struct json_tokenizer *tokenizer, const char *text)
 {
     if (!text)
         return -1;
-    for (size_t i = 0; i < tokenizer->by_id.count; i++)
-        if (strcmp(tokenizer->by_id.list[i].text, text) == 0)
-            return tokenizer->by_id.list[i].id;
+    for (size_t i = 0; i < tokenizer->added.count; i++)
+        if (strcmp(tokenizer->added.list[i].text, text) == 0)
+            return tokenizer->added.list[i].id;
     return bpe_find(tokenizer->bpe, text, strlen(text));
 }
 
@@ -395,7 +396,7 @@ static void close_tokenizer(struct tokenizer *base)
     }
     added_set_destroy(&tokenizer->raw);
     added_set_destroy(&tokenizer->normalized);
-    added_set_destroy(&tokenizer->by_id);
+    added_set_destroy(&tokenizer->added);
     decoder_destroy(tokenizer->decoder);
     steps_destroy(tokenizer->normalizer);
     steps_destroy(tokenizer->pre_tokenizer);

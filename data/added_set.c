@@ -1,11 +1,11 @@
-#include "data/added.h"
+#include "data/added_set.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include <utf8proc.h>
 
-#include "data/pieces.h"
+#include "data/unicode.h"
 
 int added_set_add(struct added_set *set, struct added_token token)
 {

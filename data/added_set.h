@@ -1,6 +1,6 @@
 /* The added tokens of a tokenizer.json: found in text before anything else is done to it. */
-#ifndef MTLLM_DATA_ADDED_H
-#define MTLLM_DATA_ADDED_H
+#ifndef MTLLM_DATA_ADDED_SET_H
+#define MTLLM_DATA_ADDED_SET_H
 
 #include <stdbool.h>
 #include <stddef.h>
