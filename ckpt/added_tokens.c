@@ -200,20 +200,6 @@ static int parse(const struct entry *entry, const char *name, json_t **json)
 
 /* --- what they are told ---------------------------------------------------------------------- */
 
-/* As an element of added_tokens. */
-static json_t *describe(const struct added_token *token)
-{
-    json_t *json = json_pack("{s:I}", "id", (json_int_t)token->id);
-    json_t *rest = hf_special_token(token->text);
-
-    if (json && json_object_update(json, rest) < 0) {
-        json_decref(json);
-        json = NULL;
-    }
-    json_decref(rest);
-    return json;
-}
-
 /* Into a list that is sorted by id, unless it is there. */
 static int enter_into_list(json_t *list, const struct added_token *token)
 {
@@ -227,7 +213,7 @@ static int enter_into_list(json_t *list, const struct added_token *token)
         if (json_integer_value(id) > token->id)
             break;
     }
-    return json_array_insert_new(list, at, describe(token));
+    return json_array_insert_new(list, at, hf_added_token(token->text, token->id));
 }
 
 static int enter_into_decoder(json_t *decoder, const struct added_token *token)
@@ -259,11 +245,8 @@ static json_t *list_of(json_t *tokenizer)
 /* The file's new text; one that was not there joins the others. */
 static int replace(const struct entry *entry, const char *name, const json_t *json)
 {
-    char *text = json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(17)), *line = NULL;
+    char *line = json_text_dump(json, JSON_REAL_PRECISION(17));
 
-    if (text && asprintf(&line, "%s\n", text) < 0)
-        line = NULL;
-    free(text);
     if (!line)
         return out_of_memory(entry->error);
     return kept_files_put(entry->files, name, line, strlen(line), entry->error);
@@ -294,7 +277,7 @@ int added_tokens_enter(struct added_tokens *tokens, struct kept_files *files, in
 {
     const struct entry entry = {tokens, files, error};
     struct seen seen = {.tokens = tokens};
-    const struct checkpoint_file *pieces = kept_files_sentencepiece(files->list, files->count);
+    const struct checkpoint_file *pieces = kept_files_sentencepiece(files);
     json_t *tokenizer = NULL, *config = NULL, *vocabulary = NULL, *added = NULL, *model, *decoder;
     int rc = -1;
 

@@ -54,14 +54,8 @@ static json_t *token_json(int64_t token)
 static char *dump(json_t *json)
 {
     int digits = json ? digits_needed(json, 9) : 0;
-    char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_SORT_KEYS |
-                                             JSON_REAL_PRECISION((size_t)digits))
-                      : NULL;
-    char *line = NULL;
+    char *line = json_text_dump(json, JSON_SORT_KEYS | JSON_REAL_PRECISION((size_t)digits));
 
-    if (text && asprintf(&line, "%s\n", text) < 0)
-        line = NULL;
-    free(text);
     json_decref(json);
     return line;
 }

@@ -17,6 +17,7 @@
 #include "ckpt/hf_directory.h"
 #include "ckpt/hf_tensors.h"
 #include "ckpt/hf_tokenizer.h"
+#include "ckpt/json_text.h"
 #include "ckpt/kept_files.h"
 #include "ckpt/progress.h"
 #include "ckpt/safetensors.h"
@@ -349,7 +350,7 @@ static int write_index(struct export *export)
     json_t *map = json_object();
     json_t *index;
     int64_t bytes = 0;
-    char *text = NULL, *line = NULL;
+    char *text = NULL;
 
     for (size_t i = 0; i < export->count; i++) {
         char name[64];
@@ -361,33 +362,20 @@ static int write_index(struct export *export)
     index =
         json_pack("{s:{s:I}, s:O}", "metadata", "total_size", (json_int_t)bytes, "weight_map", map);
     if (index && json_object_size(map) == export->count)
-        text = json_dumps(index, JSON_INDENT(2) | JSON_SORT_KEYS);
+        text = json_text_dump(index, JSON_SORT_KEYS);
     json_decref(index);
     json_decref(map);
-    if (text && asprintf(&line, "%s\n", text) < 0)
-        line = NULL;
-    free(text);
-    return write_text(export, "model.safetensors.index.json", line);
-}
-
-static const struct checkpoint_file *find_file(const struct checkpoint_state *state,
-                                               const char *name)
-{
-    for (size_t i = 0; i < state->file_count; i++)
-        if (strcmp(state->files[i].name, name) == 0)
-            return &state->files[i];
-    return NULL;
+    return write_text(export, "model.safetensors.index.json", text);
 }
 
 /* Files that were kept with the checkpoint, as they are; their names come from a checkpoint that
  * somebody else may have made. */
-static int write_carried(struct export *export, const struct checkpoint_state *state)
+static int write_carried(struct export *export, const struct kept_files *kept)
 {
-    const struct checkpoint_file *sentencepiece =
-        kept_files_sentencepiece(state->files, state->file_count);
+    const struct checkpoint_file *sentencepiece = kept_files_sentencepiece(kept);
 
-    for (size_t i = 0; i < state->file_count; i++) {
-        const struct checkpoint_file *file = &state->files[i];
+    for (size_t i = 0; i < kept->count; i++) {
+        const struct checkpoint_file *file = &kept->list[i];
         const char *name = file == sentencepiece ? "tokenizer.model" : file->name;
 
         if (!*name || *name == '.' || strchr(name, '/'))
@@ -439,15 +427,15 @@ static int write_sentencepiece(struct export *export, const struct checkpoint_fi
 }
 
 /* What the checkpoint's tokenizer lacks. */
-static int complete_tokenizer(struct export *export, const struct checkpoint_state *state,
+static int complete_tokenizer(struct export *export, const struct kept_files *kept,
                               const struct checkpoint_file *pieces,
                               const struct hf_sentencepiece *about)
 {
-    const struct checkpoint_file *json = find_file(state, "tokenizer.json");
+    const struct checkpoint_file *json = kept_files_find(kept, "tokenizer.json");
 
     if (json)
         warn_of_qwen(export, json->bytes, json->size);
-    if (find_file(state, "tokenizer_config.json"))
+    if (kept_files_find(kept, "tokenizer_config.json"))
         return 0;
     if (json)
         return write_text(export, "tokenizer_config.json",
@@ -456,7 +444,7 @@ static int complete_tokenizer(struct export *export, const struct checkpoint_sta
                                                    export->model.max_positions));
     if (!about)
         return 0;
-    return write_sentencepiece(export, pieces, about, find_file(state, "added_tokens.json"));
+    return write_sentencepiece(export, pieces, about, kept_files_find(kept, "added_tokens.json"));
 }
 
 /* Takes `text`, may be NULL, and gives it the token ids of `from`. */
@@ -471,8 +459,9 @@ static char *take_ids(char *text, const char *from, size_t length, enum hf_token
 static int write_small_files(struct export *export)
 {
     const struct checkpoint_state *state = checkpoint_get_state(export->checkpoint);
-    const struct checkpoint_file *generation = find_file(state, "generation_config.json");
-    const struct checkpoint_file *file = kept_files_sentencepiece(state->files, state->file_count);
+    const struct kept_files kept = {state->files, state->file_count};
+    const struct checkpoint_file *generation = kept_files_find(&kept, "generation_config.json");
+    const struct checkpoint_file *file = kept_files_sentencepiece(&kept);
     struct hf_sentencepiece sentencepiece, *known = NULL;
     struct model model = export->model;
     char *config;
@@ -493,8 +482,8 @@ static int write_small_files(struct export *export)
         config = take_ids(config, state->config, strlen(state->config), HF_TOKEN_IDS_ALL);
     if (generation)
         config = take_ids(config, generation->bytes, generation->size, HF_TOKEN_IDS_EOS_LISTS);
-    if (write_text(export, "config.json", config) < 0 || write_carried(export, state) < 0 ||
-        complete_tokenizer(export, state, file, known) < 0)
+    if (write_text(export, "config.json", config) < 0 || write_carried(export, &kept) < 0 ||
+        complete_tokenizer(export, &kept, file, known) < 0)
         return -1;
     if (generation)
         return 0;

@@ -141,16 +141,6 @@ static json_t *make_merges(struct model *model)
 
 /* --- the parts of tokenizer.json ------------------------------------------------------------- */
 
-/* "id" in front, as an element of added_tokens. */
-static void add_token(json_t *list, const char *text, json_int_t id)
-{
-    json_t *token = json_pack("{s:I}", "id", id), *rest = hf_special_token(text);
-
-    json_object_update(token, rest);
-    json_decref(rest);
-    json_array_append_new(list, token);
-}
-
 /* The new tokens of an added_tokens.json, in the order of their ids. The library tokenizers does
  * not look at these: it counts on from the pieces. */
 static void add_new_tokens(struct model *model, json_t *map, json_t *list)
@@ -166,7 +156,7 @@ static void add_new_tokens(struct model *model, json_t *map, json_t *list)
         size_t place = (size_t)json_integer_value(id) - model->count;
 
         if (known && json_equal(known, id)) {
-            add_token(list, text, json_integer_value(id));
+            json_array_append_new(list, hf_added_token(text, json_integer_value(id)));
             continue;
         }
         count++;
@@ -174,7 +164,7 @@ static void add_new_tokens(struct model *model, json_t *map, json_t *list)
             texts[place] = text;
     }
     for (; texts && at < count && texts[at]; at++)
-        add_token(list, texts[at], (json_int_t)(model->count + at));
+        json_array_append_new(list, hf_added_token(texts[at], (json_int_t)(model->count + at)));
     if (at < count)
         model->trouble = "has added tokens whose ids do not follow those of its pieces";
     free(texts);
@@ -187,7 +177,7 @@ static json_t *make_added_tokens(struct model *model, const char *added, size_t 
 
     for (size_t i = 0; i < model->count; i++)
         if (model->pieces[i].type == HF_PIECE_UNKNOWN || model->pieces[i].type == HF_PIECE_CONTROL)
-            add_token(list, model->pieces[i].text, (json_int_t)i);
+            json_array_append_new(list, hf_added_token(model->pieces[i].text, (json_int_t)i));
     if (added && !json_is_object(map))
         model->trouble = "has an added_tokens.json that is no JSON object";
     else

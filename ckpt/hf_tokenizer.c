@@ -8,13 +8,11 @@
 
 #include "ckpt/json_text.h"
 
+/* Takes `json`. */
 static char *dump(json_t *json)
 {
-    char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_SORT_KEYS) : NULL, *line = NULL;
+    char *line = json_text_dump(json, JSON_SORT_KEYS);
 
-    if (text && asprintf(&line, "%s\n", text) < 0)
-        line = NULL;
-    free(text);
     json_decref(json);
     return line;
 }
@@ -23,6 +21,18 @@ json_t *hf_special_token(const char *text)
 {
     return json_pack("{s:s, s:b, s:b, s:b, s:b, s:b}", "content", text, "single_word", 0, "lstrip",
                      0, "rstrip", 0, "normalized", 0, "special", 1);
+}
+
+json_t *hf_added_token(const char *text, int64_t id)
+{
+    json_t *json = json_pack("{s:I}", "id", (json_int_t)id), *rest = hf_special_token(text);
+
+    if (json && json_object_update(json, rest) < 0) {
+        json_decref(json);
+        json = NULL;
+    }
+    json_decref(rest);
+    return json;
 }
 
 /* added_tokens_decoder from added_tokens.json. */

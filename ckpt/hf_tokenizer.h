@@ -29,6 +29,9 @@ bool hf_tokenizer_json_is_qwen(const char *text, size_t size);
  */
 json_t *hf_special_token(const char *text);
 
+/* The same with its id, as in the list added_tokens. */
+json_t *hf_added_token(const char *text, int64_t id);
+
 /* tokenizer_config.json for a tokenizer.json of `size` bytes; `bos` and `eos` are token ids, or -1.
  * The caller frees it. NULL when memory runs out. */
 char *hf_tokenizer_json_config(const char *text, size_t size, int64_t bos, int64_t eos,

@@ -2,6 +2,7 @@
 
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Whether the text has more than `most` places for a value. Each place follows a bracket or a
@@ -61,4 +62,14 @@ json_t *json_text_parse(const char *text, size_t length, size_t most, size_t fla
                  "holds more than %zu values, more than any model needs", most);
     }
     return NULL;
+}
+
+char *json_text_dump(const json_t *json, size_t flags)
+{
+    char *text = json ? json_dumps(json, JSON_INDENT(2) | flags) : NULL, *line = NULL;
+
+    if (text && asprintf(&line, "%s\n", text) < 0)
+        line = NULL;
+    free(text);
+    return line;
 }

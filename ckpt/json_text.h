@@ -22,4 +22,8 @@
 json_t *json_text_parse(const char *text, size_t length, size_t most, size_t flags,
                         json_error_t *reason);
 
+/* As json_dumps(), indented and with a line end; the caller frees it. NULL when memory runs out, or
+ * for NULL. */
+char *json_text_dump(const json_t *json, size_t flags);
+
 #endif

@@ -27,15 +27,13 @@ struct checkpoint_file *kept_files_find(const struct kept_files *files, const ch
     return NULL;
 }
 
-const struct checkpoint_file *kept_files_sentencepiece(const struct checkpoint_file *files,
-                                                       size_t count)
+struct checkpoint_file *kept_files_sentencepiece(const struct kept_files *files)
 {
-    const struct checkpoint_file *found = NULL;
+    struct checkpoint_file *found = kept_files_find(files, "tokenizer.model");
 
-    for (size_t i = 0; i < count; i++)
-        if (strcmp(files[i].name, "tokenizer.model") == 0 ||
-            (!found && fnmatch("*.model", files[i].name, 0) == 0))
-            found = &files[i];
+    for (size_t i = 0; !found && i < files->count; i++)
+        if (fnmatch("*.model", files->list[i].name, 0) == 0)
+            found = &files->list[i];
     return found;
 }
 

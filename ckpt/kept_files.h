@@ -14,8 +14,7 @@ struct checkpoint_file *kept_files_find(const struct kept_files *files, const ch
 
 /* The SentencePiece model, tokenizer.model or whatever the user called it; NULL when there is none.
  */
-const struct checkpoint_file *kept_files_sentencepiece(const struct checkpoint_file *files,
-                                                       size_t count);
+struct checkpoint_file *kept_files_sentencepiece(const struct kept_files *files);
 
 /* Put `bytes`, which are taken, in the place of what is kept under this name, if anything is.
  * Error: EXIT_STATUS_SYSTEM. */

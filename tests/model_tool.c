@@ -275,7 +275,7 @@ static void save_random(const struct model *model, size_t first, size_t last, co
             for (int64_t j = 0; j < elements; j++) {
                 state = state * 6364136223846793005u + 1442695040888963407u;
                 /* Any sign and fraction, exponents below 1. */
-                block[j] = (uint16_t)((state >> 33 & 0x80ff) | 0x3c00 | (state >> 50 & 0x0100));
+                block[j] = (uint16_t)((state >> 33 & 0x81ff) | 0x3c00);
             }
             must(safetensors_writer_append(writer, block, (size_t)elements * sizeof(*block),
                                            &error));
