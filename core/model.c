@@ -1,6 +1,7 @@
 #include "core/model.h"
 
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 const char *const model_family_names[MODEL_FAMILIES] = {
@@ -229,6 +230,17 @@ static double number_of(const struct settings *settings, enum setting_id id)
     }
 }
 
+/* `value` as the setting would be written. */
+static const char *text_of(enum setting_id id, double value, char *text, size_t size)
+{
+    if (id == SETTING_FAMILY)
+        return model_family_names[(int)value];
+    if (setting_table[id].type == SETTING_TYPE_BOOLEAN)
+        return value != 0 ? "yes" : "no";
+    snprintf(text, size, "%.10g", value);
+    return text;
+}
+
 int model_override(struct model *model, const struct settings *settings, struct error *error)
 {
     const struct {
@@ -249,12 +261,14 @@ int model_override(struct model *model, const struct settings *settings, struct 
         {SETTING_PARALLEL_NORMS, model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS ? 2 : 1},
         {SETTING_TIED_EMBEDDINGS, model->tied_embeddings},
     };
+    char text[32];
 
     for (size_t i = 0; i < sizeof(fixed) / sizeof(*fixed); i++)
         if (is_given(settings, fixed[i].id) && number_of(settings, fixed[i].id) != fixed[i].value)
             return error_set(error, EXIT_STATUS_CONFIGURATION,
-                             "%s=%s: the model that is there has another; leave it away",
-                             setting_table[fixed[i].id].name, setting_text(settings, fixed[i].id));
+                             "%s=%s: the stored model has %s; leave the setting away",
+                             setting_table[fixed[i].id].name, setting_text(settings, fixed[i].id),
+                             text_of(fixed[i].id, fixed[i].value, text, sizeof(text)));
     if (override_context(model, settings, error) < 0)
         return -1;
     return model_check(model, error);

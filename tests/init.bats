@@ -97,8 +97,8 @@ value() { "$build_dir/tests/model_tool" value "$@"; }
         grep -q '"max_position_embeddings":512.*"rope_scaling":{"factor":4.0,"rope_type":"linear"}'
     refused 78 "rope-factor: goes with rope-scaling" --init="$golden/models/llama-mha" \
         --rope-factor=4
-    refused 78 "hidden-size=32" --init="$golden/models/llama-mha" --hidden-size=32
-    refused 78 "family=llama" --init="$golden/models/mistral" --family=llama
+    refused 78 "hidden-size=32: the stored model has 64;" --init="$golden/models/llama-mha" --hidden-size=32
+    refused 78 "family=llama: the stored model has mistral;" --init="$golden/models/mistral" --family=llama
     status=0
     train 1 $run --steps=3 --run-dir=run $longer --rope-theta=5e5 > log 2>&1 || status=$?
     [ $status = 78 ]
