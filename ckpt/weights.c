@@ -80,13 +80,17 @@ static int open_checkpoint(struct weights *weights, const char *path, struct err
     return check_tensors(weights, error);
 }
 
-int weights_open(struct weights **weights, const char *path, struct error *error)
+int weights_open_checkpoint(struct weights **weights, const char *path, struct error *error)
 {
-    if (hf_source_is_one(path))
-        return weights_open_hf(weights, path, false, error);
     if (create(weights, error) < 0)
         return -1;
     return open_checkpoint(*weights, path, error) < 0 ? fail(weights) : 0;
+}
+
+int weights_open(struct weights **weights, const char *path, struct error *error)
+{
+    return hf_source_is_one(path) ? weights_open_hf(weights, path, false, error)
+                                  : weights_open_checkpoint(weights, path, error);
 }
 
 void weights_close(struct weights *weights)

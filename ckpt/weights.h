@@ -17,6 +17,9 @@ struct weights;
  * EXIT_STATUS_IO, naming file and tensor. */
 int weights_open(struct weights **weights, const char *path, struct error *error);
 
+/* Only a checkpoint, or a run. */
+int weights_open_checkpoint(struct weights **weights, const char *path, struct error *error);
+
 /* Only a Hugging Face directory; hf_source_open() says what `allow_nonfinite` is. */
 int weights_open_hf(struct weights **weights, const char *directory, bool allow_nonfinite,
                     struct error *error);

@@ -57,7 +57,7 @@ struct steps {
 
 /* --- matches ---------------------------------------------------------------------------------- */
 
-/* Of one step in one piece; `place` is relative to the piece. */
+/* Of one step in one piece; places are relative to the piece. */
 struct match {
     size_t begin, end;
     bool is_match; /* else what lies between two */

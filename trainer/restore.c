@@ -45,7 +45,7 @@ bool candidates_open(struct candidates *candidates, struct team *team, struct we
 
         checkpoint_path(candidates->root, candidates->steps[candidates->next++], path,
                         sizeof(path));
-        result = weights_open(checkpoint, path, &reason);
+        result = weights_open_checkpoint(checkpoint, path, &reason);
         if (team_agree(team, result, &reason) == 0)
             return true;
         if (reason.text[0])
