@@ -6,10 +6,11 @@ load common
 setup() {
     common_setup
     program=$build_dir/data/mtllm-data
-    model=$source_dir/tests/golden/tokenizers/gpt2/tokenizer.json
-    "$program" tokenize --tokenizer="$model" --output=probe --format=text - <<< x || [ $? -ne 78 ] ||
-        skip "built without tokenizer.json"
-    rm -f probe.*
+    model=$source_dir/tests/golden/tokenizers/sentencepiece/tokenizer.model
+    echo x > probe
+    "$program" tokenize --tokenizer="$model" --output=probe probe || [ $? -ne 78 ] ||
+        skip "built without SentencePiece"
+    rm probe*
 }
 
 tokenize() {
