@@ -246,8 +246,7 @@ static int evaluate_batch(struct training *t, int64_t first, struct dump *dump, 
     const struct kernels *k = t->team.kernels;
     struct stage *stage = &t->stage;
     double loss = 0;
-    int result = batch_read(&t->batch, t->valid_data, first, &t->layout, t->place.dp,
-                            t->model.vocab_size, error);
+    int result = batch_read(&t->batch, t->valid_data, first, &t->layout, t->place.dp, error);
 
     if (team_agree(&t->team, result, error) < 0)
         return -1;

@@ -45,8 +45,8 @@ static int compute_gradients(struct training *t, double sums[SUM_COUNT], struct 
     struct stage *stage = &t->stage;
     const struct kernels *k = stage->kernels;
     double total, loss = 0;
-    int result = batch_read(&t->batch, t->train_data, t->progress.samples, &t->layout, t->place.dp,
-                            t->model.vocab_size, error);
+    int result =
+        batch_read(&t->batch, t->train_data, t->progress.samples, &t->layout, t->place.dp, error);
 
     if (team_agree(&t->team, result, error) < 0)
         return -1;

@@ -147,45 +147,44 @@ static int open_stage(struct training *t, struct error *error)
     return training ? optimizer_create(&t->optimizer, t->settings, &t->stage, error) : 0;
 }
 
-static int open_dataset(struct training *t, const struct token_file *file, const char *split,
-                        enum dataset_split which, int64_t samples, struct dataset **dataset,
-                        struct error *error)
-{
-    return dataset_open(dataset, file, split, which, samples, t->seq_length,
-                        (uint32_t)setting_integer(t->settings, SETTING_SEED), error);
-}
-
 /* Training and validation samples, as many as the whole run will take (Megatron's counts: the order
  * of samples depends on them). */
 static int open_data(struct training *t, struct error *error)
 {
     const struct settings *settings = t->settings;
-    const char *split = setting_text(settings, SETTING_SPLIT);
     int64_t interval = setting_integer(settings, SETTING_EVAL_INTERVAL);
     int64_t eval_batches = setting_integer(settings, SETTING_EVAL_STEPS);
     bool eval_only = setting_boolean(settings, SETTING_EVAL_ONLY);
     bool own_valid = setting_is_set(settings, SETTING_VALID_DATA);
+    struct dataset_options options = {
+        .seq_length = t->seq_length,
+        .vocab_size = t->model.vocab_size,
+        .seed = (uint32_t)setting_integer(settings, SETTING_SEED),
+        .split = own_valid ? NULL : setting_text(settings, SETTING_SPLIT),
+        .eod = (int32_t)t->model.eos_token,
+    };
 
     if (!setting_is_set(settings, SETTING_DATA) && !(eval_only && own_valid))
         return error_set(error, EXIT_STATUS_USAGE,
                          "--data: give the PREFIX of PREFIX.bin and PREFIX.idx, which mtllm-data "
                          "tokenize writes");
-    if (setting_is_set(settings, SETTING_DATA) &&
-        token_file_open(&t->train_file, setting_text(settings, SETTING_DATA), error) < 0)
-        return -1;
-    if (own_valid &&
-        token_file_open(&t->valid_file, setting_text(settings, SETTING_VALID_DATA), error) < 0)
-        return -1;
-    if (!eval_only && open_dataset(t, t->train_file, own_valid ? "1,0,0" : split, DATASET_TRAIN,
-                                   t->steps * t->global_batch, &t->train_data, error) < 0)
-        return -1;
     if (interval > 0)
         eval_batches *= t->steps / interval + 1;
-    if (interval > 0 || eval_only)
-        return open_dataset(t, own_valid ? t->valid_file : t->train_file,
-                            own_valid ? "0,1,0" : split, DATASET_VALID,
-                            eval_batches * t->global_batch, &t->valid_data, error);
-    return 0;
+    options.samples[DATASET_TRAIN] = t->steps * t->global_batch;
+    options.samples[DATASET_VALID] = interval > 0 || eval_only ? eval_batches * t->global_batch : 0;
+    if (setting_is_set(settings, SETTING_DATA) &&
+        data_source_open(&t->train_source, setting_text(settings, SETTING_DATA), error) < 0)
+        return -1;
+    if (own_valid &&
+        data_source_open(&t->valid_source, setting_text(settings, SETTING_VALID_DATA), error) < 0)
+        return -1;
+    if (!eval_only &&
+        dataset_open(&t->train_data, &t->train_source, DATASET_TRAIN, &options, error) < 0)
+        return -1;
+    if (options.samples[DATASET_VALID] == 0)
+        return 0;
+    return dataset_open(&t->valid_data, own_valid ? &t->valid_source : &t->train_source,
+                        DATASET_VALID, &options, error);
 }
 
 static int open_tokenizer(struct training *t, const struct weights *from, struct error *error)
@@ -466,8 +465,8 @@ void training_close(struct training *t)
     kept_files_destroy(&t->tokenizer);
     dataset_close(t->train_data);
     dataset_close(t->valid_data);
-    token_file_close(t->train_file);
-    token_file_close(t->valid_file);
+    data_source_close(&t->train_source);
+    data_source_close(&t->valid_source);
     run_directory_close(&t->run);
     if (t->team.scalars)
         team_destroy(&t->team);

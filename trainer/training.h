@@ -42,7 +42,7 @@ struct training {
     struct metrics *metrics;          /* rank 0; NULL elsewhere */
     struct metrics_interval interval; /* since the last line on the console */
 
-    struct token_file *train_file, *valid_file;
+    struct data_source train_source, valid_source;
     struct dataset *train_data, *valid_data;
     struct batch batch;
 
