@@ -137,6 +137,7 @@ static int open_stage(struct training *t, struct error *error)
     t->micro_batch = work.micro_batch;
     t->global_batch = t->microbatches * t->micro_batch * t->layout.dp;
     work.seq_length = t->seq_length;
+    work.sequences = t->micro_batch;
     work.microbatches = t->microbatches;
     if (comm_open_kv(&t->groups, t->world, layout_kv_sharing(&t->layout, &t->model), error) < 0 ||
         stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups, &work,
