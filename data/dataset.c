@@ -124,9 +124,17 @@ static int read_tokens(const struct dataset *dataset, int64_t document, int64_t 
     return 0;
 }
 
+int64_t dataset_sequences_most(int64_t seq_length)
+{
+    int64_t most = seq_length / 32 > 32 ? seq_length / 32 : 32;
+
+    return most < seq_length ? most : seq_length;
+}
+
 /* What follows an end of document, where the options ask for it. */
 static void apply_ends(const struct dataset_options *options, struct dataset_row *row)
 {
+    int64_t most = dataset_sequences_most(options->seq_length);
     int32_t position = 0;
 
     row->start_count = 1;
@@ -138,7 +146,8 @@ static void apply_ends(const struct dataset_options *options, struct dataset_row
         row->weights[t] = end && options->eod_mask_loss ? 0 : 1;
         if (end && options->reset_positions)
             position = 0;
-        if (end && options->reset_attention && t + 1 < options->seq_length)
+        if (end && options->reset_attention && t + 1 < options->seq_length &&
+            row->start_count < most)
             row->starts[row->start_count++] = (int32_t)t + 1;
     }
 }

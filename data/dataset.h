@@ -41,7 +41,8 @@ struct dataset_options {
     uint32_t seed;
     /* Shares of training, validation and test documents; NULL: the source is one of them whole. */
     const char *split;
-    int64_t samples[3]; /* wanted of each of the three; 0: none */
+    bool nonempty_splits; /* no share that is not 0 ends without a document */
+    int64_t samples[3];   /* wanted of each of the three; 0: none */
     /* Whole documents share a row, none of them seeing another. Else text runs from row to row, and
      * a document with roles is padded to a row of its own. */
     bool packing;
@@ -62,6 +63,11 @@ struct dataset_row {
     int32_t *starts;    /* tokens that attention begins anew with, ascending; the first is 0 */
     int64_t start_count;
 };
+
+/* Sequences of a row at most, where documents of a row do not see each other: kernels take memory
+ * by their number. Where an end of document would begin one more, attention goes on looking back.
+ */
+int64_t dataset_sequences_most(int64_t seq_length);
 
 struct dataset;
 

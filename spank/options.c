@@ -88,11 +88,34 @@ static bool is_path(enum setting_id id, const char *text)
     return setting_table[id].type == SETTING_TYPE_PATH;
 }
 
+/* The paths among numbers and paths by turns, each made absolute. A lone word is a path. */
+static int paths_value(const char *text, const char *directory, char *value, size_t size)
+{
+    size_t used = 0;
+    bool number = strpbrk(text + strspn(text, " \t"), " \t") != NULL;
+
+    for (text += strspn(text, " \t"); *text; number = !number) {
+        size_t word = strcspn(text, " \t");
+        bool relative = !number && *text != '/' && *directory;
+        int length = snprintf(value + used, size - used, "%s%s%s%.*s", used ? " " : "",
+                              relative ? directory : "", relative ? "/" : "", (int)word, text);
+
+        if (length < 0 || (size_t)length >= size - used)
+            return -1;
+        used += (size_t)length;
+        text += word;
+        text += strspn(text, " \t");
+    }
+    return 0;
+}
+
 int option_value(enum setting_id id, const char *directory, char *value, size_t size)
 {
     const char *text = option_texts[id];
     int length;
 
+    if (setting_table[id].type == SETTING_TYPE_PATHS)
+        return paths_value(text, directory, value, size);
     if (is_path(id, text) && *text && *text != '/' && *directory)
         length = snprintf(value, size, "%s/%s", directory, text);
     else

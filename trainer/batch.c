@@ -98,8 +98,10 @@ static int read_row(struct batch *batch, const struct dataset *dataset, int64_t 
     for (int64_t s = 1; s < row.start_count; s++)
         end_sequence(sequences, begin + row.starts[s]);
     end_sequence(sequences, begin + batch->seq_length);
-    for (int64_t t = 0; t < batch->seq_length; t++)
+    for (int64_t t = 0; t < batch->seq_length; t++) {
         batch->weight_sum += (double)row.weights[t];
+        batch->target_count += row.targets[t] >= 0;
+    }
     return 0;
 }
 
@@ -107,6 +109,7 @@ int batch_read(struct batch *batch, const struct dataset *dataset, int64_t first
                const struct layout *layout, int dp, struct error *error)
 {
     batch->weight_sum = 0;
+    batch->target_count = 0;
     for (int64_t m = 0; m < batch->microbatches; m++) {
         clear_sequences(&batch->sequences[m]);
         for (int64_t i = 0; i < batch->micro_batch; i++) {

@@ -30,6 +30,7 @@ struct batch {
     struct batch_sequences *sequences; /* [microbatches] */
     int32_t *starts;                   /* theirs */
     double weight_sum;
+    int64_t target_count; /* tokens that have a target */
 };
 
 /* Every row one sequence, its positions 0, 1, ...; the rest zeros. Error: EXIT_STATUS_SYSTEM. */

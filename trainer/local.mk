@@ -48,8 +48,10 @@ trainer_libtraining_la_SOURCES = \
 	trainer/batch.c trainer/batch.h \
 	trainer/block.c trainer/ends.c \
 	trainer/contact.c trainer/contact.h \
+	trainer/data.c \
 	trainer/device.c trainer/device.h \
 	trainer/evaluate.c \
+	trainer/feed.c trainer/feed.h \
 	trainer/loss_scale.c trainer/loss_scale.h \
 	trainer/norm.c \
 	trainer/optimizer.c trainer/optimizer.h \

@@ -137,55 +137,13 @@ static int open_stage(struct training *t, struct error *error)
     t->micro_batch = work.micro_batch;
     t->global_batch = t->microbatches * t->micro_batch * t->layout.dp;
     work.seq_length = t->seq_length;
-    work.sequences = t->micro_batch;
+    work.sequences = training_sequences(t);
     work.microbatches = t->microbatches;
     if (comm_open_kv(&t->groups, t->world, layout_kv_sharing(&t->layout, &t->model), error) < 0 ||
         stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups, &work,
-                     error) < 0 ||
-        batch_create(&t->batch, t->team.kernels, t->microbatches, t->micro_batch, t->seq_length,
                      error) < 0)
         return -1;
     return training ? optimizer_create(&t->optimizer, t->settings, &t->stage, error) : 0;
-}
-
-/* Training and validation samples, as many as the whole run will take (Megatron's counts: the order
- * of samples depends on them). */
-static int open_data(struct training *t, struct error *error)
-{
-    const struct settings *settings = t->settings;
-    int64_t interval = setting_integer(settings, SETTING_EVAL_INTERVAL);
-    int64_t eval_batches = setting_integer(settings, SETTING_EVAL_STEPS);
-    bool eval_only = setting_boolean(settings, SETTING_EVAL_ONLY);
-    bool own_valid = setting_is_set(settings, SETTING_VALID_DATA);
-    struct dataset_options options = {
-        .seq_length = t->seq_length,
-        .vocab_size = t->model.vocab_size,
-        .seed = (uint32_t)setting_integer(settings, SETTING_SEED),
-        .split = own_valid ? NULL : setting_text(settings, SETTING_SPLIT),
-        .eod = (int32_t)t->model.eos_token,
-    };
-
-    if (!setting_is_set(settings, SETTING_DATA) && !(eval_only && own_valid))
-        return error_set(error, EXIT_STATUS_USAGE,
-                         "--data: give the PREFIX of PREFIX.bin and PREFIX.idx, which mtllm-data "
-                         "tokenize writes");
-    if (interval > 0)
-        eval_batches *= t->steps / interval + 1;
-    options.samples[DATASET_TRAIN] = t->steps * t->global_batch;
-    options.samples[DATASET_VALID] = interval > 0 || eval_only ? eval_batches * t->global_batch : 0;
-    if (setting_is_set(settings, SETTING_DATA) &&
-        data_source_open(&t->train_source, setting_text(settings, SETTING_DATA), error) < 0)
-        return -1;
-    if (own_valid &&
-        data_source_open(&t->valid_source, setting_text(settings, SETTING_VALID_DATA), error) < 0)
-        return -1;
-    if (!eval_only &&
-        dataset_open(&t->train_data, &t->train_source, DATASET_TRAIN, &options, error) < 0)
-        return -1;
-    if (options.samples[DATASET_VALID] == 0)
-        return 0;
-    return dataset_open(&t->valid_data, own_valid ? &t->valid_source : &t->train_source,
-                        DATASET_VALID, &options, error);
 }
 
 static int open_tokenizer(struct training *t, const struct weights *from, struct error *error)
@@ -421,9 +379,9 @@ static int open_parts(struct training *t, struct weights *from, struct error *er
         result = open_stage(t, error);
     if (result == 0 && !setting_boolean(t->settings, SETTING_EVAL_ONLY))
         result = lr_schedule_from_settings(&t->schedule, t->settings, t->global_batch, "--", error);
-    if (result == 0)
-        result = open_data(t, error);
-    return team_agree(&t->team, result, error);
+    if (team_agree(&t->team, result, error) < 0)
+        return -1;
+    return training_open_data(t, error);
 }
 
 int training_open(struct training *t, const struct settings *settings, const struct world *world,
@@ -464,10 +422,7 @@ void training_close(struct training *t)
     free(t->progress.settings);
     free(t->progress.run_id);
     kept_files_destroy(&t->tokenizer);
-    dataset_close(t->train_data);
-    dataset_close(t->valid_data);
-    data_source_close(&t->train_source);
-    data_source_close(&t->valid_source);
+    training_close_data(t);
     run_directory_close(&t->run);
     if (t->team.scalars)
         team_destroy(&t->team);
@@ -476,7 +431,6 @@ void training_close(struct training *t)
         comm_close(&t->groups);
     peers_close(t->peers);
     /* Groups remember the stage's streams. */
-    batch_destroy(&t->batch);
     optimizer_destroy(&t->optimizer, &t->stage);
     stage_destroy(&t->stage);
 }
