@@ -84,6 +84,12 @@ trainer_test_model_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_model_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)
 endif
 
+# Also on a GPU; see check-gpu.
+check_PROGRAMS += trainer/test_packing
+TESTS += trainer/test_packing
+trainer_test_packing_SOURCES = trainer/test_packing.c
+trainer_test_packing_LDADD = trainer/libtraining.la
+
 # For tests/peers.bats; with little patience.
 if HAVE_MPI
 check_PROGRAMS += trainer/test_peers
