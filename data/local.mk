@@ -46,6 +46,7 @@ data_mtllm_data_SOURCES = \
 	data/merge.c \
 	data/mtllm_data.c \
 	data/options.c data/options.h \
+	data/outputs.c data/outputs.h \
 	data/progress.c data/progress.h \
 	data/tokenize.c
 nodist_EXTRA_data_mtllm_data_SOURCES = data/links_with_cxx.cc
