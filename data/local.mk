@@ -4,6 +4,7 @@ data_libdata_la_SOURCES = \
 	data/dataset.c data/dataset.h \
 	data/random.c data/random.h \
 	data/sample_index.c \
+	data/source.c data/source.h \
 	data/token_file.c data/token_file.h data/token_format.h \
 	data/token_writer.c
 data_libdata_la_LIBADD = core/libcore.la -lm
