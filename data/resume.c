@@ -65,6 +65,11 @@ static int add_tokenizer_files(XXH3_state_t *state, const char *directory, struc
     return result;
 }
 
+static bool names_file(const struct option_entry *option)
+{
+    return option->value && (strstr(option->value, "PATH") || strstr(option->value, "FILE"));
+}
+
 static int add_option(XXH3_state_t *state, const struct option_entry *option, const char *value,
                       struct error *error)
 {
@@ -74,7 +79,7 @@ static int add_option(XXH3_state_t *state, const struct option_entry *option, co
 
     add_text(state, option->name);
     add_text(state, value ? value : "unset");
-    if (!value || !option->value || strcmp(option->value, "PATH") != 0 || stat(value, &status) < 0)
+    if (!value || !names_file(option) || stat(value, &status) < 0)
         return 0;
     if (S_ISDIR(status.st_mode))
         return add_tokenizer_files(state, value, error);

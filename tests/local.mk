@@ -40,8 +40,14 @@ tests_model_tool_SOURCES = tests/model_tool.c
 tests_model_tool_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
 tests_model_tool_LDADD = ckpt/libhf.la $(JANSSON_LIBS)
 
+check_PROGRAMS += tests/decode_tokens
+tests_decode_tokens_SOURCES = tests/decode_tokens.c
+nodist_EXTRA_tests_decode_tokens_SOURCES = data/links_with_cxx.cc
+tests_decode_tokens_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
+tests_decode_tokens_LDADD = data/libdata.la data/libtokenizer.la $(JANSSON_LIBS)
+
 # Comparison with transformers; needs the network the first time.
-EXTRA_DIST += tests/parity/run.sh tests/parity/requirements.txt tests/parity/harness.py \
+EXTRA_DIST += tests/parity/run.sh tests/parity/requirements.txt tests/parity/harness.py tests/parity/corpus.py \
 	tests/parity/tokenizer_kinds.py tests/parity/test_add_tokens.py \
 	tests/parity/test_layouts.py tests/parity/test_logits.py tests/parity/test_round_trip.py \
 	tests/parity/test_tokenizers.py tests/parity/test_training.py
