@@ -33,7 +33,11 @@ static int64_t document_length(const struct token_file *file, int64_t document)
 
 static int bin_of(int64_t length)
 {
-    return length == 0 ? 0 : 64 - __builtin_clzll((unsigned long long)length);
+    int bin = 0;
+
+    for (; length > 0; length >>= 1)
+        bin++;
+    return bin;
 }
 
 static void measure_documents(const struct token_file *file, struct summary *summary)
@@ -75,12 +79,12 @@ static void count_roles(const struct token_file *file, struct summary *summary)
 
 static int64_t bin_begin(int bin)
 {
-    return bin == 0 ? 0 : INT64_C(1) << (bin - 1);
+    return (int64_t)((UINT64_C(1) << bin) >> 1);
 }
 
 static int64_t bin_last(int bin)
 {
-    return bin == 0 ? 0 : 2 * bin_begin(bin) - 1;
+    return (int64_t)((UINT64_C(1) << bin) - 1);
 }
 
 /* A line for each bin from the shortest document's to the longest's. */
