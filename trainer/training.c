@@ -119,13 +119,18 @@ static int open_stage(struct training *t, struct error *error)
 {
     bool training = !setting_boolean(t->settings, SETTING_EVAL_ONLY);
     bool bf16 = strcmp(setting_text(t->settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
-    bool selective = strcmp(setting_text(t->settings, SETTING_RECOMPUTE), "selective") == 0;
+    const char *recompute = setting_text(t->settings, SETTING_RECOMPUTE);
     struct stage_work work = {
         .micro_batch = setting_integer(t->settings, SETTING_MICRO_BATCH_SIZE),
         .state = !training ? STAGE_EVALUATES
                  : bf16    ? STAGE_TRAINS_BF16
                            : STAGE_TRAINS,
-        .recompute = selective ? RECOMPUTE_SELECTIVE : RECOMPUTE_NONE,
+        .recompute = strcmp(recompute, "full") == 0        ? RECOMPUTE_FULL
+                     : strcmp(recompute, "selective") == 0 ? RECOMPUTE_SELECTIVE
+                                                           : RECOMPUTE_NONE,
+        .recompute_layers = setting_is_set(t->settings, SETTING_RECOMPUTE_LAYERS)
+                                ? setting_integer(t->settings, SETTING_RECOMPUTE_LAYERS)
+                                : t->model.layers,
     };
 
     if (training && bf16 && t->team.kernels->dtype == DTYPE_F32)
