@@ -182,7 +182,7 @@ static void train_as_pytorch(struct golden *golden)
         *golden->stage.loss_sum = 0;
         pipeline_train(&golden->stage, &golden->batch);
         check(optimizer_squared_norm(&optimizer, &golden->stage, &squared, &error), &error);
-        optimizer_update(&optimizer, &golden->stage, 1e-3, step + 1, sqrt(squared), 1);
+        optimizer_update(&optimizer, &golden->stage, 1e-3, 0.1, step + 1, sqrt(squared), 1);
         if (!(fabs(*golden->stage.loss_sum / losses[step] - 1) <= 1e-4) ||
             !(fabs(sqrt(squared) / norms[step] - 1) <= 1e-3))
             fail_msg("step %d: loss %.7f, norm %.6f; PyTorch has %.7f and %.6f", step + 1,

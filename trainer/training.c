@@ -369,6 +369,14 @@ static int open_directory(struct training *t, struct error *error)
     return team_agree(&t->team, result, error);
 }
 
+static int settle_schedules(struct training *t, struct error *error)
+{
+    if (lr_schedule_from_settings(&t->schedule, t->settings, t->global_batch, "--", error) < 0)
+        return -1;
+    return weight_decay_schedule_from_settings(&t->decay, t->settings, t->global_batch, "--",
+                                               error);
+}
+
 static int open_parts(struct training *t, struct weights *from, struct error *error)
 {
     int result = settle_model(t, from, error);
@@ -383,7 +391,7 @@ static int open_parts(struct training *t, struct weights *from, struct error *er
     if (result == 0)
         result = open_stage(t, error);
     if (result == 0 && !setting_boolean(t->settings, SETTING_EVAL_ONLY))
-        result = lr_schedule_from_settings(&t->schedule, t->settings, t->global_batch, "--", error);
+        result = settle_schedules(t, error);
     if (team_agree(&t->team, result, error) < 0)
         return -1;
     return training_open_data(t, error);
