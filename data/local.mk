@@ -19,6 +19,7 @@ tokenizer_json_sources = \
 	data/added_set.c data/added_set.h \
 	data/bpe.c data/bpe.h \
 	data/decoder.c data/decoder.h \
+	data/normal_form.c data/normal_form.h \
 	data/pieces.c data/pieces.h \
 	data/steps.c data/steps.h \
 	data/tokenizer_json.c \

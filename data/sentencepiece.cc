@@ -242,6 +242,35 @@ int encode_part(const struct tokenizer *base, const char *text, size_t bytes, bo
     return 0;
 }
 
+int encode_spans(const struct tokenizer *base, const char *text, size_t bytes,
+                 struct token_list *list, struct token_span **spans, struct error *error)
+{
+    try {
+        sentencepiece::ImmutableSentencePieceText encoded;
+        const auto status =
+            self(base)->processor.Encode(absl::string_view(text, bytes), encoded.mutable_proto());
+
+        if (!status.ok())
+            return error_set(error, EXIT_STATUS_DATA, "SentencePiece: %s",
+                             status.ToString().c_str());
+        const auto pieces = encoded.pieces();
+        auto *to = static_cast<struct token_span *>(
+            std::malloc((pieces.size() + 1) * sizeof(struct token_span)));
+        if (!to || token_list_reserve(list, static_cast<int64_t>(pieces.size())) < 0) {
+            std::free(to);
+            return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+        }
+        for (size_t i = 0; i < pieces.size(); i++) {
+            list->ids[list->count++] = static_cast<int32_t>(pieces[i].id());
+            to[i] = {pieces[i].begin(), pieces[i].end()};
+        }
+        *spans = to;
+    } catch (const std::exception &exception) {
+        return exception_error(error, exception);
+    }
+    return 0;
+}
+
 int decode(const struct tokenizer *base, const int32_t *ids, int64_t count, char **text,
            size_t *bytes, struct error *error)
 {
@@ -264,7 +293,7 @@ int decode(const struct tokenizer *base, const int32_t *ids, int64_t count, char
     return 0;
 }
 
-const struct tokenizer_kind kind = {close, part, encode_part, decode};
+const struct tokenizer_kind kind = {close, part, encode_part, encode_spans, decode};
 
 } // namespace
 

@@ -29,6 +29,11 @@ struct token_list {
 /* -1: out of memory. */
 int token_list_reserve(struct token_list *list, int64_t more);
 
+/* Bytes [begin, end) of a text. */
+struct token_span {
+    uint32_t begin, end;
+};
+
 struct tokenizer;
 
 /* Ids beyond this are taken for damage. */
@@ -55,10 +60,18 @@ int32_t tokenizer_unk(const struct tokenizer *tokenizer);
 int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t bytes,
                      struct token_list *list, struct error *error);
 
-/* The same by parts, for documents that do not fit in memory. The first part of the document that
- * `text` continues ends at the returned position. `whole`: the document ends at `bytes`; else 0
- * means that more text is needed to tell. `scanned` (0 for each new part) is where the search goes
- * on after more text came. */
+/* The same, and what each token comes from: *spans, to be freed, has one for each id appended. The
+ * text must be UTF-8. A token that holds a part of a character comes from all of it; one without
+ * text of its own, such as the space that some models begin with, from what follows or from
+ * nothing. For a tokenizer.json these are the offsets of Hugging Face's tokenizers (in bytes, and
+ * before a post-processor trims them), for SentencePiece the library's. */
+int tokenizer_encode_spans(const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                           struct token_list *list, struct token_span **spans, struct error *error);
+
+/* As tokenizer_encode() by parts, for documents that do not fit in memory. The first part of the
+ * document that `text` continues ends at the returned position. `whole`: the document ends at
+ * `bytes`; else 0 means that more text is needed to tell. `scanned` (0 for each new part) is where
+ * the search goes on after more text came. */
 size_t tokenizer_part(const struct tokenizer *tokenizer, const char *text, size_t bytes, bool whole,
                       size_t *scanned);
 /* Append the ids of one part; `first`: the document begins with it. */

@@ -15,6 +15,8 @@ struct tokenizer_kind {
                    size_t *scanned);
     int (*encode_part)(const struct tokenizer *tokenizer, const char *text, size_t bytes,
                        bool first, struct token_list *list, struct error *error);
+    int (*encode_spans)(const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                        struct token_list *list, struct token_span **spans, struct error *error);
     int (*decode)(const struct tokenizer *tokenizer, const int32_t *ids, int64_t count, char **text,
                   size_t *bytes, struct error *error);
 };
