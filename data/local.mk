@@ -11,9 +11,12 @@ data_libdata_la_LIBADD = core/libcore.la -lm
 # SentencePiece is C++; only what tokenizes is linked with it.
 noinst_LTLIBRARIES += data/libtokenizer.la
 data_libtokenizer_la_SOURCES = \
+	data/chat.c data/chat.h \
+	data/chat_pattern.c data/chat_pattern.h \
+	data/chat_template.c data/chat_template.h \
 	data/tokenizer.c data/tokenizer.h data/tokenizer_kind.h data/tokenizer_missing.c
-data_libtokenizer_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS)
-data_libtokenizer_la_LIBADD = core/libcore.la
+data_libtokenizer_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS) $(INIH_CFLAGS)
+data_libtokenizer_la_LIBADD = core/libcore.la $(JANSSON_LIBS)
 sentencepiece_sources = data/sentencepiece.cc
 tokenizer_json_sources = \
 	data/added_set.c data/added_set.h \

@@ -271,6 +271,22 @@ int encode_spans(const struct tokenizer *base, const char *text, size_t bytes,
     return 0;
 }
 
+int32_t find(const struct tokenizer *base, const char *text)
+{
+    const auto &processor = self(base)->processor;
+    const int id = processor.PieceToId(text);
+
+    return processor.IsUnknown(id) && processor.IdToPiece(id) != text ? -1 : id;
+}
+
+const char *text_of(const struct tokenizer *base, int32_t id, size_t *bytes)
+{
+    const std::string &piece = self(base)->processor.IdToPiece(id);
+
+    *bytes = piece.size();
+    return piece.c_str();
+}
+
 int decode(const struct tokenizer *base, const int32_t *ids, int64_t count, char **text,
            size_t *bytes, struct error *error)
 {
@@ -293,7 +309,7 @@ int decode(const struct tokenizer *base, const int32_t *ids, int64_t count, char
     return 0;
 }
 
-const struct tokenizer_kind kind = {close, part, encode_part, encode_spans, decode};
+const struct tokenizer_kind kind = {close, part, encode_part, encode_spans, find, text_of, decode};
 
 } // namespace
 

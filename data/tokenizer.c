@@ -92,6 +92,22 @@ int32_t tokenizer_unk(const struct tokenizer *tokenizer)
     return tokenizer->unk;
 }
 
+int32_t tokenizer_find(const struct tokenizer *tokenizer, const char *text)
+{
+    return tokenizer->kind->find(tokenizer, text);
+}
+
+const char *tokenizer_text(const struct tokenizer *tokenizer, int32_t id, size_t *bytes)
+{
+    return id < 0 || id >= tokenizer->vocab_size ? NULL
+                                                 : tokenizer->kind->text(tokenizer, id, bytes);
+}
+
+bool tokenizer_sees_tokens(const struct tokenizer *tokenizer)
+{
+    return tokenizer->sees_tokens;
+}
+
 size_t tokenizer_part(const struct tokenizer *tokenizer, const char *text, size_t bytes, bool whole,
                       size_t *scanned)
 {

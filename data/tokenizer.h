@@ -55,6 +55,14 @@ int32_t tokenizer_bos(const struct tokenizer *tokenizer);
 int32_t tokenizer_eos(const struct tokenizer *tokenizer);
 int32_t tokenizer_unk(const struct tokenizer *tokenizer);
 
+/* The id of a token that text is never taken for by chance: an added token of a tokenizer.json, any
+ * piece of SentencePiece. -1: it is none. */
+int32_t tokenizer_find(const struct tokenizer *tokenizer, const char *text);
+/* The token as it is written; NULL when there is none of this id. */
+const char *tokenizer_text(const struct tokenizer *tokenizer, int32_t id, size_t *bytes);
+/* Are tokens such as </s> found in text that is encoded? SentencePiece takes them for text. */
+bool tokenizer_sees_tokens(const struct tokenizer *tokenizer);
+
 /* Append the ids of a whole document, special tokens not added. Bytes that are no UTF-8 count as
  * U+FFFD. Error: EXIT_STATUS_DATA or EXIT_STATUS_SYSTEM (out of memory). */
 int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t bytes,

@@ -295,14 +295,26 @@ static size_t part(const struct tokenizer *base, const char *text, size_t bytes,
 
 /* --- decoding --------------------------------------------------------------------------------- */
 
-static const char *text_of(const struct json_tokenizer *tokenizer, int32_t id, size_t *bytes)
+static const char *text_of(const struct tokenizer *base, int32_t id, size_t *bytes)
 {
+    const struct json_tokenizer *tokenizer = self(base);
+
     for (size_t i = 0; i < tokenizer->added.count; i++)
         if (tokenizer->added.list[i].id == id) {
             *bytes = tokenizer->added.list[i].bytes;
             return tokenizer->added.list[i].text;
         }
     return bpe_text(tokenizer->bpe, id, bytes);
+}
+
+static int32_t find_added(const struct tokenizer *base, const char *text)
+{
+    const struct added_set *added = &self(base)->added;
+
+    for (size_t i = 0; i < added->count; i++)
+        if (strcmp(added->list[i].text, text) == 0)
+            return added->list[i].id;
+    return -1;
 }
 
 static int decode(const struct tokenizer *base, const int32_t *ids, int64_t count, char **text,
@@ -314,7 +326,7 @@ static int decode(const struct tokenizer *base, const int32_t *ids, int64_t coun
 
     for (int64_t i = 0; rc == 0 && i < count; i++) {
         size_t length = 0;
-        const char *token = text_of(tokenizer, ids[i], &length);
+        const char *token = text_of(base, ids[i], &length);
 
         if (pieces_append(&pair.now, token, token ? length : 0) < 0 || pieces_end(&pair.now) < 0)
             rc = out_of_memory(error);
@@ -449,11 +461,10 @@ static int read_parts(struct json_tokenizer *tokenizer, json_t *json, struct err
 
 static int32_t find_id(const struct json_tokenizer *tokenizer, const char *text)
 {
-    if (!text)
-        return -1;
-    for (size_t i = 0; i < tokenizer->added.count; i++)
-        if (strcmp(tokenizer->added.list[i].text, text) == 0)
-            return tokenizer->added.list[i].id;
+    int32_t id = text ? find_added(&tokenizer->base, text) : -1;
+
+    if (!text || id >= 0)
+        return id;
     return bpe_find(tokenizer->bpe, text, strlen(text));
 }
 
@@ -542,6 +553,7 @@ int tokenizer_json_open(struct tokenizer **result, const char *path, struct erro
         return out_of_memory(error);
     }
     tokenizer->base.kind = &kind;
+    tokenizer->base.sees_tokens = true;
     rc = pthread_key_create(&tokenizer->work, destroy_work);
     tokenizer->has_work = rc == 0;
     if (rc != 0) {

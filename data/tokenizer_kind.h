@@ -17,6 +17,8 @@ struct tokenizer_kind {
                        bool first, struct token_list *list, struct error *error);
     int (*encode_spans)(const struct tokenizer *tokenizer, const char *text, size_t bytes,
                         struct token_list *list, struct token_span **spans, struct error *error);
+    int32_t (*find)(const struct tokenizer *tokenizer, const char *text);
+    const char *(*text)(const struct tokenizer *tokenizer, int32_t id, size_t *bytes);
     int (*decode)(const struct tokenizer *tokenizer, const int32_t *ids, int64_t count, char **text,
                   size_t *bytes, struct error *error);
 };
@@ -24,6 +26,7 @@ struct tokenizer_kind {
 /* Each kind has this first. */
 struct tokenizer {
     const struct tokenizer_kind *kind;
+    bool sees_tokens;
     int64_t vocab_size;
     int32_t bos, eos, unk;
 };
