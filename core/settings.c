@@ -213,6 +213,7 @@ int setting_check(enum setting_id id, const char *text, const char *spelled, str
         return 0;
     case SETTING_TYPE_TEXT:
     case SETTING_TYPE_PATH:
+    case SETTING_TYPE_PATHS:
         if (!*text)
             return error_set(error, EXIT_STATUS_USAGE, "%s: the value is empty", spelled);
         if (strpbrk(text, "\n\r"))

@@ -135,6 +135,14 @@ void corpus_close(struct corpus *corpus)
     free(corpus);
 }
 
+bool corpus_has_text(const struct corpus *corpus)
+{
+    for (int i = 0; i < corpus->input_count; i++)
+        if (!is_json(corpus, corpus->inputs[i]))
+            return true;
+    return false;
+}
+
 int64_t corpus_bytes(const struct corpus *corpus)
 {
     return corpus->bytes;
@@ -357,7 +365,8 @@ int corpus_next(struct corpus *corpus, struct corpus_batch *batch, struct error 
         free(batch->parts[i].problem);
     batch->count = 0;
     batch->bytes = 0;
-    batch->tokens.count = 0;
+    for (int i = 0; i < STREAMS_MOST; i++)
+        batch->streams[i].count = 0;
     for (;;) {
         if (!corpus->stream) {
             if (corpus->next_input == corpus->input_count)
@@ -381,6 +390,7 @@ void corpus_batch_clear(struct corpus_batch *batch)
         free(batch->parts[i].problem);
     free(batch->parts);
     free(batch->text);
-    free(batch->tokens.ids);
+    for (int i = 0; i < STREAMS_MOST; i++)
+        free(batch->streams[i].ids);
     memset(batch, 0, sizeof(*batch));
 }

@@ -14,6 +14,9 @@ enum corpus_format { CORPUS_BY_NAME, CORPUS_TEXT, CORPUS_JSONL };
 /* What is one document of plain text. */
 enum corpus_documents { CORPUS_FILE, CORPUS_PARAGRAPH, CORPUS_LINE };
 
+/* A line of JSON can hold documents of several token files. */
+enum { STREAMS_MOST = 8 };
+
 /* A whole document, or one part of it (see tokenizer.h), or a line of JSON. */
 struct corpus_part {
     size_t offset, bytes; /* in the batch's text */
@@ -21,8 +24,8 @@ struct corpus_part {
     int64_t line;         /* where it begins in its file, from 1 */
 
     /* What a worker found. */
-    int64_t tokens; /* in the batch's list; 0: nothing but white space */
-    char *problem;  /* why this line of JSON is no document; NULL: it is one */
+    int64_t tokens[STREAMS_MOST]; /* in each list of the batch; 0: nothing but white space */
+    char *problem;                /* why this line of JSON is no document; NULL: it is one */
 };
 
 /* Parts of one input. */
@@ -33,7 +36,7 @@ struct corpus_batch {
     size_t bytes, room;
     struct corpus_part *parts;
     int64_t count, capacity;
-    struct token_list tokens;
+    struct token_list streams[STREAMS_MOST];
 };
 
 /* Free what the batch holds. */
@@ -49,6 +52,8 @@ int corpus_open(struct corpus **corpus, char *const *inputs, int count, enum cor
                 struct error *error);
 void corpus_close(struct corpus *corpus);
 
+/* Is any of the inputs plain text? */
+bool corpus_has_text(const struct corpus *corpus);
 /* Bytes of all inputs; -1 when that is not known (a pipe). */
 int64_t corpus_bytes(const struct corpus *corpus);
 /* Bytes read so far. */

@@ -7,7 +7,7 @@ static const char *const split_names[] = {"training", "validation", "test"};
 
 struct dataset {
     const struct token_file *file;
-    int64_t seq_length;
+    struct dataset_options options;
     struct sample_index index;
 };
 
@@ -53,10 +53,13 @@ static int check_room(const struct token_file *file, const char *split, enum dat
                      (long long)seq_length + 1, (long long)seq_length);
 }
 
-int dataset_open(struct dataset **result, const struct token_file *file, const char *split,
-                 enum dataset_split which, int64_t samples, int64_t seq_length, uint32_t seed,
+int dataset_open(struct dataset **result, const struct data_source *source,
+                 enum dataset_split which, const struct dataset_options *options,
                  struct error *error)
 {
+    static const char *const whole[] = {"1,0,0", "0,1,0", "0,0,1"};
+    const struct token_file *file = source->parts[0].tokens;
+    const char *split = options->split ? options->split : whole[which];
     struct dataset *dataset = NULL;
     int64_t bounds[4];
     int32_t *lengths = NULL;
@@ -66,7 +69,7 @@ int dataset_open(struct dataset **result, const struct token_file *file, const c
     if (dataset_split_bounds(split, token_file_sequences(file), bounds, error) < 0)
         return -1;
     lengths = copy_lengths(file, error);
-    if (!lengths || check_room(file, split, which, bounds, lengths, seq_length, error) < 0)
+    if (!lengths || check_room(file, split, which, bounds, lengths, options->seq_length, error) < 0)
         goto out;
     dataset = calloc(1, sizeof(*dataset));
     if (!dataset) {
@@ -74,9 +77,10 @@ int dataset_open(struct dataset **result, const struct token_file *file, const c
         goto out;
     }
     dataset->file = file;
-    dataset->seq_length = seq_length;
-    if (sample_index_build(&dataset->index, lengths, bounds[which], bounds[which + 1], samples,
-                           seq_length, seed, error) < 0) {
+    dataset->options = *options;
+    if (sample_index_build(&dataset->index, lengths, bounds[which], bounds[which + 1],
+                           options->samples[which], options->seq_length, options->seed,
+                           error) < 0) {
         error_prefix(error, "%s: ", token_file_prefix(file));
         goto out;
     }
@@ -102,15 +106,13 @@ int64_t dataset_samples(const struct dataset *dataset)
     return dataset->index.sample_count;
 }
 
-int64_t dataset_epochs(const struct dataset *dataset)
+/* Copy tokens [offset, offset + count) of a document. */
+static int read_tokens(const struct dataset *dataset, int64_t document, int64_t offset,
+                       int64_t count, int32_t *tokens, struct error *error)
 {
-    return dataset->index.epochs;
-}
+    int64_t vocab_size = dataset->options.vocab_size;
 
-static int check_tokens(const struct dataset *dataset, int64_t document, int64_t offset,
-                        int64_t count, int64_t vocab_size, const int32_t *tokens,
-                        struct error *error)
-{
+    token_file_read(dataset->file, document, offset, count, tokens);
     for (int64_t k = 0; k < count; k++)
         if (tokens[k] < 0 || tokens[k] >= vocab_size)
             return error_set(error, EXIT_STATUS_DATA,
@@ -122,25 +124,59 @@ static int check_tokens(const struct dataset *dataset, int64_t document, int64_t
     return 0;
 }
 
-int dataset_read(const struct dataset *dataset, int64_t i, int64_t vocab_size, int32_t *tokens,
+int64_t dataset_sequences_most(int64_t seq_length)
+{
+    int64_t most = seq_length / 32 > 32 ? seq_length / 32 : 32;
+
+    return most < seq_length ? most : seq_length;
+}
+
+/* What follows an end of document, where the options ask for it. */
+static void apply_ends(const struct dataset_options *options, struct dataset_row *row)
+{
+    int64_t most = dataset_sequences_most(options->seq_length);
+    int32_t position = 0;
+
+    row->start_count = 1;
+    row->starts[0] = 0;
+    for (int64_t t = 0; t < options->seq_length; t++) {
+        bool end = options->eod >= 0 && row->tokens[t] == options->eod;
+
+        row->positions[t] = position++;
+        row->weights[t] = end && options->eod_mask_loss ? 0 : 1;
+        if (end && options->reset_positions)
+            position = 0;
+        if (end && options->reset_attention && t + 1 < options->seq_length &&
+            row->start_count < most)
+            row->starts[row->start_count++] = (int32_t)t + 1;
+    }
+}
+
+int dataset_read(const struct dataset *dataset, int64_t i, struct dataset_row *row,
                  struct error *error)
 {
     const struct sample_index *index = &dataset->index;
-    const int64_t *row = index->samples + 2 * index->shuffle[i];
-    int64_t position = row[0], offset = row[1], needed = dataset->seq_length + 1;
+    const int64_t *cut = index->samples + 2 * index->shuffle[i];
+    int64_t position = cut[0], offset = cut[1], length = dataset->options.seq_length;
 
-    while (needed > 0) {
+    while (offset == token_file_length(dataset->file, index->documents[position])) {
+        position++; /* an empty document */
+        offset = 0;
+    }
+    /* The first token is no target and the last is nothing else. */
+    if (read_tokens(dataset, index->documents[position], offset++, 1, row->tokens, error) < 0)
+        return -1;
+    for (int64_t t = 0; t < length; offset = 0) {
         int64_t document = index->documents[position++];
         int64_t count = token_file_length(dataset->file, document) - offset;
 
-        if (count > needed)
-            count = needed;
-        token_file_read(dataset->file, document, offset, count, tokens);
-        if (check_tokens(dataset, document, offset, count, vocab_size, tokens, error) < 0)
+        if (count > length - t)
+            count = length - t;
+        if (read_tokens(dataset, document, offset, count, row->targets + t, error) < 0)
             return -1;
-        tokens += count;
-        needed -= count;
-        offset = 0;
+        t += count;
     }
+    memcpy(row->tokens + 1, row->targets, (size_t)(length - 1) * sizeof(*row->tokens));
+    apply_ends(&dataset->options, row);
     return 0;
 }

@@ -5,10 +5,11 @@
 #ifndef MTLLM_DATA_DATASET_H
 #define MTLLM_DATA_DATASET_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/error.h"
-#include "data/token_file.h"
+#include "data/source.h"
 
 enum dataset_split { DATASET_TRAIN, DATASET_VALID, DATASET_TEST };
 
@@ -34,20 +35,54 @@ int sample_index_build(struct sample_index *index, const int32_t *sizes, int64_t
                        struct error *error);
 void sample_index_destroy(struct sample_index *index);
 
+/* How samples are made of a source. */
+struct dataset_options {
+    int64_t seq_length, vocab_size;
+    uint32_t seed;
+    /* Shares of training, validation and test documents; NULL: the source is one of them whole. */
+    const char *split;
+    bool nonempty_splits; /* no share that is not 0 ends without a document */
+    int64_t samples[3];   /* wanted of each of the three; 0: none */
+    /* Whole documents share a row, none of them seeing another. Else text runs from row to row, and
+     * a document with roles is padded to a row of its own. */
+    bool packing;
+    double loss_mask_weight; /* in the loss, of tokens that are not the assistant's */
+    int32_t eod;             /* ends a document; -1: unknown */
+    /* Behind an end of document: no loss on what follows it, positions from 0 again, attention that
+     * does not look back. */
+    bool eod_mask_loss, reset_positions, reset_attention;
+    const char *cache; /* directory for sample orders; NULL: they are made anew */
+};
+
+/* One row of a batch; all arrays are the caller's and [seq_length]. */
+struct dataset_row {
+    int32_t *tokens;
+    int32_t *targets;   /* the token that follows; -1: none */
+    float *weights;     /* of the target in the loss; 0 where there is none */
+    int32_t *positions; /* for the rotary embedding, each below seq_length */
+    int32_t *starts;    /* tokens that attention begins anew with, ascending; the first is 0 */
+    int64_t start_count;
+};
+
+/* Sequences of a row at most, where documents of a row do not see each other: kernels take memory
+ * by their number. Where an end of document would begin one more, attention goes on looking back.
+ */
+int64_t dataset_sequences_most(int64_t seq_length);
+
 struct dataset;
 
-/* At least `samples` samples of one split. The token file stays the caller's and must outlive the
- * dataset. */
-int dataset_open(struct dataset **dataset, const struct token_file *file, const char *split,
-                 enum dataset_split which, int64_t samples, int64_t seq_length, uint32_t seed,
+/* At least options->samples[which] samples of `source`, which must outlive the dataset. The same
+ * samples in the same order for the same files and options. Error: EXIT_STATUS_DATA,
+ * EXIT_STATUS_USAGE (the split), EXIT_STATUS_SYSTEM. */
+int dataset_open(struct dataset **dataset, const struct data_source *source,
+                 enum dataset_split which, const struct dataset_options *options,
                  struct error *error);
 void dataset_close(struct dataset *dataset);
 int64_t dataset_samples(const struct dataset *dataset);
-int64_t dataset_epochs(const struct dataset *dataset);
 
-/* tokens[seq_length + 1] of sample i < dataset_samples(). Every token must be in
- * [0, vocab_size): EXIT_STATUS_DATA naming file, document and token otherwise. */
-int dataset_read(const struct dataset *dataset, int64_t i, int64_t vocab_size, int32_t *tokens,
+/* Sample i < dataset_samples(). Every token must be in [0, vocab_size): EXIT_STATUS_DATA naming
+ * file, document and token otherwise. May be called by several threads at once. */
+int dataset_read(const struct dataset *dataset, int64_t i, struct dataset_row *row,
                  struct error *error);
 
 #endif

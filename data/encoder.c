@@ -17,10 +17,9 @@ struct slot {
 };
 
 struct encoder {
-    const struct tokenizer *tokenizer;
-    const char *key;
+    struct encoder_work work;
     pthread_mutex_t mutex;
-    pthread_cond_t work, done;
+    pthread_cond_t submission, done;
     struct slot *slots; /* [ring] */
     int ring;
     int64_t submitted, taken, released; /* batches, ever */
@@ -48,59 +47,80 @@ static int set_problem(struct corpus_part *part, const char *format, const char 
     return 0;
 }
 
-static int encode_json(const struct encoder *encoder, struct corpus_batch *batch,
+/* The text of each stream. */
+static int encode_members(const struct encoder_work *work, struct corpus_batch *batch,
+                          struct corpus_part *part, json_t *line, struct error *error)
+{
+    for (int i = 0; i < work->streams; i++) {
+        const char *key = work->keys[i];
+        json_t *text = json_object_get(line, key);
+
+        if (!text)
+            return set_problem(part, "no member \"%s\" (--key names another)", key, error);
+        if (!json_is_string(text))
+            return set_problem(part, "member \"%s\" is not a string", key, error);
+        if (!is_blank(json_string_value(text), json_string_length(text)) &&
+            tokenizer_encode(work->tokenizer, json_string_value(text), json_string_length(text),
+                             &batch->streams[i], error) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int encode_json(const struct encoder_work *work, struct corpus_batch *batch,
                        struct corpus_part *part, struct error *error)
 {
     json_error_t problem;
     /* Numbers are of no interest here: read as reals, none is too large an integer. */
     json_t *line = json_loadb(batch->text + part->offset, part->bytes,
                               JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &problem);
-    json_t *text = json_object_get(line, encoder->key);
     int result = 0;
 
     if (!line)
         result = set_problem(part, "not a JSON object on one line (%s)", problem.text, error);
     else if (!json_is_object(line))
         result = set_problem(part, "not a JSON object%s", "", error);
-    else if (!text)
-        result = set_problem(part, "no member \"%s\" (--key names another)", encoder->key, error);
-    else if (!json_is_string(text))
-        result = set_problem(part, "member \"%s\" is not a string", encoder->key, error);
-    else if (!is_blank(json_string_value(text), json_string_length(text)))
-        result = tokenizer_encode(encoder->tokenizer, json_string_value(text),
-                                  json_string_length(text), &batch->tokens, error);
+    else
+        result = encode_members(work, batch, part, line, error);
     json_decref(line);
     return result;
 }
 
-static int encode_part(const struct encoder *encoder, struct corpus_batch *batch,
+static int encode_part(const struct encoder_work *work, struct corpus_batch *batch,
                        struct corpus_part *part, struct error *error)
 {
     const char *text = batch->text + part->offset;
 
     if (batch->json)
-        return encode_json(encoder, batch, part, error);
+        return encode_json(work, batch, part, error);
     /* A part of several holds letters (see tokenizer_part()); a blank one is a blank document. */
     if (is_blank(text, part->bytes))
         return 0;
     if (part->first && part->last)
-        return tokenizer_encode(encoder->tokenizer, text, part->bytes, &batch->tokens, error);
-    return tokenizer_encode_part(encoder->tokenizer, text, part->bytes, part->first, &batch->tokens,
-                                 error);
+        return tokenizer_encode(work->tokenizer, text, part->bytes, &batch->streams[0], error);
+    return tokenizer_encode_part(work->tokenizer, text, part->bytes, part->first,
+                                 &batch->streams[0], error);
 }
 
-static void encode_batch(const struct encoder *encoder, struct slot *slot)
+static void encode_batch(const struct encoder_work *work, struct slot *slot)
 {
     struct corpus_batch *batch = &slot->batch;
+    int64_t before[STREAMS_MOST];
 
     for (int64_t i = 0; i < batch->count; i++) {
-        int64_t before = batch->tokens.count;
+        struct corpus_part *part = &batch->parts[i];
 
-        if (encode_part(encoder, batch, &batch->parts[i], &slot->error) < 0) {
-            error_prefix(&slot->error, "%s:%lld: ", batch->path, (long long)batch->parts[i].line);
+        for (int s = 0; s < work->streams; s++)
+            before[s] = batch->streams[s].count;
+        if (encode_part(work, batch, part, &slot->error) < 0) {
+            error_prefix(&slot->error, "%s:%lld: ", batch->path, (long long)part->line);
             return;
         }
-        batch->parts[i].tokens = batch->tokens.count - before;
+        for (int s = 0; s < work->streams; s++) {
+            if (part->problem) /* nothing of such a line, of whatever stream */
+                batch->streams[s].count = before[s];
+            part->tokens[s] = batch->streams[s].count - before[s];
+        }
     }
 }
 
@@ -113,12 +133,12 @@ static void *encode_batches(void *argument)
         struct slot *slot;
 
         while (!encoder->stopping && encoder->taken == encoder->submitted)
-            pthread_cond_wait(&encoder->work, &encoder->mutex);
+            pthread_cond_wait(&encoder->submission, &encoder->mutex);
         if (encoder->stopping)
             break;
         slot = &encoder->slots[encoder->taken++ % encoder->ring];
         pthread_mutex_unlock(&encoder->mutex);
-        encode_batch(encoder, slot);
+        encode_batch(&encoder->work, slot);
         pthread_mutex_lock(&encoder->mutex);
         slot->done = true;
         pthread_cond_signal(&encoder->done);
@@ -127,8 +147,8 @@ static void *encode_batches(void *argument)
     return NULL;
 }
 
-int encoder_start(struct encoder **result, const struct tokenizer *tokenizer, const char *key,
-                  int threads, struct error *error)
+int encoder_start(struct encoder **result, const struct encoder_work *work, int threads,
+                  struct error *error)
 {
     struct encoder *encoder = calloc(1, sizeof(*encoder));
     sigset_t all, before;
@@ -137,11 +157,10 @@ int encoder_start(struct encoder **result, const struct tokenizer *tokenizer, co
     *result = NULL;
     if (!encoder)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-    encoder->tokenizer = tokenizer;
-    encoder->key = key;
+    encoder->work = *work;
     encoder->ring = 2 * threads + 2;
     pthread_mutex_init(&encoder->mutex, NULL);
-    pthread_cond_init(&encoder->work, NULL);
+    pthread_cond_init(&encoder->submission, NULL);
     pthread_cond_init(&encoder->done, NULL);
     encoder->slots = calloc((size_t)encoder->ring, sizeof(*encoder->slots));
     encoder->threads = calloc((size_t)threads, sizeof(*encoder->threads));
@@ -172,13 +191,13 @@ void encoder_stop(struct encoder *encoder)
         return;
     pthread_mutex_lock(&encoder->mutex);
     encoder->stopping = true;
-    pthread_cond_broadcast(&encoder->work);
+    pthread_cond_broadcast(&encoder->submission);
     pthread_mutex_unlock(&encoder->mutex);
     for (int i = 0; i < encoder->thread_count; i++)
         pthread_join(encoder->threads[i], NULL);
     for (int i = 0; encoder->slots && i < encoder->ring; i++)
         corpus_batch_clear(&encoder->slots[i].batch);
-    pthread_cond_destroy(&encoder->work);
+    pthread_cond_destroy(&encoder->submission);
     pthread_cond_destroy(&encoder->done);
     pthread_mutex_destroy(&encoder->mutex);
     free(encoder->slots);
@@ -197,7 +216,7 @@ void encoder_submit(struct encoder *encoder)
 {
     pthread_mutex_lock(&encoder->mutex);
     encoder->slots[encoder->submitted++ % encoder->ring].done = false;
-    pthread_cond_signal(&encoder->work);
+    pthread_cond_signal(&encoder->submission);
     pthread_mutex_unlock(&encoder->mutex);
 }
 

@@ -6,12 +6,19 @@
 #include "data/corpus.h"
 #include "data/tokenizer.h"
 
+/* What becomes of the text. */
+struct encoder_work {
+    const struct tokenizer *tokenizer;
+    char *const *keys; /* [streams] the member of a line of JSON that holds the text of a stream */
+    int streams;       /* 1 for plain text */
+};
+
 struct encoder;
 
-/* `key` is the member of a line of JSON that holds the text. Tokenizer and key must outlive the
- * encoder. Signals are left to the calling thread. Error: EXIT_STATUS_SYSTEM. */
-int encoder_start(struct encoder **encoder, const struct tokenizer *tokenizer, const char *key,
-                  int threads, struct error *error);
+/* What `work` points to must outlive the encoder. Signals are left to the calling thread. Error:
+ * EXIT_STATUS_SYSTEM. */
+int encoder_start(struct encoder **encoder, const struct encoder_work *work, int threads,
+                  struct error *error);
 /* Also with batches on their way. NULL is nothing. */
 void encoder_stop(struct encoder *encoder);
 

@@ -4,10 +4,8 @@
 #include <stddef.h>
 #include <unistd.h>
 
-enum { PARTIAL_FILES = 2 };
-
 /* All that the handler knows. Changed only while its signals are blocked. */
-static const char *volatile partial_paths[PARTIAL_FILES];
+static const struct token_writer *volatile writers[GUARDED_WRITERS_MOST];
 
 static const int ending_signals[] = {SIGINT, SIGTERM, SIGHUP};
 enum { ENDING_SIGNALS = sizeof(ending_signals) / sizeof(ending_signals[0]) };
@@ -16,9 +14,13 @@ enum { ENDING_SIGNALS = sizeof(ending_signals) / sizeof(ending_signals[0]) };
  * the handler returns, and then ends the process as if there had been no handler. */
 static void remove_and_end(int number)
 {
-    for (int i = 0; i < PARTIAL_FILES; i++)
-        if (partial_paths[i])
-            unlink(partial_paths[i]);
+    for (int i = 0; i < GUARDED_WRITERS_MOST; i++)
+        for (int which = 0; writers[i] && which < 2; which++) {
+            const char *path = token_writer_partial_path(writers[i], which);
+
+            if (path)
+                unlink(path);
+        }
     signal(number, SIG_DFL);
     raise(number);
 }
@@ -50,10 +52,14 @@ static void catch_signals(void)
     signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is then an error of write() */
 }
 
-static void guard_paths(const struct token_writer *writer)
+/* Put `to` in the place of `from`; NULL is an empty place. */
+static void exchange(const struct token_writer *from, const struct token_writer *to)
 {
-    for (int i = 0; i < PARTIAL_FILES; i++)
-        partial_paths[i] = writer ? token_writer_partial_path(writer, i) : NULL;
+    int place = 0;
+
+    while (writers[place] != from)
+        place++;
+    writers[place] = to;
 }
 
 int guard_open(struct token_writer **writer, const char *prefix, int64_t vocab_size,
@@ -65,7 +71,8 @@ int guard_open(struct token_writer **writer, const char *prefix, int64_t vocab_s
     block(&before);
     catch_signals();
     result = token_writer_open(writer, prefix, vocab_size, error);
-    guard_paths(*writer);
+    if (result == 0)
+        exchange(NULL, *writer);
     unblock(&before);
     return result;
 }
@@ -77,7 +84,6 @@ int guard_commit(struct token_writer *writer, struct error *error)
 
     block(&before);
     result = token_writer_commit(writer, error);
-    guard_paths(writer);
     unblock(&before);
     return result;
 }
@@ -86,8 +92,10 @@ void guard_close(struct token_writer *writer)
 {
     sigset_t before;
 
+    if (!writer)
+        return;
     block(&before);
-    guard_paths(NULL);
+    exchange(writer, NULL);
     token_writer_close(writer);
     unblock(&before);
 }

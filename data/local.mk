@@ -4,6 +4,7 @@ data_libdata_la_SOURCES = \
 	data/dataset.c data/dataset.h \
 	data/random.c data/random.h \
 	data/sample_index.c \
+	data/source.c data/source.h \
 	data/token_file.c data/token_file.h data/token_format.h \
 	data/token_writer.c
 data_libdata_la_LIBADD = core/libcore.la -lm
@@ -49,6 +50,7 @@ data_mtllm_data_SOURCES = \
 	data/merge.c \
 	data/mtllm_data.c \
 	data/options.c data/options.h \
+	data/outputs.c data/outputs.h \
 	data/progress.c data/progress.h \
 	data/tokenize.c
 nodist_EXTRA_data_mtllm_data_SOURCES = data/links_with_cxx.cc

@@ -589,17 +589,39 @@ static void test_full(void **state)
 
 /* --- datasets ----------------------------------------------------------------------------------*/
 
+enum { FIVE_TOKENS = 23, FIVE_LENGTH = 4 };
+
+static int open_five(struct dataset **dataset, const struct data_source *source, const char *split,
+                     enum dataset_split which, int64_t seq_length, int64_t vocab_size,
+                     struct error *error)
+{
+    struct dataset_options options = {
+        .seq_length = seq_length,
+        .vocab_size = vocab_size,
+        .seed = 1234,
+        .split = split,
+        .samples = {4, 4, 4},
+        .eod = -1,
+    };
+
+    return dataset_open(dataset, source, which, &options, error);
+}
+
 /* Sample i is what the index says, and the next sample begins with its last token. */
 static void test_dataset(void **state)
 {
     static const int32_t sizes[] = {5, 3, 7, 2, 6};
-    int32_t document[8], stream[23], tokens[5];
+    int32_t document[8], stream[FIVE_TOKENS], tokens[FIVE_LENGTH], targets[FIVE_LENGTH],
+        positions[FIVE_LENGTH], starts[FIVE_LENGTH];
+    float weights[FIVE_LENGTH];
+    struct dataset_row row = {tokens, targets, weights, positions, starts, 0};
     struct token_writer *writer;
-    struct token_file *file;
+    struct data_source source;
     struct dataset *dataset;
     struct sample_index index;
     struct error error = {0};
     int64_t used = 0;
+    int refused = 0;
     (void)state;
 
     assert_int_equal(token_writer_open(&writer, "five", 1000, &error), 0);
@@ -610,51 +632,51 @@ static void test_dataset(void **state)
     }
     assert_int_equal(token_writer_commit(writer, &error), 0);
     token_writer_close(writer);
-    assert_int_equal(token_file_open(&file, "five", &error), 0);
+    assert_int_equal(data_source_open(&source, "five", &error), 0);
 
-    if (dataset_open(&dataset, file, "1,0,0", DATASET_TRAIN, 4, 4, 1234, &error) < 0)
+    if (open_five(&dataset, &source, NULL, DATASET_TRAIN, FIVE_LENGTH, 47, &error) < 0)
         fail_msg("%s", error.text);
     assert_int_equal(dataset_samples(dataset), 5);
-    assert_int_equal(dataset_epochs(dataset), 1);
-    assert_int_equal(sample_index_build(&index, sizes, 0, 5, 4, 4, 1234, &error), 0);
+    assert_int_equal(sample_index_build(&index, sizes, 0, 5, 4, FIVE_LENGTH, 1234, &error), 0);
     for (int p = 0; p < 5; p++) /* the documents in the order of the golden vector */
         for (int k = 0; k < sizes[index.documents[p]]; k++)
             stream[used++] = 10 * index.documents[p] + k;
     for (int64_t i = 0; i < 5; i++) {
-        if (dataset_read(dataset, i, 1000, tokens, &error) < 0)
+        if (dataset_read(dataset, i, &row, &error) < 0)
             fail_msg("%s", error.text);
-        assert_memory_equal(tokens, stream + 4 * index.shuffle[i], sizeof(tokens));
+        assert_memory_equal(tokens, stream + FIVE_LENGTH * index.shuffle[i], sizeof(tokens));
+        assert_memory_equal(targets, stream + FIVE_LENGTH * index.shuffle[i] + 1, sizeof(targets));
+        assert_int_equal(row.start_count, 1);
+        for (int t = 0; t < FIVE_LENGTH; t++)
+            assert_true(positions[t] == t && weights[t] == 1);
     }
     sample_index_destroy(&index);
+    dataset_close(dataset);
 
     /* Token 46 is the highest; 45 of document 4 is then the first outside. */
-    assert_int_equal(dataset_read(dataset, 0, 47, tokens, &error), 0);
-    {
-        int refused = 0;
-
-        for (int64_t i = 0; i < 5; i++) {
-            error.status = 0;
-            if (dataset_read(dataset, i, 45, tokens, &error) < 0) {
-                refused++;
-                assert_int_equal(error.status, EXIT_STATUS_DATA);
-                assert_non_null(strstr(error.text, "five.bin: document 4 has token 45"));
-                assert_non_null(strstr(error.text, "vocabulary is 45"));
-            }
+    assert_int_equal(open_five(&dataset, &source, NULL, DATASET_TRAIN, FIVE_LENGTH, 45, &error), 0);
+    for (int64_t i = 0; i < 5; i++) {
+        error.status = 0;
+        if (dataset_read(dataset, i, &row, &error) < 0) {
+            refused++;
+            assert_int_equal(error.status, EXIT_STATUS_DATA);
+            assert_non_null(strstr(error.text, "five.bin: document 4 has token 45"));
+            assert_non_null(strstr(error.text, "vocabulary is 45"));
         }
-        assert_in_range(refused, 1, 4);
     }
+    assert_in_range(refused, 1, 4);
     dataset_close(dataset);
 
-    assert_int_equal(dataset_open(&dataset, file, "1,0,0", DATASET_VALID, 4, 4, 1, &error), -1);
+    assert_int_equal(open_five(&dataset, &source, "1,0,0", DATASET_VALID, 4, 47, &error), -1);
     assert_int_equal(error.status, EXIT_STATUS_DATA);
     assert_non_null(strstr(error.text, "five: split \"1,0,0\" gives validation 0 of 5 documents"));
-    assert_int_equal(dataset_open(&dataset, file, "4,1", DATASET_VALID, 4, 6, 1, &error), -1);
+    assert_int_equal(open_five(&dataset, &source, "4,1", DATASET_VALID, 6, 47, &error), -1);
     assert_non_null(strstr(error.text, "with 6 tokens, but one sample takes 7"));
-    assert_int_equal(dataset_open(&dataset, file, "4,1", DATASET_VALID, 4, 5, 1, &error), 0);
+    assert_int_equal(open_five(&dataset, &source, "4,1", DATASET_VALID, 5, 47, &error), 0);
     dataset_close(dataset);
-    assert_int_equal(dataset_open(&dataset, file, "four", DATASET_VALID, 4, 5, 1, &error), -1);
+    assert_int_equal(open_five(&dataset, &source, "four", DATASET_VALID, 5, 47, &error), -1);
     assert_int_equal(error.status, EXIT_STATUS_USAGE);
-    token_file_close(file);
+    data_source_close(&source);
 }
 
 int main(void)

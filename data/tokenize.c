@@ -8,7 +8,7 @@
 #include "data/commands.h"
 #include "data/corpus.h"
 #include "data/encoder.h"
-#include "data/guard.h"
+#include "data/outputs.h"
 #include "data/progress.h"
 #include "data/tokenizer.h"
 
@@ -16,19 +16,20 @@ enum { BAD_LINES_SHOWN = 20, THREADS_MOST = 512 };
 
 struct tokenize {
     /* What was asked for. */
-    const char *tokenizer_path, *output, *key;
+    const char *tokenizer_path, *output;
+    char *key_names, *keys[STREAMS_MOST]; /* the latter point into the former */
+    int key_count;
     enum corpus_format format;
     enum corpus_documents documents;
     bool bos, eod, strict;
     int threads;
 
     struct tokenizer *tokenizer;
-    struct token_writer *writer;
+    struct outputs outputs;
     struct corpus *corpus;
     struct encoder *encoder;
     struct progress progress;
-    bool document_open; /* tokens of an unfinished document were written */
-    int64_t empty, bad;
+    int64_t bad;
 };
 
 static int available_processors(void)
@@ -36,6 +37,31 @@ static int available_processors(void)
     cpu_set_t set;
 
     return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+/* --key=a,b */
+static int parse_keys(struct tokenize *tokenize, const char *text, struct error *error)
+{
+    char *rest;
+
+    rest = tokenize->key_names = strdup(text);
+    if (!rest)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    for (char *key; (key = strsep(&rest, ","));) {
+        if (tokenize->key_count == STREAMS_MOST)
+            return error_set(error, EXIT_STATUS_USAGE, "--key=%s: more than %d names", text,
+                             STREAMS_MOST);
+        for (int i = 0; i < tokenize->key_count; i++)
+            if (strcmp(key, tokenize->keys[i]) == 0)
+                return error_set(error, EXIT_STATUS_USAGE, "--key=%s: names %s twice", text, key);
+        tokenize->keys[tokenize->key_count++] = key;
+    }
+    for (int i = 0; tokenize->key_count > 1 && i < tokenize->key_count; i++)
+        if (!*tokenize->keys[i] || strchr(tokenize->keys[i], '/'))
+            return error_set(error, EXIT_STATUS_USAGE,
+                             "--key=%s: \"%s\" cannot be part of the name of a file", text,
+                             tokenize->keys[i]);
+    return 0;
 }
 
 static int parse(struct tokenize *tokenize, const struct command *command,
@@ -48,7 +74,6 @@ static int parse(struct tokenize *tokenize, const struct command *command,
 
     tokenize->tokenizer_path = option_value(command, values, "tokenizer");
     tokenize->output = option_value(command, values, "output");
-    tokenize->key = option_value(command, values, "key");
     tokenize->bos = strcmp(option_value(command, values, "bos"), "yes") == 0;
     tokenize->eod = strcmp(option_value(command, values, "eod"), "yes") == 0;
     tokenize->strict = option_value(command, values, "strict") != NULL;
@@ -73,7 +98,7 @@ static int parse(struct tokenize *tokenize, const struct command *command,
     tokenize->documents = strcmp(documents, "file") == 0   ? CORPUS_FILE
                           : strcmp(documents, "line") == 0 ? CORPUS_LINE
                                                            : CORPUS_PARAGRAPH;
-    return 0;
+    return parse_keys(tokenize, option_value(command, values, "key"), error);
 }
 
 static int load_tokenizer(struct tokenize *tokenize, struct error *error)
@@ -106,47 +131,51 @@ static int report_bad_line(struct tokenize *tokenize, const struct corpus_batch 
     return 0;
 }
 
-static int write_part(struct tokenize *tokenize, const struct corpus_part *part,
-                      const int32_t *tokens, struct error *error)
+/* The names are Megatron's. */
+static int open_outputs(struct tokenize *tokenize, struct error *error)
 {
-    struct token_writer *writer = tokenize->writer;
-    int32_t bos = tokenizer_bos(tokenize->tokenizer), eos = tokenizer_eos(tokenize->tokenizer);
+    int64_t vocab_size = tokenizer_vocab_size(tokenize->tokenizer);
+    int result = 0;
 
-    if (part->tokens > 0) {
-        if (!tokenize->document_open && tokenize->bos &&
-            token_writer_append(writer, &bos, 1, error) < 0)
-            return -1;
-        tokenize->document_open = true;
-        if (token_writer_append(writer, tokens, part->tokens, error) < 0)
-            return -1;
+    tokenize->outputs.bos = tokenize->bos ? tokenizer_bos(tokenize->tokenizer) : -1;
+    tokenize->outputs.eod = tokenize->eod ? tokenizer_eos(tokenize->tokenizer) : -1;
+    if (tokenize->key_count == 1)
+        return outputs_add(&tokenize->outputs, tokenize->output, vocab_size, error);
+    for (int i = 0; i < tokenize->key_count && result == 0; i++) {
+        char *prefix;
+
+        if (asprintf(&prefix, "%s_%s_document", tokenize->output, tokenize->keys[i]) < 0)
+            return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+        result = outputs_add(&tokenize->outputs, prefix, vocab_size, error);
+        free(prefix);
     }
-    if (!part->last)
-        return 0;
-    if (!tokenize->document_open) {
-        tokenize->empty++;
-        return 0;
-    }
-    tokenize->document_open = false;
-    if (tokenize->eod && token_writer_append(writer, &eos, 1, error) < 0)
-        return -1;
-    return token_writer_end_document(writer, error);
+    return result;
 }
 
 static int write_batch(struct tokenize *tokenize, const struct corpus_batch *batch,
                        struct error *error)
 {
-    const int32_t *tokens = batch->tokens.ids;
+    const int32_t *tokens[STREAMS_MOST];
 
+    for (int i = 0; i < STREAMS_MOST; i++)
+        tokens[i] = batch->streams[i].ids;
     for (int64_t i = 0; i < batch->count; i++) {
         const struct corpus_part *part = &batch->parts[i];
         int result = part->problem ? report_bad_line(tokenize, batch, part, error)
-                                   : write_part(tokenize, part, tokens, error);
+                                   : outputs_write(&tokenize->outputs, part, tokens, error);
 
         if (result < 0)
             return -1;
-        tokens += part->tokens;
     }
     return 0;
+}
+
+static int start_encoder(struct tokenize *tokenize, struct error *error)
+{
+    const struct encoder_work work = {
+        .tokenizer = tokenize->tokenizer, .keys = tokenize->keys, .streams = tokenize->key_count};
+
+    return encoder_start(&tokenize->encoder, &work, tokenize->threads, error);
 }
 
 /* Keep the threads supplied, and write what they have done. */
@@ -173,29 +202,28 @@ static int convert(struct tokenize *tokenize, struct error *error)
             return 0;
         encoder_release(tokenize->encoder);
         progress_update(&tokenize->progress, corpus_bytes_read(tokenize->corpus),
-                        token_writer_documents(tokenize->writer));
+                        outputs_documents(&tokenize->outputs));
     }
 }
 
 static int finish(struct tokenize *tokenize, struct error *error)
 {
-    int64_t documents = token_writer_documents(tokenize->writer);
-    int64_t tokens = token_writer_tokens(tokenize->writer);
+    int64_t documents = outputs_documents(&tokenize->outputs);
     double megabytes = 1e-6 * (double)corpus_bytes_read(tokenize->corpus), seconds;
 
     if (documents == 0)
         return error_set(error, EXIT_STATUS_DATA,
                          "no document in the input (%lld empty, %lld bad lines); nothing written",
-                         (long long)tokenize->empty, (long long)tokenize->bad);
-    if (guard_commit(tokenize->writer, error) < 0)
+                         (long long)tokenize->outputs.empty, (long long)tokenize->bad);
+    if (outputs_commit(&tokenize->outputs, error) < 0)
         return -1;
     seconds = progress_elapsed_s(&tokenize->progress);
     printf("%s: %lld documents, %lld tokens (%s), %.2f MB of text in %.1f s (%.2f MB/s)",
-           tokenize->output, (long long)documents, (long long)tokens,
-           token_writer_dtype_name(tokenize->writer), megabytes, seconds,
+           tokenize->output, (long long)documents, (long long)outputs_tokens(&tokenize->outputs),
+           token_writer_dtype_name(tokenize->outputs.streams[0].writer), megabytes, seconds,
            seconds > 0 ? megabytes / seconds : 0.0);
-    if (tokenize->empty > 0)
-        printf(", %lld empty documents skipped", (long long)tokenize->empty);
+    if (tokenize->outputs.empty > 0)
+        printf(", %lld empty documents skipped", (long long)tokenize->outputs.empty);
     if (tokenize->bad > 0)
         printf(", %lld bad lines skipped", (long long)tokenize->bad);
     printf("\n");
@@ -212,10 +240,14 @@ static int run(const struct command *command, const char *const *values, char *c
         corpus_open(&tokenize.corpus, operands, operand_count, tokenize.format, tokenize.documents,
                     tokenize.tokenizer, error) < 0)
         goto out;
-    if (guard_open(&tokenize.writer, tokenize.output, tokenizer_vocab_size(tokenize.tokenizer),
-                   error) < 0 ||
-        encoder_start(&tokenize.encoder, tokenize.tokenizer, tokenize.key, tokenize.threads,
-                      error) < 0)
+    if (tokenize.key_count > 1 && corpus_has_text(tokenize.corpus)) {
+        error_set(error, EXIT_STATUS_USAGE,
+                  "--key=%s: an input is plain text, which has no members; use one name or"
+                  " --format=jsonl",
+                  option_value(command, values, "key"));
+        goto out;
+    }
+    if (open_outputs(&tokenize, error) < 0 || start_encoder(&tokenize, error) < 0)
         goto out;
     progress_begin(&tokenize.progress, corpus_bytes(tokenize.corpus));
     result = convert(&tokenize, error);
@@ -224,9 +256,10 @@ static int run(const struct command *command, const char *const *values, char *c
         result = finish(&tokenize, error);
 out:
     encoder_stop(tokenize.encoder);
-    guard_close(tokenize.writer);
+    outputs_close(&tokenize.outputs);
     corpus_close(tokenize.corpus);
     tokenizer_close(tokenize.tokenizer);
+    free(tokenize.key_names);
     return result;
 }
 
@@ -234,7 +267,7 @@ static const struct option_entry options[] = {
     {"tokenizer", "PATH", NULL, NULL, "tokenizer.json, SentencePiece model, or their directory"},
     {"output", "PREFIX", NULL, NULL, "write PREFIX.bin and PREFIX.idx"},
     {"format", "NAME", "text|jsonl", NULL, "of all inputs, instead of by name"},
-    {"key", "NAME", NULL, "text", "member of a JSON object that holds the text"},
+    {"key", "NAME[,NAME]...", NULL, "text", "member of a JSON object that holds the text"},
     {"split-documents", "HOW", "file|paragraph|line", "file", "what one document of plain text is"},
     {"bos", "WHETHER", "yes|no", "no", "put the beginning token before each document"},
     {"eod", "WHETHER", "yes|no", "yes", "put the end token behind each document"},

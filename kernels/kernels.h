@@ -33,6 +33,7 @@ struct attention_shape {
     const int32_t *starts;        /* [sequences + 1] host memory: first row of each; last = rows */
     const int32_t *device_starts; /* the same in memory of the device */
     int64_t longest;              /* rows of the longest sequence */
+    bool varying;                 /* number and lengths are others in other calls */
     int window;                   /* 0: none */
 };
 
@@ -144,8 +145,8 @@ struct kernels {
      * out[rows, heads * head_dim]; lse[heads, rows] (fp32) = log of the sum of exponentials. */
     void (*attention_forward)(struct stream *stream, void *out, float *lse, const void *qkv,
                               const struct attention_shape *shape);
-    /* Bytes of device memory that attention_backward works in for a shape of that many rows, heads
-     * and sequences, whatever their lengths. */
+    /* Bytes of device memory that attention_backward works in for a shape of that many rows and
+     * heads and at most that many sequences, whatever their lengths. */
     size_t (*attention_workspace)(const struct attention_shape *shape);
     /* dqkv has the layout of qkv and is overwritten whole. */
     void (*attention_backward)(struct stream *stream, void *dqkv, const void *dout, const void *out,

@@ -71,6 +71,9 @@ static void write_kind(const struct setting *setting)
     case SETTING_TYPE_PATH:
         fputs("A path", stdout);
         break;
+    case SETTING_TYPE_PATHS:
+        fputs("A path, or weights and paths by turns", stdout);
+        break;
     case SETTING_TYPE_CHOICE:
         fputs("One of: ", stdout);
         for (; *word; word++)

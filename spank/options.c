@@ -85,7 +85,38 @@ static bool is_path(enum setting_id id, const char *text)
         return strchr(text, '/');
     if (id == SETTING_RESUME)
         return strcmp(text, "auto") != 0 && strcmp(text, "never") != 0;
-    return setting_table[id].type == SETTING_TYPE_PATH;
+    return setting_table[id].type == SETTING_TYPE_PATH ||
+           setting_table[id].type == SETTING_TYPE_PATHS;
+}
+
+/* Whether a text begins with a number: then it is a mixture, numbers and paths by turns. */
+static bool is_mixture(const char *text)
+{
+    char *end;
+
+    strtod(text, &end);
+    return end != text && (*end == ' ' || *end == '\t');
+}
+
+/* A mixture with each of its paths made absolute. */
+static int mixture_value(const char *text, const char *directory, char *value, size_t size)
+{
+    size_t used = 0;
+    bool number = true;
+
+    for (text += strspn(text, " \t"); *text; number = !number) {
+        size_t word = strcspn(text, " \t");
+        bool relative = !number && *text != '/' && *directory;
+        int length = snprintf(value + used, size - used, "%s%s%s%.*s", used ? " " : "",
+                              relative ? directory : "", relative ? "/" : "", (int)word, text);
+
+        if (length < 0 || (size_t)length >= size - used)
+            return -1;
+        used += (size_t)length;
+        text += word;
+        text += strspn(text, " \t");
+    }
+    return 0;
 }
 
 int option_value(enum setting_id id, const char *directory, char *value, size_t size)
@@ -93,6 +124,8 @@ int option_value(enum setting_id id, const char *directory, char *value, size_t 
     const char *text = option_texts[id];
     int length;
 
+    if (setting_table[id].type == SETTING_TYPE_PATHS && is_mixture(text))
+        return mixture_value(text, directory, value, size);
     if (is_path(id, text) && *text && *text != '/' && *directory)
         length = snprintf(value, size, "%s/%s", directory, text);
     else

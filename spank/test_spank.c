@@ -421,8 +421,10 @@ static void tasks_get_the_environment(void **state)
     begin(S_CTX_REMOTE);
     give("llm-model", "models/mine.ini");
     give("llm-resume", "../old");
+    give("llm-data", " 0.5 text/a  2 /data/b");
     spank_setenv(NULL, "SLURM_SUBMIT_DIR", "/home/me", 1);
     assert_int_equal(slurm_spank_task_init(NULL, 0, NULL), 0);
+    assert_task_has("MTLLM_DATA", "0.5 /home/me/text/a 2 /data/b");
     assert_task_has("MTLLM_MODEL", "/home/me/models/mine.ini");
     assert_task_has("MTLLM_RESUME", "/home/me/../old");
     end();

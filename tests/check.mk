@@ -41,5 +41,5 @@ EXTRA_DIST += tests/quickstart.bats examples/quickstart.sh
 examplesdir = $(pkgdatadir)/examples
 dist_examples_SCRIPTS = examples/train.sh
 
-TESTS += tests/bad_input.bats
-EXTRA_DIST += tests/bad_input.bats
+TESTS += tests/bad_input.bats tests/data.bats
+EXTRA_DIST += tests/bad_input.bats tests/data.bats

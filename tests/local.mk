@@ -17,7 +17,7 @@ AM_TESTS_ENVIRONMENT = srcdir='$(srcdir)'; export srcdir; \
 # The plugin, in Slurm's commands alone and in a private Slurm.
 EXTRA_DIST += tests/slurm/cluster.sh tests/slurm/plugin.bash tests/plugin.bats \
 	tests/slurm/plugin.bats tests/bench/plugin.sh tests/bench/ckpt.sh tests/bench/convert.sh \
-	tests/bench/cpu.sh tests/bench/tokenize.py
+	tests/bench/cpu.sh tests/bench/packing.sh tests/bench/tokenize.py
 if HAVE_SLURM
 TESTS += tests/plugin.bats tests/slurm/plugin.bats
 tests/plugin.log tests/slurm/plugin.log: mtllm.la
@@ -28,7 +28,7 @@ check_PROGRAMS += tests/make_tokens
 tests_make_tokens_SOURCES = tests/make_tokens.c
 tests_make_tokens_LDADD = data/libdata.la core/libcore.la
 
-trainer_bats = tests/init.bats tests/layouts.bats tests/peers.bats tests/resume.bats tests/slurm/train.bats
+trainer_bats = tests/init.bats tests/layouts.bats tests/packing.bats tests/peers.bats tests/resume.bats tests/slurm/train.bats
 TESTS += $(trainer_bats)
 EXTRA_DIST += $(trainer_bats) tests/common.bash
 

@@ -12,25 +12,35 @@
 #include "data/dataset.h"
 #include "kernels/kernels.h"
 
-struct batch {
-    const struct kernels *kernels; /* tokens, targets and weights are host memory of theirs */
-    int64_t microbatches, micro_batch, seq_length;
-    int32_t *tokens;  /* [microbatches, micro_batch, seq_length] */
-    int32_t *targets; /* likewise: the token that follows; negative: no target */
-    float *weights;   /* likewise: the target's weight in the loss */
-    int32_t *sample;  /* [seq_length + 1] */
-    double weight_sum;
+/* What attends to itself alone, within one microbatch: documents, or whole rows. */
+struct batch_sequences {
+    int count;
+    int64_t longest; /* rows */
+    int32_t *
+        starts; /* [count + 1] of [micro_batch * seq_length + 1]: first row of each, then the end */
 };
 
-/* Error: EXIT_STATUS_SYSTEM. */
+struct batch {
+    const struct kernels *kernels; /* all arrays below are host memory of theirs */
+    int64_t microbatches, micro_batch, seq_length;
+    int32_t *tokens;                   /* [microbatches, micro_batch, seq_length] */
+    int32_t *targets;                  /* likewise: the token that follows; negative: no target */
+    float *weights;                    /* likewise: the target's weight in the loss */
+    int32_t *positions;                /* likewise: for the rotary embedding */
+    struct batch_sequences *sequences; /* [microbatches] */
+    int32_t *starts;                   /* theirs */
+    double weight_sum;
+    int64_t target_count; /* tokens that have a target */
+};
+
+/* Every row one sequence, its positions 0, 1, ...; the rest zeros. Error: EXIT_STATUS_SYSTEM. */
 int batch_create(struct batch *batch, const struct kernels *kernels, int64_t microbatches,
                  int64_t micro_batch, int64_t seq_length, struct error *error);
 void batch_destroy(struct batch *batch);
 
-/* Fill from the global batch that begins with sample `first`; every target weighs 1. Error:
- * EXIT_STATUS_DATA. */
+/* Fill from the global batch that begins with sample `first`. Error: EXIT_STATUS_DATA. */
 int batch_read(struct batch *batch, const struct dataset *dataset, int64_t first,
-               const struct layout *layout, int dp, int64_t vocab_size, struct error *error);
+               const struct layout *layout, int dp, struct error *error);
 
 /* Multiply every weight: by 1 / (sum over the global batch) for the mean loss. */
 void batch_scale_weights(struct batch *batch, double factor);

@@ -70,14 +70,14 @@ static void attention_forward(struct stage *stage, int64_t layer, struct block_a
 {
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
-    struct attention_shape shape = stage_attention(stage);
 
     k->linear_forward(stage->stream, block->qkv, block->normed, weight_of(stage, TENSOR_Q, layer),
                       n->rows, n->hidden, n->qkv_width, false);
     bias_forward(stage, TENSOR_Q_BIAS, layer, block->qkv, n->qkv_width, false);
-    k->rope(stage->stream, block->qkv, stage->cosine, stage->sine, stage->positions, n->rows,
+    k->rope(stage->stream, block->qkv, stage->cosine, stage->sine, block->slot->positions, n->rows,
             n->heads, n->kv_heads, n->head_dim, false);
-    k->attention_forward(stage->stream, block->mixed, block->lse, block->qkv, &shape);
+    k->attention_forward(stage->stream, block->mixed, block->lse, block->qkv,
+                         &block->slot->attention);
     k->linear_forward(stage->stream, stage->scratch.branch, block->mixed,
                       weight_of(stage, TENSOR_O, layer), n->rows, n->mixed_width, n->hidden, false);
     bias_forward(stage, TENSOR_O_BIAS, layer, stage->scratch.branch, n->hidden, true);
@@ -223,7 +223,6 @@ static void attention_backward(struct stage *stage, int64_t layer,
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *scratch = &stage->scratch;
-    struct attention_shape shape = stage_attention(stage);
 
     k->linear_backward_input(stage->stream, scratch->dmixed, gradient,
                              weight_of(stage, TENSOR_O, layer), n->rows, n->mixed_width, n->hidden,
@@ -232,9 +231,9 @@ static void attention_backward(struct stage *stage, int64_t layer,
                               block->mixed, n->rows, n->mixed_width, n->hidden);
     bias_backward(stage, TENSOR_O_BIAS, layer, gradient, n->hidden);
     k->attention_backward(stage->stream, scratch->dwide, scratch->dmixed, block->mixed, block->qkv,
-                          block->lse, scratch->attention, &shape);
-    k->rope(stage->stream, scratch->dwide, stage->cosine, stage->sine, stage->positions, n->rows,
-            n->heads, n->kv_heads, n->head_dim, true);
+                          block->lse, scratch->attention, &block->slot->attention);
+    k->rope(stage->stream, scratch->dwide, stage->cosine, stage->sine, block->slot->positions,
+            n->rows, n->heads, n->kv_heads, n->head_dim, true);
 }
 
 static struct branch_input mlp_input(const struct stage *stage,

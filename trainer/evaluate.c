@@ -10,6 +10,7 @@
 /* Collects the logits of one batch on rank 0 and writes them, one microbatch at a time. */
 struct dump {
     struct training *training;
+    const struct batch *batch; /* being evaluated */
     const char *path;
     hid_t file, tokens, logits; /* rank 0 */
     int64_t widest;             /* columns of the widest vocabulary shard */
@@ -141,11 +142,11 @@ static void see_logits(void *user, int64_t microbatch, int64_t row, int64_t rows
     join_parts(dump);
     if (t->world->rank == 0) {
         write_microbatch(dump, microbatch * t->layout.dp * t->micro_batch,
-                         t->batch.tokens + microbatch * rows_of(t));
+                         dump->batch->tokens + microbatch * rows_of(t));
         return;
     }
     send_host(dump, dump->whole, whole_bytes, 0);
-    send_host(dump, t->batch.tokens + microbatch * rows_of(t),
+    send_host(dump, dump->batch->tokens + microbatch * rows_of(t),
               (int64_t)sizeof(int32_t) * rows_of(t), 0);
 }
 
@@ -240,50 +241,53 @@ static int dump_close(struct dump *dump, struct error *error)
 }
 
 /* One batch: adds this rank's weighted loss and weights to sums[0] and sums[1]. */
-static int evaluate_batch(struct training *t, int64_t first, struct dump *dump, double sums[2],
+static int evaluate_batch(struct training *t, struct dump *dump, double sums[2],
                           struct error *error)
 {
     const struct kernels *k = t->team.kernels;
     struct stage *stage = &t->stage;
-    double loss = 0;
-    int result = batch_read(&t->batch, t->valid_data, first, &t->layout, t->place.dp,
-                            t->model.vocab_size, error);
+    struct batch *batch;
+    double loss = 0, waited_s;
+    int result = feed_next(t->eval_feed, &batch, &waited_s, error);
 
     if (team_agree(&t->team, result, error) < 0)
         return -1;
     k->zero(stage->stream, stage->loss_sum, sizeof(double));
-    pipeline_evaluate(stage, &t->batch, dump ? see_logits : NULL, dump);
+    if (dump)
+        dump->batch = batch;
+    pipeline_evaluate(stage, batch, dump ? see_logits : NULL, dump);
     k->to_host(stage->stream, &loss, stage->loss_sum, sizeof(loss));
     if (k->stream_sync(stage->stream, error) < 0)
         return -1;
     if (stage->last && t->place.tp == 0) {
         sums[0] += loss;
-        sums[1] += t->batch.weight_sum;
+        sums[1] += batch->weight_sum;
     }
     if (dump && t->world->rank == 0)
         return receive_dump(dump, error);
     return 0;
 }
 
-/* The first validation sample of this step: validations follow each other through the data. */
-static int64_t first_sample(const struct training *t)
+/* The first sample of this step's evaluation: validations follow each other through the data. */
+static int64_t first_sample(const struct training *t, enum dataset_split set)
 {
     int64_t interval = setting_integer(t->settings, SETTING_EVAL_INTERVAL);
     int64_t number = interval > 0 ? t->progress.step / interval : 0;
 
-    if (setting_boolean(t->settings, SETTING_EVAL_ONLY) || number == 0)
+    if (set != DATASET_VALID || setting_boolean(t->settings, SETTING_EVAL_ONLY) || number == 0)
         return 0;
     return (number - 1) * setting_integer(t->settings, SETTING_EVAL_STEPS) * t->global_batch;
 }
 
-int evaluate(struct training *t, const char *dump_path, struct evaluation *evaluation,
-             struct error *error)
+int evaluate(struct training *t, enum dataset_split set, const char *dump_path,
+             struct evaluation *evaluation, struct error *error)
 {
-    int64_t batches = setting_integer(t->settings, SETTING_EVAL_STEPS), first = first_sample(t);
+    int64_t batches = setting_integer(t->settings, SETTING_EVAL_STEPS);
     struct dump dump;
     double totals[2] = {0, 0};
 
     *evaluation = (struct evaluation){0};
+    feed_begin(t->eval_feed, t->sets[set], first_sample(t, set), batches);
     for (int64_t i = 0; i < batches; i++) {
         bool dumping = i == 0 && dump_path && *dump_path;
         double sums[3] = {0, 0, stop_requested(t->stop) != STOP_NONE};
@@ -294,8 +298,7 @@ int evaluate(struct training *t, const char *dump_path, struct evaluation *evalu
             (void)dump_close(&dump, &trouble);
             return -1;
         }
-        result =
-            evaluate_batch(t, first + i * t->global_batch, dumping ? &dump : NULL, sums, error);
+        result = evaluate_batch(t, dumping ? &dump : NULL, sums, error);
         if (dumping && dump_close(&dump, result == 0 ? error : &trouble) < 0)
             result = -1;
         if (team_agree(&t->team, result, error) < 0 || team_sum(&t->team, sums, 3, error) < 0)

@@ -48,8 +48,10 @@ trainer_libtraining_la_SOURCES = \
 	trainer/batch.c trainer/batch.h \
 	trainer/block.c trainer/ends.c \
 	trainer/contact.c trainer/contact.h \
+	trainer/data.c \
 	trainer/device.c trainer/device.h \
 	trainer/evaluate.c \
+	trainer/feed.c trainer/feed.h \
 	trainer/loss_scale.c trainer/loss_scale.h \
 	trainer/norm.c \
 	trainer/optimizer.c trainer/optimizer.h \
@@ -81,6 +83,12 @@ trainer_test_model_SOURCES = trainer/test_model.c
 trainer_test_model_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_model_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)
 endif
+
+# Also on a GPU; see check-gpu.
+check_PROGRAMS += trainer/test_packing
+TESTS += trainer/test_packing
+trainer_test_packing_SOURCES = trainer/test_packing.c
+trainer_test_packing_LDADD = trainer/libtraining.la
 
 # For tests/peers.bats; with little patience.
 if HAVE_MPI

@@ -30,12 +30,14 @@ enum metric_over_steps {
     METRIC(PERPLEXITY, "perplexity", "", -1, METRIC_LAST, "exp(loss); validation only")            \
     METRIC(LR, "lr", "", -1, METRIC_LAST, "learning rate of this update")                          \
     METRIC(GRAD_NORM, "grad_norm", "", -1, METRIC_LAST, "global norm before clipping")             \
-    METRIC(TOKENS, "tokens", "tokens", 0, METRIC_LAST, "trained on so far")                        \
+    METRIC(TOKENS, "tokens", "tokens", 0, METRIC_LAST, "with a target, trained on so far")         \
     METRIC(SAMPLES, "samples", "sequences", 0, METRIC_LAST, "trained on so far")                   \
     METRIC(TOKENS_PER_S, "tokens_per_s", "tokens/s", 1, METRIC_RATE, "of all ranks together")      \
     METRIC(TFLOPS, "tflops", "TFLOP/s", 5, METRIC_RATE, "a rank: model FLOPs, no recomputation")   \
     METRIC(MFU, "mfu", "", 4, METRIC_RATE, "share of the device's peak; absent if unknown")        \
     METRIC(STEP_S, "step_s", "s", 6, METRIC_MEAN, "duration of a step")                            \
+    METRIC(DATA_WAIT_S, "data_wait_s", "s", 6, METRIC_MEAN,                                        \
+           "of it waiting for data, mean of ranks")                                                \
     METRIC(SKIPPED, "skipped", "", 0, METRIC_LAST, "updates skipped so far, gradient not finite")  \
     METRIC(TIME, "time", "s", 3, METRIC_LAST, "when: seconds since 1970")
 

@@ -20,20 +20,21 @@ static int64_t boundary_bytes(const struct stage *stage)
     return stage->sizes.rows * stage->sizes.hidden * (int64_t)dtype_bytes(stage->kernels->dtype);
 }
 
-static void load_tokens(const struct walk *walk, struct slot *slot, int64_t microbatch)
+static void load(const struct walk *walk, struct slot *slot, int64_t m)
 {
-    struct stage *stage = walk->stage;
-    const struct kernels *k = stage->kernels;
-    size_t bytes = (size_t)stage->sizes.rows * sizeof(int32_t);
-    int64_t at = microbatch * stage->sizes.rows;
+    const struct batch *batch = walk->batch;
+    int64_t at = m * walk->stage->sizes.rows;
+    struct microbatch microbatch = {
+        .tokens = batch->tokens + at,
+        .targets = batch->targets + at,
+        .positions = batch->positions + at,
+        .weights = batch->weights + at,
+        .sequences = batch->sequences[m].count,
+        .longest = batch->sequences[m].longest,
+        .starts = batch->sequences[m].starts,
+    };
 
-    if (stage->first)
-        k->to_device(stage->stream, slot->tokens, walk->batch->tokens + at, bytes);
-    if (stage->last) {
-        k->to_device(stage->stream, slot->targets, walk->batch->targets + at, bytes);
-        k->to_device(stage->stream, slot->weights, walk->batch->weights + at,
-                     (size_t)stage->sizes.rows * sizeof(float));
-    }
+    stage_load(walk->stage, slot, &microbatch);
 }
 
 static void see_logits(void *user, int64_t row, int64_t rows, const void *logits)
@@ -54,7 +55,7 @@ static void forward(struct walk *walk, int64_t microbatch)
     /* What the microbatch that had the slot before sent from its buffers. */
     comm_wait(&slot->sent_forward);
     comm_wait(&slot->sent_backward);
-    load_tokens(walk, slot, microbatch);
+    load(walk, slot, microbatch);
     if (stage->first) {
         embedding_forward(stage, slot);
     } else {

@@ -1,6 +1,7 @@
 /* Allocation and initial values of one rank's part of the model. */
 #include "trainer/stage.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,22 @@ static void set_sizes(struct stage *stage)
         sizes->rows < stage->kernels->head_rows ? sizes->rows : stage->kernels->head_rows;
 }
 
+/* A stage whose microbatches have one sequence a row has no others. */
+static struct attention_shape attention_of(const struct stage *stage, int64_t sequences,
+                                           int64_t longest)
+{
+    return (struct attention_shape){
+        .rows = stage->sizes.rows,
+        .heads = stage->sizes.heads,
+        .kv_heads = stage->sizes.kv_heads,
+        .head_dim = stage->sizes.head_dim,
+        .sequences = (int)sequences,
+        .longest = longest,
+        .varying = stage->sequences != stage->micro_batch,
+        .window = (int)stage->model->sliding_window,
+    };
+}
+
 /* After lay_out_scratch(). */
 static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena *arena)
 {
@@ -87,7 +104,7 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *scratch = &stage->scratch;
     size_t act = dtype_bytes(stage->kernels->dtype);
-    struct attention_shape attention = stage_attention(stage);
+    struct attention_shape attention = attention_of(stage, stage->sequences, stage->seq_length);
 
     scratch->branch = take(arena, n->rows * n->hidden, act);
     scratch->dnormed = take(arena, n->rows * n->hidden, act);
@@ -134,8 +151,6 @@ static void lay_out(struct stage *stage, enum stage_state state, struct arena *a
     stage->loss_sum = take(arena, 1, sizeof(double));
     stage->cosine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
     stage->sine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
-    stage->positions = take(arena, n->rows, sizeof(int32_t));
-    stage->device_starts = take(arena, stage->micro_batch + 1, sizeof(int32_t));
     lay_out_scratch(stage, arena);
     for (int i = 0; i < stage->slot_count; i++) {
         struct slot *slot = &stage->slots[i];
@@ -146,6 +161,8 @@ static void lay_out(struct stage *stage, enum stage_state state, struct arena *a
             slot->targets = take(arena, n->rows, sizeof(int32_t));
             slot->weights = take(arena, n->rows, sizeof(float));
         }
+        slot->positions = take(arena, n->rows, sizeof(int32_t));
+        slot->starts = take(arena, stage->sequences + 1, sizeof(int32_t));
         lay_out_blocks(stage, slot, arena);
         slot->output = take(arena, n->rows * n->hidden, act);
         if (state != STAGE_EVALUATES)
@@ -160,12 +177,11 @@ static int set_positions(struct stage *stage)
     float *cosine = malloc((size_t)count * sizeof(float));
     float *sine = malloc((size_t)count * sizeof(float));
     double *frequencies = malloc((size_t)half * sizeof(double)), factor;
-    int32_t *positions = malloc((size_t)stage->sizes.rows * sizeof(int32_t));
     const struct kernels *k = stage->kernels;
     struct error error;
     int result = -1;
 
-    if (!cosine || !sine || !frequencies || !positions)
+    if (!cosine || !sine || !frequencies)
         goto out;
     rope_frequencies(stage->model, stage->seq_length, frequencies, &factor);
     for (int64_t i = 0; i < half; i++) {
@@ -178,22 +194,13 @@ static int set_positions(struct stage *stage)
             sine[position * half + i] = (float)(sin((double)angle) * factor);
         }
     }
-    for (int64_t row = 0; row < stage->sizes.rows; row++)
-        positions[row] = (int32_t)(row % stage->seq_length);
-    for (int64_t i = 0; i <= stage->micro_batch; i++)
-        stage->sequence_starts[i] = (int32_t)(i * stage->seq_length);
     k->to_device(stage->stream, stage->cosine, cosine, (size_t)count * sizeof(float));
     k->to_device(stage->stream, stage->sine, sine, (size_t)count * sizeof(float));
-    k->to_device(stage->stream, stage->positions, positions,
-                 (size_t)stage->sizes.rows * sizeof(int32_t));
-    k->to_device(stage->stream, stage->device_starts, stage->sequence_starts,
-                 (size_t)(stage->micro_batch + 1) * sizeof(int32_t));
     result = k->stream_sync(stage->stream, &error);
 out:
     free(cosine);
     free(sine);
     free(frequencies);
-    free(positions);
     return result;
 }
 
@@ -232,6 +239,7 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         .groups = groups,
         .micro_batch = work->micro_batch,
         .seq_length = work->seq_length,
+        .sequences = work->sequences,
         .recompute = work->recompute,
         .first_layer = layout_first_layer(layout, model, place.pp),
         .first = place.pp == 0,
@@ -244,13 +252,14 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         return -1;
     stage->slot_count = (int)(in_flight < work->microbatches ? in_flight : work->microbatches);
     stage->slots = calloc((size_t)stage->slot_count, sizeof(*stage->slots));
-    stage->sequence_starts = calloc((size_t)work->micro_batch + 1, sizeof(*stage->sequence_starts));
-    if (!stage->slots || !stage->sequence_starts)
+    if (!stage->slots)
         goto no_memory;
     for (int i = 0; i < stage->slot_count; i++) {
         stage->slots[i].blocks = calloc((size_t)stage->layers, sizeof(*stage->slots[i].blocks));
         if (!stage->slots[i].blocks)
             goto no_memory;
+        for (int64_t layer = 0; layer < stage->layers; layer++)
+            stage->slots[i].blocks[layer].slot = &stage->slots[i];
     }
     lay_out(stage, work->state, &arena);
     stage->memory_bytes = arena.used;
@@ -290,7 +299,6 @@ void stage_destroy(struct stage *stage)
     for (int i = 0; stage->slots && i < stage->slot_count; i++)
         free(stage->slots[i].blocks);
     free(stage->slots);
-    free(stage->sequence_starts);
     parameters_destroy(&stage->parameters);
     *stage = (struct stage){0};
 }
@@ -322,19 +330,25 @@ void stage_randomize(struct stage *stage, uint64_t seed)
     }
 }
 
-struct attention_shape stage_attention(const struct stage *stage)
+void stage_load(struct stage *stage, struct slot *slot, const struct microbatch *microbatch)
 {
-    return (struct attention_shape){
-        .rows = stage->sizes.rows,
-        .heads = stage->sizes.heads,
-        .kv_heads = stage->sizes.kv_heads,
-        .head_dim = stage->sizes.head_dim,
-        .sequences = (int)stage->micro_batch,
-        .starts = stage->sequence_starts,
-        .device_starts = stage->device_starts,
-        .longest = stage->seq_length,
-        .window = (int)stage->model->sliding_window,
-    };
+    const struct kernels *k = stage->kernels;
+    size_t bytes = (size_t)stage->sizes.rows * sizeof(int32_t);
+
+    assert(microbatch->sequences <= stage->sequences);
+    if (stage->first)
+        k->to_device(stage->stream, slot->tokens, microbatch->tokens, bytes);
+    if (stage->last) {
+        k->to_device(stage->stream, slot->targets, microbatch->targets, bytes);
+        k->to_device(stage->stream, slot->weights, microbatch->weights,
+                     (size_t)stage->sizes.rows * sizeof(float));
+    }
+    k->to_device(stage->stream, slot->positions, microbatch->positions, bytes);
+    k->to_device(stage->stream, slot->starts, microbatch->starts,
+                 (size_t)(microbatch->sequences + 1) * sizeof(int32_t));
+    slot->attention = attention_of(stage, microbatch->sequences, microbatch->longest);
+    slot->attention.starts = microbatch->starts;
+    slot->attention.device_starts = slot->starts;
 }
 
 static void sum_over_tp(struct stage *stage, void *buffer, struct stream *stream)

@@ -18,13 +18,14 @@
 
 /* What a layer keeps from forward to backward. rows = tokens of a microbatch. */
 struct block_activations {
-    void *input;  /* [rows, hidden] the residual stream before the layer */
-    void *normed; /* [rows, hidden] */
-    float *mean;  /* [rows], of LayerNorm; NULL: there is none */
-    float *rstd;  /* [rows] */
-    void *qkv;    /* [rows, (heads + 2 kv_heads) head_dim] after rotation */
-    void *mixed;  /* [rows, heads head_dim] out of attention */
-    float *lse;   /* [heads, rows] */
+    const struct slot *slot; /* that it belongs to */
+    void *input;             /* [rows, hidden] the residual stream before the layer */
+    void *normed;            /* [rows, hidden] */
+    float *mean;             /* [rows], of LayerNorm; NULL: there is none */
+    float *rstd;             /* [rows] */
+    void *qkv;               /* [rows, (heads + 2 kv_heads) head_dim] after rotation */
+    void *mixed;             /* [rows, heads head_dim] out of attention */
+    float *lse;              /* [heads, rows] */
     /* [rows, hidden] the residual stream between attention and MLP; NULL in a parallel block */
     void *middle;
     /* What the MLP reads; `normed` in a parallel block with one norm. */
@@ -44,9 +45,12 @@ struct norm {
 
 /* One microbatch in flight. */
 struct slot {
-    int32_t *tokens;  /* [rows] device; first stage */
-    int32_t *targets; /* [rows] device; last stage; negative: no target */
-    float *weights;   /* [rows] device; last stage: d(batch loss) / d(token's loss) */
+    int32_t *tokens;    /* [rows] device; first stage */
+    int32_t *targets;   /* [rows] device; last stage; negative: no target */
+    float *weights;     /* [rows] device; last stage: d(batch loss) / d(token's loss) */
+    int32_t *positions; /* [rows] device */
+    int32_t *starts;    /* [sequences + 1] device */
+    struct attention_shape attention; /* of what is in it */
     struct block_activations *blocks;
     void *output;   /* [rows, hidden] for the next stage; on the last the final residual stream */
     void *gradient; /* [rows, hidden] of output on the way back, of the input at the end */
@@ -91,7 +95,7 @@ struct stage {
     const struct layout *layout;
     struct layout_place place;
     const struct comm_groups *groups;
-    int64_t micro_batch, seq_length, first_layer, layers;
+    int64_t micro_batch, seq_length, sequences, first_layer, layers;
     enum recompute recompute;
     bool first, last;
     struct stage_sizes sizes;
@@ -109,9 +113,6 @@ struct stage {
     void *exp_avg, *exp_avg_sq; /* of `moments` */
     double *loss_sum;           /* device: sum of weight * loss over microbatches */
     float *cosine, *sine;       /* [seq_length, head_dim / 2] */
-    int32_t *positions;         /* [rows] */
-    int32_t *sequence_starts;   /* [micro_batch + 1] host */
-    int32_t *device_starts;     /* the same on the device */
     struct scratch scratch;
     struct slot *slots;
     int slot_count;
@@ -129,6 +130,7 @@ enum stage_state { STAGE_EVALUATES, STAGE_TRAINS, STAGE_TRAINS_BF16 };
 /* What a stage has to do. */
 struct stage_work {
     int64_t micro_batch, seq_length;
+    int64_t sequences;    /* at most, a microbatch; micro_batch: each row is one */
     int64_t microbatches; /* a step: bounds how many can be in flight */
     enum stage_state state;
     enum recompute recompute;
@@ -148,8 +150,17 @@ void stage_randomize(struct stage *stage, uint64_t seed);
 /* Element `offset` of the weights. */
 void *stage_weight(const struct stage *stage, int64_t offset);
 
-/* The attention of one microbatch. */
-struct attention_shape stage_attention(const struct stage *stage);
+/* A microbatch into a slot: of `sequences`, the first row of each in `starts` (host memory) and
+ * then the number of rows. Arrays of the host must stay as they are until the microbatch is
+ * through. */
+struct microbatch {
+    const int32_t *tokens, *targets, *positions; /* [rows] */
+    const float *weights;                        /* [rows] */
+    int sequences;
+    int64_t longest;       /* rows of the longest sequence */
+    const int32_t *starts; /* [sequences + 1] */
+};
+void stage_load(struct stage *stage, struct slot *slot, const struct microbatch *microbatch);
 
 /* Sum a [rows, hidden] buffer of activations over the ranks that hold parts of the same layer. */
 void stage_sum_over_tp(struct stage *stage, void *buffer);

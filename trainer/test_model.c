@@ -90,7 +90,7 @@ static void golden_open(struct golden *golden, const char *name)
 {
     const char *source = getenv("srcdir");
     char path[600];
-    const struct stage_work work = {BATCH, LENGTH, 1, STAGE_TRAINS, RECOMPUTE_NONE};
+    const struct stage_work work = {BATCH, LENGTH, BATCH, 1, STAGE_TRAINS, RECOMPUTE_NONE};
     struct error error = {0};
 
     *golden = (struct golden){.layout = {1, 1, 1}, .world = {.size = 1}};
@@ -236,7 +236,7 @@ static const struct model small = {
     .init_std = 0.02,
 };
 
-static const struct stage_work evaluation = {1, 8, 1, STAGE_EVALUATES, RECOMPUTE_NONE};
+static const struct stage_work evaluation = {1, 8, 1, 1, STAGE_EVALUATES, RECOMPUTE_NONE};
 
 /* Put the initial weights of one rank into the whole model's, by tensor; every element once. */
 static void gather_rank(const struct layout *layout, int rank, const struct parameters *whole,

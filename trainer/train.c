@@ -26,7 +26,8 @@ enum step_sum {
 };
 
 struct step {
-    double loss, norm, lr, seconds;
+    double loss, norm, lr, seconds, data_wait_s;
+    int64_t tokens;
     bool skipped;
     enum stop_reason stop;
 };
@@ -39,24 +40,43 @@ static double now_s(clockid_t clock)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-/* Gradients of the mean loss over the global batch, summed over replicas. */
-static int compute_gradients(struct training *t, double sums[SUM_COUNT], struct error *error)
+/* The next batch, its weights scaled to the mean loss of the global batch. */
+static int next_batch(struct training *t, struct step *step, struct batch **batch,
+                      struct error *error)
 {
-    struct stage *stage = &t->stage;
-    const struct kernels *k = stage->kernels;
-    double total, loss = 0;
-    int result = batch_read(&t->batch, t->train_data, t->progress.samples, &t->layout, t->place.dp,
-                            t->model.vocab_size, error);
+    bool counts = t->stage.last && t->place.tp == 0;
+    double sums[3] = {0}, waited_s = 0; /* of weights, of targets, of waits */
+    int result = feed_next(t->feed, batch, &waited_s, error);
 
     if (team_agree(&t->team, result, error) < 0)
         return -1;
-    total = stage->last && t->place.tp == 0 ? t->batch.weight_sum : 0;
-    if (team_sum(&t->team, &total, 1, error) < 0)
+    if (counts) {
+        sums[0] = (*batch)->weight_sum;
+        sums[1] = (double)(*batch)->target_count;
+    }
+    sums[2] = waited_s;
+    if (team_sum(&t->team, sums, 3, error) < 0)
         return -1;
-    batch_scale_weights(&t->batch, total > 0 ? t->progress.loss_scale / total : 0);
+    batch_scale_weights(*batch, sums[0] > 0 ? t->progress.loss_scale / sums[0] : 0);
+    step->tokens = (int64_t)sums[1];
+    step->data_wait_s = sums[2] / t->world->size;
+    return 0;
+}
+
+/* Gradients of the mean loss over the global batch, summed over replicas. */
+static int compute_gradients(struct training *t, struct step *step, double sums[SUM_COUNT],
+                             struct error *error)
+{
+    struct stage *stage = &t->stage;
+    const struct kernels *k = stage->kernels;
+    struct batch *batch;
+    double loss = 0;
+
+    if (next_batch(t, step, &batch, error) < 0)
+        return -1;
     optimizer_zero_gradients(stage);
     k->zero(stage->stream, stage->loss_sum, sizeof(double));
-    pipeline_train(stage, &t->batch);
+    pipeline_train(stage, batch);
     optimizer_reduce_gradients(stage);
     k->to_host(stage->stream, &loss, stage->loss_sum, sizeof(loss));
     if (stage->last && t->place.tp == 0)
@@ -80,7 +100,7 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     int memory;
 
     *step = (struct step){.lr = lr_at(&t->schedule, updates * t->global_batch)};
-    if (compute_gradients(t, sums, error) < 0)
+    if (compute_gradients(t, step, sums, error) < 0)
         return -1;
     sums[SUM_SIGNALLED] = reason > STOP_TIME_LIMIT;
     sums[SUM_TIME_UP] = reason == STOP_TIME_LIMIT;
@@ -107,7 +127,7 @@ static int run_step(struct training *t, struct step *step, struct error *error)
         return -1;
     t->progress.step++;
     t->progress.samples += t->global_batch;
-    t->progress.tokens += t->global_batch * t->seq_length;
+    t->progress.tokens += step->tokens;
     step->seconds = now_s(CLOCK_MONOTONIC) - start_s;
     if (sums[SUM_SIGNALLED] > 0)
         step->stop = reason > STOP_TIME_LIMIT ? reason : STOP_SIGTERM;
@@ -118,7 +138,7 @@ static int run_step(struct training *t, struct step *step, struct error *error)
 
 static void report_step(struct training *t, const struct step *step)
 {
-    double tokens_per_s = (double)(t->global_batch * t->seq_length) / step->seconds;
+    double tokens_per_s = (double)step->tokens / step->seconds;
     double flops = model_flops_per_token(&t->model, t->seq_length, true);
     int64_t every = setting_integer(t->settings, SETTING_LOG_EVERY);
     double peak = device_peak_tflops(t->stage.kernels);
@@ -137,6 +157,7 @@ static void report_step(struct training *t, const struct step *step)
     if (peak > 0)
         metrics_set(&row, METRIC_MFU, tokens_per_s * flops / 1e12 / t->world->size / peak);
     metrics_set(&row, METRIC_STEP_S, step->seconds);
+    metrics_set(&row, METRIC_DATA_WAIT_S, step->data_wait_s);
     metrics_set(&row, METRIC_TIME, now_s(CLOCK_REALTIME));
     metrics_set(&row, METRIC_SKIPPED, (double)t->progress.skipped);
     metrics_write(t->metrics, &row);
@@ -150,9 +171,10 @@ static void report_step(struct training *t, const struct step *step)
                     (long long)t->progress.step, (long long)t->progress.skipped);
 }
 
-static void report_evaluation(struct training *t, const struct evaluation *evaluation)
+static void report_evaluation(struct training *t, enum dataset_split set,
+                              const struct evaluation *evaluation)
 {
-    struct metrics_row row = {.eval = "valid"};
+    struct metrics_row row = {.eval = set == DATASET_TEST ? "test" : "valid"};
 
     if (t->world->rank != 0)
         return;
@@ -191,31 +213,6 @@ static int save_durably(struct training *t, struct error *error)
     return team_agree(&t->team, -1, error);
 }
 
-/* The end of this process's part of the run: complete, or to be gone on with. */
-static int finish(struct training *t, enum stop_reason stop, struct error *error)
-{
-    bool complete = t->progress.step >= t->steps;
-
-    if (saver_busy(t->saver))
-        tell_saver_event(t, saver_finish(t->saver, &t->team, error));
-    /* A run of no steps at all leaves what it began with. */
-    if ((t->progress.step > t->start_step || (complete && !t->resumed)) &&
-        saver_saved_step(t->saver) != t->progress.step && save_durably(t, error) < 0)
-        return -1;
-    if (complete)
-        return EXIT_STATUS_OK;
-    if (stop == STOP_TIME_LIMIT && t->progress.step == t->start_step) {
-        error_set(error, EXIT_STATUS_CONFIGURATION,
-                  "no step was possible before the job's time limit less the margin (margin=%s): "
-                  "give the job more time or a smaller --margin",
-                  setting_text(t->settings, SETTING_MARGIN));
-        return team_agree(&t->team, -1, error);
-    }
-    log_info("stopped by %s at step %lld of %lld; the same command goes on from there",
-             stop_reason_text(stop), (long long)t->progress.step, (long long)t->steps);
-    return EXIT_STATUS_UNFINISHED;
-}
-
 /* All ranks learn what any of them has been told. */
 static int agree_to_stop(struct training *t, enum stop_reason *stop, struct error *error)
 {
@@ -230,29 +227,70 @@ static int agree_to_stop(struct training *t, enum stop_reason *stop, struct erro
     return 0;
 }
 
-static int validate(struct training *t, enum stop_reason *stop, struct error *error)
+static int evaluate_set(struct training *t, enum dataset_split set, enum stop_reason *stop,
+                        struct error *error)
 {
     struct evaluation evaluation;
 
-    if (evaluate(t, NULL, &evaluation, error) < 0)
+    if (evaluate(t, set, NULL, &evaluation, error) < 0)
         return -1;
     if (evaluation.stopped)
         return agree_to_stop(t, stop, error);
-    report_evaluation(t, &evaluation);
+    report_evaluation(t, set, &evaluation);
     return 0;
+}
+
+/* What a complete run does last; stopped before that, it goes on with it. */
+static int evaluate_test(struct training *t, struct error *error)
+{
+    enum stop_reason stop = STOP_NONE;
+
+    if (t->sets[DATASET_TEST] && evaluate_set(t, DATASET_TEST, &stop, error) < 0)
+        return -1;
+    if (stop == STOP_NONE)
+        return EXIT_STATUS_OK;
+    log_info("stopped by %s before the test data were evaluated; the same command does that",
+             stop_reason_text(stop));
+    return EXIT_STATUS_UNFINISHED;
+}
+
+/* The end of this process's part of the run: complete, or to be gone on with. */
+static int finish(struct training *t, enum stop_reason stop, struct error *error)
+{
+    bool complete = t->progress.step >= t->steps;
+
+    if (saver_busy(t->saver))
+        tell_saver_event(t, saver_finish(t->saver, &t->team, error));
+    /* A run of no steps at all leaves what it began with. */
+    if ((t->progress.step > t->start_step || (complete && !t->resumed)) &&
+        saver_saved_step(t->saver) != t->progress.step && save_durably(t, error) < 0)
+        return -1;
+    if (complete)
+        return evaluate_test(t, error);
+    if (stop == STOP_TIME_LIMIT && t->progress.step == t->start_step) {
+        error_set(error, EXIT_STATUS_CONFIGURATION,
+                  "no step was possible before the job's time limit less the margin (margin=%s): "
+                  "give the job more time or a smaller --margin",
+                  setting_text(t->settings, SETTING_MARGIN));
+        return team_agree(&t->team, -1, error);
+    }
+    log_info("stopped by %s at step %lld of %lld; the same command goes on from there",
+             stop_reason_text(stop), (long long)t->progress.step, (long long)t->steps);
+    return EXIT_STATUS_UNFINISHED;
 }
 
 static int evaluate_only(struct training *t, struct error *error)
 {
     struct evaluation evaluation;
 
-    if (evaluate(t, setting_text(t->settings, SETTING_DUMP_LOGITS), &evaluation, error) < 0)
+    if (evaluate(t, DATASET_VALID, setting_text(t->settings, SETTING_DUMP_LOGITS), &evaluation,
+                 error) < 0)
         return -1;
     if (evaluation.stopped) {
         error_set(error, EXIT_STATUS_UNFINISHED, "stopped before the validation was over");
         return team_agree(&t->team, -1, error);
     }
-    report_evaluation(t, &evaluation);
+    report_evaluation(t, DATASET_VALID, &evaluation);
     return EXIT_STATUS_OK;
 }
 
@@ -269,12 +307,13 @@ int training_run(struct training *t, struct error *error)
                  (long long)t->progress.step, (long long)t->steps);
     if (agree_to_stop(t, &stop, error) < 0)
         return -1;
+    feed_begin(t->feed, t->sets[DATASET_TRAIN], t->progress.samples, t->steps - t->progress.step);
     while (stop == STOP_NONE) {
         struct step step;
 
         /* Also where a run goes on that was stopped while it validated. */
         if (eval_interval > 0 && t->progress.step > 0 && t->progress.step % eval_interval == 0 &&
-            validate(t, &stop, error) < 0)
+            evaluate_set(t, DATASET_VALID, &stop, error) < 0)
             return -1;
         if (stop != STOP_NONE || t->progress.step >= t->steps)
             break;

@@ -137,55 +137,13 @@ static int open_stage(struct training *t, struct error *error)
     t->micro_batch = work.micro_batch;
     t->global_batch = t->microbatches * t->micro_batch * t->layout.dp;
     work.seq_length = t->seq_length;
+    work.sequences = training_sequences(t);
     work.microbatches = t->microbatches;
     if (comm_open_kv(&t->groups, t->world, layout_kv_sharing(&t->layout, &t->model), error) < 0 ||
         stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups, &work,
-                     error) < 0 ||
-        batch_create(&t->batch, t->team.kernels, t->microbatches, t->micro_batch, t->seq_length,
                      error) < 0)
         return -1;
     return training ? optimizer_create(&t->optimizer, t->settings, &t->stage, error) : 0;
-}
-
-static int open_dataset(struct training *t, const struct token_file *file, const char *split,
-                        enum dataset_split which, int64_t samples, struct dataset **dataset,
-                        struct error *error)
-{
-    return dataset_open(dataset, file, split, which, samples, t->seq_length,
-                        (uint32_t)setting_integer(t->settings, SETTING_SEED), error);
-}
-
-/* Training and validation samples, as many as the whole run will take (Megatron's counts: the order
- * of samples depends on them). */
-static int open_data(struct training *t, struct error *error)
-{
-    const struct settings *settings = t->settings;
-    const char *split = setting_text(settings, SETTING_SPLIT);
-    int64_t interval = setting_integer(settings, SETTING_EVAL_INTERVAL);
-    int64_t eval_batches = setting_integer(settings, SETTING_EVAL_STEPS);
-    bool eval_only = setting_boolean(settings, SETTING_EVAL_ONLY);
-    bool own_valid = setting_is_set(settings, SETTING_VALID_DATA);
-
-    if (!setting_is_set(settings, SETTING_DATA) && !(eval_only && own_valid))
-        return error_set(error, EXIT_STATUS_USAGE,
-                         "--data: give the PREFIX of PREFIX.bin and PREFIX.idx, which mtllm-data "
-                         "tokenize writes");
-    if (setting_is_set(settings, SETTING_DATA) &&
-        token_file_open(&t->train_file, setting_text(settings, SETTING_DATA), error) < 0)
-        return -1;
-    if (own_valid &&
-        token_file_open(&t->valid_file, setting_text(settings, SETTING_VALID_DATA), error) < 0)
-        return -1;
-    if (!eval_only && open_dataset(t, t->train_file, own_valid ? "1,0,0" : split, DATASET_TRAIN,
-                                   t->steps * t->global_batch, &t->train_data, error) < 0)
-        return -1;
-    if (interval > 0)
-        eval_batches *= t->steps / interval + 1;
-    if (interval > 0 || eval_only)
-        return open_dataset(t, own_valid ? t->valid_file : t->train_file,
-                            own_valid ? "0,1,0" : split, DATASET_VALID,
-                            eval_batches * t->global_batch, &t->valid_data, error);
-    return 0;
 }
 
 static int open_tokenizer(struct training *t, const struct weights *from, struct error *error)
@@ -421,9 +379,9 @@ static int open_parts(struct training *t, struct weights *from, struct error *er
         result = open_stage(t, error);
     if (result == 0 && !setting_boolean(t->settings, SETTING_EVAL_ONLY))
         result = lr_schedule_from_settings(&t->schedule, t->settings, t->global_batch, "--", error);
-    if (result == 0)
-        result = open_data(t, error);
-    return team_agree(&t->team, result, error);
+    if (team_agree(&t->team, result, error) < 0)
+        return -1;
+    return training_open_data(t, error);
 }
 
 int training_open(struct training *t, const struct settings *settings, const struct world *world,
@@ -464,10 +422,7 @@ void training_close(struct training *t)
     free(t->progress.settings);
     free(t->progress.run_id);
     kept_files_destroy(&t->tokenizer);
-    dataset_close(t->train_data);
-    dataset_close(t->valid_data);
-    token_file_close(t->train_file);
-    token_file_close(t->valid_file);
+    training_close_data(t);
     run_directory_close(&t->run);
     if (t->team.scalars)
         team_destroy(&t->team);
@@ -476,7 +431,6 @@ void training_close(struct training *t)
         comm_close(&t->groups);
     peers_close(t->peers);
     /* Groups remember the stage's streams. */
-    batch_destroy(&t->batch);
     optimizer_destroy(&t->optimizer, &t->stage);
     stage_destroy(&t->stage);
 }

@@ -5,7 +5,7 @@
 #include "ckpt/kept_files.h"
 #include "core/settings.h"
 #include "data/dataset.h"
-#include "trainer/batch.h"
+#include "trainer/feed.h"
 #include "trainer/loss_scale.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
@@ -42,9 +42,9 @@ struct training {
     struct metrics *metrics;          /* rank 0; NULL elsewhere */
     struct metrics_interval interval; /* since the last line on the console */
 
-    struct token_file *train_file, *valid_file;
-    struct dataset *train_data, *valid_data;
-    struct batch batch;
+    struct data_source sources[3]; /* by enum dataset_split, as are the sets */
+    struct dataset *sets[3];
+    struct feed *feed, *eval_feed; /* of training, and of evaluations */
 
     struct checkpoint_state progress; /* where the run is; what a checkpoint records */
     int64_t start_step;               /* progress.step when this process began */
@@ -62,6 +62,15 @@ void training_close(struct training *training);
  * every rank; -1 with `error`. Collective. */
 int training_run(struct training *training, struct error *error);
 
+/* --- data (data.c) --------------------------------------------------------------------------- */
+
+/* Sequences of a microbatch at most. */
+int64_t training_sequences(const struct training *training);
+
+/* Open sources and sets, and the threads that read them. Collective. */
+int training_open_data(struct training *training, struct error *error);
+void training_close_data(struct training *training);
+
 /* --- validation (evaluate.c) ---------------------------------------------------------------- */
 
 struct evaluation {
@@ -70,9 +79,10 @@ struct evaluation {
     bool stopped;   /* asked to stop before it was over: no result */
 };
 
-/* Validate on the batches that belong to this step; with `dump` the first batch's tokens and logits
- * are written to that file. Collective. */
-int evaluate(struct training *training, const char *dump, struct evaluation *evaluation,
-             struct error *error);
+/* Evaluate on a set: the batches of the validation set that belong to this step, or the first of
+ * the test set. With `dump` the first batch's tokens and logits are written to that file.
+ * Collective. */
+int evaluate(struct training *training, enum dataset_split set, const char *dump,
+             struct evaluation *evaluation, struct error *error);
 
 #endif

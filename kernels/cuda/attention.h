@@ -21,8 +21,8 @@ struct attention_implementation {
      * kernels.h names are all written; the same input gives the same bits. */
     void (*forward)(struct stream *stream, void *out, float *lse, const void *qkv,
                     const struct attention_shape *shape, enum dtype dtype);
-    /* Bytes backward() needs for whatever lengths of sequences in that many rows, heads and
-     * sequences: `starts` and `longest` must not be looked at. Also asked for shapes that are not
+    /* Bytes backward() needs for whatever lengths of at most that many sequences in that many rows
+     * and heads: `starts` and `longest` must not be looked at. Also asked for shapes that are not
      * supported (0 is a good answer then). */
     size_t (*workspace)(const struct attention_shape *shape);
     void (*backward)(struct stream *stream, void *dqkv, const void *dout, const void *out,

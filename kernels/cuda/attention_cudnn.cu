@@ -332,7 +332,8 @@ static bool supports(const struct attention_shape *shape, enum dtype dtype,
 {
     struct problem problem;
 
-    if (dtype == DTYPE_F32 || shape->window > 0 || shape->head_dim % 8 != 0 ||
+    /* A plan is made for one length, and takes its time. */
+    if (shape->varying || dtype == DTYPE_F32 || shape->window > 0 || shape->head_dim % 8 != 0 ||
         shape->head_dim > 128 || shape->heads % shape->kv_heads != 0 || shape->longest < 2 ||
         shape->rows != shape->sequences * shape->longest || !cudnn_version() ||
         (pass == ATTENTION_BACKWARD && !backward_supports(shape)))
@@ -360,8 +361,8 @@ static size_t workspace(const struct attention_shape *shape)
 {
     struct problem problem;
 
-    if (shape->window > 0 || shape->head_dim > 128 || shape->rows % shape->sequences != 0 ||
-        cuda_device.major >= 10 || !cudnn_version())
+    if (shape->varying || shape->window > 0 || shape->head_dim > 128 ||
+        shape->rows % shape->sequences != 0 || cuda_device.major >= 10 || !cudnn_version())
         return 0;
     problem = problem_of(shape, DTYPE_BF16, ATTENTION_BACKWARD);
     return (size_t)(row_sums_bytes(&problem) + plan_bytes(&problem));

@@ -5,6 +5,7 @@
 #
 #   PART   test_linear, test_memory, test_attention: kernels against the CPU backend
 #          test_comm_nccl: NCCL on one GPU
+#          test_packing: documents that share rows, in bf16 and fp32
 #          training: bits and losses of whole runs (training.sh)
 #          layouts: runs on two GPUs (layouts.sh); slurm: under a private Slurm (slurm.sh)
 #          memcheck, racecheck: the kernel tests under compute-sanitizer, where that is installed
@@ -12,7 +13,7 @@ set -u
 source_dir=$(cd "$(dirname "$0")/../.." && pwd)
 build_dir=$(cd "${1:-.}" && pwd)
 shift
-parts=${*:-test_linear test_memory test_attention test_comm_nccl training layouts slurm memcheck racecheck}
+parts=${*:-test_linear test_memory test_attention test_comm_nccl test_packing training layouts slurm memcheck racecheck}
 export MTLLM_MODULES=${MTLLM_MODULES:-$build_dir}
 [ -e /dev/nvidiactl ] || { echo "skipped: no GPU here"; exit 77; }
 log=$(mktemp)
@@ -56,6 +57,10 @@ sanitize() {
 for part in $parts; do
     case $part in
     test_comm_nccl) run "$part" "$build_dir/trainer/$part" ;;
+    test_packing)
+        for dtype in bf16 fp32; do
+            run "$part $dtype" "$build_dir/trainer/$part" --device=cuda --dtype=$dtype
+        done ;;
     test_*) run "$part" "$build_dir/kernels/cuda/$part" ;;
     training | layouts | slurm) run "$part" "$source_dir/tests/gpu/$part.sh" "$build_dir" ;;
     memcheck | racecheck) run "$part" sanitize "$part" ;;
