@@ -9,6 +9,7 @@ struct chat {
     const struct tokenizer *tokenizer;
     struct chat_template *template;
     const char *question_key, *answer_key, *system_key;
+    int32_t bos, eod; /* -1: none */
 };
 
 static int out_of_memory(struct error *error)
@@ -28,6 +29,8 @@ int chat_open(struct chat **result, const struct chat_options *options,
     chat->question_key = options->question_key ? options->question_key : "input";
     chat->answer_key = options->answer_key ? options->answer_key : "output";
     chat->system_key = options->system_key;
+    chat->bos = options->bos ? tokenizer_bos(tokenizer) : -1;
+    chat->eod = options->eod ? tokenizer_eos(tokenizer) : -1;
     if (chat_template_open(&chat->template, options->template_name, tokenizer, error) < 0) {
         chat_close(chat);
         return -1;
@@ -176,11 +179,11 @@ static uint8_t greatest_role(const struct chat_text *text, size_t begin, size_t 
     return role;
 }
 
-static int append_role(struct token_list *roles, int32_t role)
+static int append(struct token_list *list, int32_t number)
 {
-    if (token_list_reserve(roles, 1) < 0)
+    if (token_list_reserve(list, 1) < 0)
         return -1;
-    roles->ids[roles->count++] = role;
+    list->ids[list->count++] = number;
     return 0;
 }
 
@@ -201,7 +204,7 @@ static int encode_stretch(const struct chat *chat, const struct chat_text *text,
         /* One without text counts for what follows; at the end there is nothing that could. */
         size_t first = begin + spans[i].begin, last = begin + spans[i].end;
 
-        if (append_role(roles, greatest_role(text, first < end ? first : end - 1, last)) < 0)
+        if (append(roles, greatest_role(text, first < end ? first : end - 1, last)) < 0)
             rc = out_of_memory(error);
     }
     free(spans);
@@ -220,10 +223,9 @@ static int encode_around_tokens(const struct chat *chat, const struct chat_text 
 
         if (encode_stretch(chat, text, begin, token->begin, tokens, roles, error) < 0)
             return -1;
-        if (token_list_reserve(tokens, 1) < 0 ||
-            append_role(roles, greatest_role(text, token->begin, token->end)) < 0)
+        if (append(tokens, token->id) < 0 ||
+            append(roles, greatest_role(text, token->begin, token->end)) < 0)
             return out_of_memory(error);
-        tokens->ids[tokens->count++] = token->id;
         begin = token->end;
     }
     return encode_stretch(chat, text, begin, text->bytes, tokens, roles, error);
@@ -246,20 +248,33 @@ static int encode_text(const struct chat *chat, const struct chat_text *text,
                                         "assistant, or only of weight 0");
 }
 
+/* A token around the conversation, unless it is none. */
+static int append_end(int32_t id, struct token_list *tokens, struct token_list *roles,
+                      struct error *error)
+{
+    if (id >= 0 && (append(tokens, id) < 0 || append(roles, CHAT_ROLE_MARKUP) < 0))
+        return out_of_memory(error);
+    return 0;
+}
+
 int chat_encode(const struct chat *chat, const json_t *line, struct token_list *tokens,
                 struct token_list *roles, struct error *error)
 {
     int64_t tokens_before = tokens->count, roles_before = roles->count;
     struct chat_message *messages = NULL;
     struct chat_text text = {0};
-    size_t count;
+    size_t count = 0;
     int rc;
 
     rc = find_messages(chat, line, &messages, &count, error);
     if (rc == 0)
         rc = chat_template_render(chat->template, messages, count, &text, error);
     if (rc == 0)
+        rc = append_end(chat->bos, tokens, roles, error);
+    if (rc == 0)
         rc = encode_text(chat, &text, tokens, roles, error);
+    if (rc == 0)
+        rc = append_end(chat->eod, tokens, roles, error);
     if (rc < 0) {
         tokens->count = tokens_before;
         roles->count = roles_before;

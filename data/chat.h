@@ -7,6 +7,8 @@
 #ifndef MTLLM_DATA_CHAT_H
 #define MTLLM_DATA_CHAT_H
 
+#include <stdbool.h>
+
 #include <jansson.h>
 
 #include "core/error.h"
@@ -18,6 +20,7 @@ struct chat_options {
     const char *template_name; /* of chat_template_open() */
     /* Members of a line without messages; each may be NULL: input, output, none. */
     const char *question_key, *answer_key, *system_key;
+    bool bos, eod; /* put the tokenizer's tokens around what the template makes, as markup */
 };
 
 /* Tokenizer and options must outlive the chat, which several threads may use at once. Errors as of

@@ -74,8 +74,8 @@ static struct entry *find_entry(const struct reader *reader, const char *section
 
 static int check_key(const struct reader *reader, const char *section, const char *name)
 {
-    static const char *const whole[] = {"begin",          "end", "tokens", "alternate",
-                                        "default-system", NULL};
+    static const char *const whole[] = {
+        "begin", "end", "tokens", "optional-tokens", "alternate", "default-system", NULL};
     static const char *const role[] = {"text", "with-system", NULL};
     bool is_whole = strcmp(section, "template") == 0;
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/log.h"
+#include "data/chat.h"
 #include "data/commands.h"
 #include "data/corpus.h"
 #include "data/encoder.h"
@@ -23,8 +24,10 @@ struct tokenize {
     enum corpus_documents documents;
     bool bos, eod, strict;
     int threads;
+    struct chat_options chat_options; /* template_name NULL: no conversations */
 
     struct tokenizer *tokenizer;
+    struct chat *chat;
     struct outputs outputs;
     struct corpus *corpus;
     struct encoder *encoder;
@@ -64,18 +67,43 @@ static int parse_keys(struct tokenize *tokenize, const char *text, struct error 
     return 0;
 }
 
+/* Conversations make two streams; what is put around a document concerns both. */
+static int parse_chat(struct tokenize *tokenize, const struct command *command,
+                      const char *const *values, struct error *error)
+{
+    struct chat_options *chat = &tokenize->chat_options;
+    const char *eod = option_value(command, values, "eod");
+
+    chat->template_name = option_value(command, values, "chat-template");
+    chat->question_key = option_value(command, values, "question-key");
+    chat->answer_key = option_value(command, values, "answer-key");
+    chat->system_key = option_value(command, values, "system-key");
+    chat->bos = tokenize->bos;
+    chat->eod = eod && strcmp(eod, "yes") == 0;
+    if (chat->template_name) {
+        tokenize->bos = tokenize->eod = false;
+        return parse_keys(tokenize, "text,role", error);
+    }
+    if (chat->question_key || chat->answer_key || chat->system_key)
+        return error_set(error, EXIT_STATUS_USAGE,
+                         "--question-key, --answer-key and --system-key go with --chat-template, "
+                         "which is missing");
+    return parse_keys(tokenize, option_value(command, values, "key"), error);
+}
+
 static int parse(struct tokenize *tokenize, const struct command *command,
                  const char *const *values, struct error *error)
 {
     const char *threads = option_value(command, values, "threads");
     const char *format = option_value(command, values, "format");
     const char *documents = option_value(command, values, "split-documents");
+    const char *eod = option_value(command, values, "eod");
     long long number;
 
     tokenize->tokenizer_path = option_value(command, values, "tokenizer");
     tokenize->output = option_value(command, values, "output");
     tokenize->bos = strcmp(option_value(command, values, "bos"), "yes") == 0;
-    tokenize->eod = strcmp(option_value(command, values, "eod"), "yes") == 0;
+    tokenize->eod = !eod || strcmp(eod, "yes") == 0;
     tokenize->strict = option_value(command, values, "strict") != NULL;
     if (!tokenize->tokenizer_path || !*tokenize->tokenizer_path)
         return error_set(error, EXIT_STATUS_USAGE,
@@ -98,22 +126,24 @@ static int parse(struct tokenize *tokenize, const struct command *command,
     tokenize->documents = strcmp(documents, "file") == 0   ? CORPUS_FILE
                           : strcmp(documents, "line") == 0 ? CORPUS_LINE
                                                            : CORPUS_PARAGRAPH;
-    return parse_keys(tokenize, option_value(command, values, "key"), error);
+    return parse_chat(tokenize, command, values, error);
 }
 
 static int load_tokenizer(struct tokenize *tokenize, struct error *error)
 {
     if (tokenizer_open(&tokenize->tokenizer, tokenize->tokenizer_path, error) < 0)
         return -1;
-    if (tokenize->bos && tokenizer_bos(tokenize->tokenizer) < 0)
+    if ((tokenize->bos || tokenize->chat_options.bos) && tokenizer_bos(tokenize->tokenizer) < 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "%s: has no token for the beginning of a document; use --bos=no",
                          tokenize->tokenizer_path);
-    if (tokenize->eod && tokenizer_eos(tokenize->tokenizer) < 0)
+    if ((tokenize->eod || tokenize->chat_options.eod) && tokenizer_eos(tokenize->tokenizer) < 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "%s: has no token for the end of a document; use --eod=no",
                          tokenize->tokenizer_path);
-    return 0;
+    return tokenize->chat_options.template_name
+               ? chat_open(&tokenize->chat, &tokenize->chat_options, tokenize->tokenizer, error)
+               : 0;
 }
 
 static int report_bad_line(struct tokenize *tokenize, const struct corpus_batch *batch,
@@ -144,9 +174,12 @@ static int open_outputs(struct tokenize *tokenize, struct error *error)
     for (int i = 0; i < tokenize->key_count && result == 0; i++) {
         char *prefix;
 
-        if (asprintf(&prefix, "%s_%s_document", tokenize->output, tokenize->keys[i]) < 0)
+        if (asprintf(&prefix, tokenize->chat ? "%s-%s" : "%s_%s_document", tokenize->output,
+                     tokenize->keys[i]) < 0)
             return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-        result = outputs_add(&tokenize->outputs, prefix, vocab_size, error);
+        /* Roles are few. */
+        result = outputs_add(&tokenize->outputs, prefix, tokenize->chat && i > 0 ? 3 : vocab_size,
+                             error);
         free(prefix);
     }
     return result;
@@ -173,7 +206,11 @@ static int write_batch(struct tokenize *tokenize, const struct corpus_batch *bat
 static int start_encoder(struct tokenize *tokenize, struct error *error)
 {
     const struct encoder_work work = {
-        .tokenizer = tokenize->tokenizer, .keys = tokenize->keys, .streams = tokenize->key_count};
+        .tokenizer = tokenize->tokenizer,
+        .keys = tokenize->keys,
+        .streams = tokenize->key_count,
+        .chat = tokenize->chat,
+    };
 
     return encoder_start(&tokenize->encoder, &work, tokenize->threads, error);
 }
@@ -208,7 +245,12 @@ static int convert(struct tokenize *tokenize, struct error *error)
 
 static int finish(struct tokenize *tokenize, struct error *error)
 {
-    int64_t documents = outputs_documents(&tokenize->outputs);
+    /* A role is no token, nor are roles a document. */
+    const struct token_writer *text = tokenize->outputs.streams[0].writer;
+    int64_t documents =
+        tokenize->chat ? token_writer_documents(text) : outputs_documents(&tokenize->outputs);
+    int64_t tokens =
+        tokenize->chat ? token_writer_tokens(text) : outputs_tokens(&tokenize->outputs);
     double megabytes = 1e-6 * (double)corpus_bytes_read(tokenize->corpus), seconds;
 
     if (documents == 0)
@@ -219,9 +261,8 @@ static int finish(struct tokenize *tokenize, struct error *error)
         return -1;
     seconds = progress_elapsed_s(&tokenize->progress);
     printf("%s: %lld documents, %lld tokens (%s), %.2f MB of text in %.1f s (%.2f MB/s)",
-           tokenize->output, (long long)documents, (long long)outputs_tokens(&tokenize->outputs),
-           token_writer_dtype_name(tokenize->outputs.streams[0].writer), megabytes, seconds,
-           seconds > 0 ? megabytes / seconds : 0.0);
+           tokenize->output, (long long)documents, (long long)tokens, token_writer_dtype_name(text),
+           megabytes, seconds, seconds > 0 ? megabytes / seconds : 0.0);
     if (tokenize->outputs.empty > 0)
         printf(", %lld empty documents skipped", (long long)tokenize->outputs.empty);
     if (tokenize->bad > 0)
@@ -242,9 +283,10 @@ static int run(const struct command *command, const char *const *values, char *c
         goto out;
     if (tokenize.key_count > 1 && corpus_has_text(tokenize.corpus)) {
         error_set(error, EXIT_STATUS_USAGE,
-                  "--key=%s: an input is plain text, which has no members; use one name or"
-                  " --format=jsonl",
-                  option_value(command, values, "key"));
+                  "%s: an input is plain text, which has no members; use --format=jsonl if it is"
+                  " none%s",
+                  tokenize.chat ? "--chat-template" : "--key",
+                  tokenize.chat ? "" : ", or one name");
         goto out;
     }
     if (open_outputs(&tokenize, error) < 0 || start_encoder(&tokenize, error) < 0)
@@ -258,6 +300,7 @@ out:
     encoder_stop(tokenize.encoder);
     outputs_close(&tokenize.outputs);
     corpus_close(tokenize.corpus);
+    chat_close(tokenize.chat);
     tokenizer_close(tokenize.tokenizer);
     free(tokenize.key_names);
     return result;
@@ -270,7 +313,13 @@ static const struct option_entry options[] = {
     {"key", "NAME[,NAME]...", NULL, "text", "member of a JSON object that holds the text"},
     {"split-documents", "HOW", "file|paragraph|line", "file", "what one document of plain text is"},
     {"bos", "WHETHER", "yes|no", "no", "put the beginning token before each document"},
-    {"eod", "WHETHER", "yes|no", "yes", "put the end token behind each document"},
+    {"eod", "WHETHER", "yes|no", NULL,
+     "put the end token behind each document [yes; no with --chat-template]"},
+    {"chat-template", "NAME|FILE", NULL, NULL,
+     "JSON lines are conversations; write PREFIX-text and PREFIX-role"},
+    {"question-key", "NAME", NULL, NULL, "where a line has no messages: the user's [input]"},
+    {"answer-key", "NAME", NULL, NULL, "the assistant's [output]"},
+    {"system-key", "NAME", NULL, NULL, "and the system's"},
     {"threads", "N", NULL, NULL, "threads that encode; all processors if unset"},
     {"strict", NULL, NULL, NULL, "stop at the first bad line of JSON"},
     {NULL, NULL, NULL, NULL, NULL},

@@ -501,7 +501,8 @@ static void find_ends(struct json_tokenizer *tokenizer, const json_t *json, cons
 
     if (asprintf(&beside, "%.*stokenizer_config.json", slash ? (int)(slash + 1 - path) : 0, path) >=
         0) {
-        config = json_load_file(beside, 0, NULL);
+        /* As reals: its model_max_length may be 10^30. */
+        config = json_load_file(beside, JSON_DECODE_INT_AS_REAL, NULL);
         free(beside);
     }
     tokenizer->base.bos = find_id(tokenizer, token_text(config, "bos_token"));
@@ -536,8 +537,8 @@ static void close_tokenizer(struct tokenizer *base)
     free(tokenizer);
 }
 
-static const struct tokenizer_kind kind = {close_tokenizer, part, encode_part, encode_spans,
-                                           decode};
+static const struct tokenizer_kind kind = {close_tokenizer, part,    encode_part, encode_spans,
+                                           find_added,      text_of, decode};
 
 int tokenizer_json_open(struct tokenizer **result, const char *path, struct error *error)
 {
