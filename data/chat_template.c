@@ -340,9 +340,10 @@ static char *find_path(const char *name, struct error *error)
     if (access(path, F_OK) == 0)
         return path;
     list_templates(directory, names, sizeof(names));
-    error_set(error, EXIT_STATUS_USAGE,
-              "chat-template=%s: there is no %s; known in %s: %s (or give the path of an ini file)",
-              name, path, directory, names);
+    error_set(
+        error, EXIT_STATUS_USAGE,
+        "--chat-template=%s: there is no %s; known in %s: %s (or give the path of an ini file)",
+        name, path, directory, names);
     free(path);
     return NULL;
 }

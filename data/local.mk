@@ -15,6 +15,7 @@ data_libtokenizer_la_SOURCES = \
 	data/chat.c data/chat.h \
 	data/chat_pattern.c data/chat_pattern.h \
 	data/chat_template.c data/chat_template.h \
+	data/new_tokens.c \
 	data/tokenizer.c data/tokenizer.h data/tokenizer_kind.h data/tokenizer_missing.c
 data_libtokenizer_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS) $(INIH_CFLAGS)
 data_libtokenizer_la_LIBADD = core/libcore.la $(JANSSON_LIBS)
@@ -52,6 +53,7 @@ data_mtllm_data_SOURCES = \
 	data/options.c data/options.h \
 	data/outputs.c data/outputs.h \
 	data/progress.c data/progress.h \
+	data/show.c \
 	data/tokenize.c
 nodist_EXTRA_data_mtllm_data_SOURCES = data/links_with_cxx.cc
 data_mtllm_data_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) -pthread

@@ -17,7 +17,7 @@ enum { BAD_LINES_SHOWN = 20, THREADS_MOST = 512 };
 
 struct tokenize {
     /* What was asked for. */
-    const char *tokenizer_path, *output;
+    const char *tokenizer_path, *add_tokens, *output;
     char *key_names, *keys[STREAMS_MOST]; /* the latter point into the former */
     int key_count;
     enum corpus_format format;
@@ -101,6 +101,7 @@ static int parse(struct tokenize *tokenize, const struct command *command,
     long long number;
 
     tokenize->tokenizer_path = option_value(command, values, "tokenizer");
+    tokenize->add_tokens = option_value(command, values, "add-tokens");
     tokenize->output = option_value(command, values, "output");
     tokenize->bos = strcmp(option_value(command, values, "bos"), "yes") == 0;
     tokenize->eod = !eod || strcmp(eod, "yes") == 0;
@@ -131,7 +132,9 @@ static int parse(struct tokenize *tokenize, const struct command *command,
 
 static int load_tokenizer(struct tokenize *tokenize, struct error *error)
 {
-    if (tokenizer_open(&tokenize->tokenizer, tokenize->tokenizer_path, error) < 0)
+    if (tokenizer_open(&tokenize->tokenizer, tokenize->tokenizer_path, error) < 0 ||
+        (tokenize->add_tokens &&
+         tokenizer_add_tokens(tokenize->tokenizer, tokenize->add_tokens, error) < 0))
         return -1;
     if ((tokenize->bos || tokenize->chat_options.bos) && tokenizer_bos(tokenize->tokenizer) < 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
@@ -308,6 +311,7 @@ out:
 
 static const struct option_entry options[] = {
     {"tokenizer", "PATH", NULL, NULL, "tokenizer.json, SentencePiece model, or their directory"},
+    {"add-tokens", "TOKENS", NULL, NULL, "tokens behind its own: TOKEN[,TOKEN]... or @FILE"},
     {"output", "PREFIX", NULL, NULL, "write PREFIX.bin and PREFIX.idx"},
     {"format", "NAME", "text|jsonl", NULL, "of all inputs, instead of by name"},
     {"key", "NAME[,NAME]...", NULL, "text", "member of a JSON object that holds the text"},

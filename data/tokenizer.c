@@ -48,6 +48,18 @@ static int find_file(const char *directory, char **path, struct error *error)
                      "%s: neither tokenizer.json nor tokenizer.model in this directory", directory);
 }
 
+/* What else its directory knows of tokens. */
+static int look_around(struct tokenizer *tokenizer, const char *path, struct error *error)
+{
+    const char *slash = strrchr(path, '/');
+
+    tokenizer->directory = strndup(path, slash ? (size_t)(slash + 1 - path) : 0);
+    if (!tokenizer->directory)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    /* A tokenizer.json has all of its tokens. */
+    return tokenizer->sees_tokens ? 0 : new_tokens_read(tokenizer, error);
+}
+
 int tokenizer_open(struct tokenizer **tokenizer, const char *path, struct error *error)
 {
     struct stat status;
@@ -62,14 +74,21 @@ int tokenizer_open(struct tokenizer **tokenizer, const char *path, struct error 
     }
     result = ends_with(path, ".json") ? tokenizer_json_open(tokenizer, path, error)
                                       : sentencepiece_open(tokenizer, path, error);
+    if (result == 0 && look_around(*tokenizer, path, error) < 0) {
+        tokenizer_close(*tokenizer);
+        *tokenizer = NULL;
+        result = -1;
+    }
     free(file);
     return result;
 }
 
 void tokenizer_close(struct tokenizer *tokenizer)
 {
-    if (tokenizer)
-        tokenizer->kind->close(tokenizer);
+    if (!tokenizer)
+        return;
+    free(tokenizer->directory);
+    tokenizer->kind->close(tokenizer);
 }
 
 int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer)

@@ -44,10 +44,16 @@ struct tokenizer;
 
 /* `path` is a SentencePiece model, a tokenizer.json (with the ending .json; tokenizer_config.json
  * beside it names the tokens around a document), or a directory with one of them: tokenizer.json
- * comes first, as for transformers. Error: EXIT_STATUS_IO
+ * comes first, as for transformers. Beside a SentencePiece model, added_tokens.json names tokens
+ * behind its own. Error: EXIT_STATUS_IO
  * (cannot be read), EXIT_STATUS_DATA (not a model), EXIT_STATUS_CONFIGURATION (built without). */
 int tokenizer_open(struct tokenizer **tokenizer, const char *path, struct error *error);
 void tokenizer_close(struct tokenizer *tokenizer);
+
+/* Give the tokens of --add-tokens (core/token_names.h) the ids that hf-to-h5 and mtllm-train give
+ * them; one that is there already keeps its own. Not while others use the tokenizer. Errors as of
+ * token_names_parse(). */
+int tokenizer_add_tokens(struct tokenizer *tokenizer, const char *option, struct error *error);
 
 int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer);
 /* Ids of special tokens; -1 where the model has none. */

@@ -457,6 +457,37 @@ static int read_parts(struct json_tokenizer *tokenizer, json_t *json, struct err
     return 0;
 }
 
+/* As it is written, found before the text is normalized. */
+static int add_found(struct json_tokenizer *tokenizer, const char *text, int32_t id)
+{
+    struct added_token token = {.text = strdup(text), .bytes = strlen(text), .id = id};
+    struct added_token shown = {.text = strdup(text), .bytes = token.bytes, .id = id};
+
+    if (!token.text || !shown.text) {
+        free(token.text);
+        free(shown.text);
+        return -1;
+    }
+    if (added_set_add(&tokenizer->added, shown) < 0) {
+        free(token.text);
+        return -1;
+    }
+    return added_set_add(&tokenizer->raw, token);
+}
+
+static int32_t add_new(struct tokenizer *base, const char *text, int32_t id)
+{
+    struct json_tokenizer *tokenizer = (struct json_tokenizer *)base;
+    int32_t known = bpe_find(tokenizer->bpe, text, strlen(text));
+
+    if (known >= 0)
+        id = known;
+    if (add_found(tokenizer, text, id) < 0)
+        return -1;
+    added_set_sort(&tokenizer->raw);
+    return id;
+}
+
 /* --- the tokens around a document ------------------------------------------------------------- */
 
 static int32_t find_id(const struct json_tokenizer *tokenizer, const char *text)
@@ -537,8 +568,8 @@ static void close_tokenizer(struct tokenizer *base)
     free(tokenizer);
 }
 
-static const struct tokenizer_kind kind = {close_tokenizer, part,    encode_part, encode_spans,
-                                           find_added,      text_of, decode};
+static const struct tokenizer_kind kind = {close_tokenizer, part,       encode_part, encode_spans,
+                                           add_new,         find_added, text_of,     decode};
 
 int tokenizer_json_open(struct tokenizer **result, const char *path, struct error *error)
 {

@@ -8,7 +8,6 @@ import re
 import unittest
 
 import sentencepiece
-import tokenizers
 import transformers
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -110,11 +109,11 @@ class Chat(harness.Parity):
 
     def compare(self, kind):
         tokenizer, special = tokenizer_kinds.train(kind)
-        tokenizer.add_special_tokens(HEADERS)
         if kind == "gpt2":  # Mistral has them since version 0.3
             tokenizer.add_special_tokens(["[INST]", "[/INST]"])
         reference = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
         reference.save_pretrained(self.directory / "hf")
+        reference.add_tokens(HEADERS, special_tokens=True)
 
         for name, template in TEMPLATES.items():
             chats = list(conversations(random.Random(f"{kind} {name}"), 300))
@@ -126,39 +125,47 @@ class Chat(harness.Parity):
                 return out["input_ids"], out["assistant_masks"]
 
             self.assert_same(f"{kind}, {name}", chats, expected,
-                             self.tokenize(self.directory / "hf", name, chats))
+                             self.tokenize(self.directory / "hf", name, chats,
+                                           f"--add-tokens={','.join(HEADERS)}"))
 
     def test_sentencepiece(self):
         """Only the template's tokens are tokens: what looks like one in a message is text."""
         model = tokenizer_kinds.GOLDEN / "tokenizer.model"
         processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-        ends = {"\ue000": processor.bos_id(), "\ue001": processor.eos_id()}
+        tokens = [*HEADERS, "<|im_start|>", "<|im_end|>"]
+        ids = itertools.chain([processor.bos_id(), processor.eos_id()],
+                              itertools.count(processor.vocab_size()))
+        # A character for each token that a template names; no message has it.
+        characters = [chr(0xe000 + i) for i in range(len(tokens) + 2)]
+        ids = dict(zip(characters, ids))
 
         def pieces(text):
             """(id, first character, behind the last) of each token."""
             at = 0
-            for part in re.split("([\ue000\ue001])", text):
-                if part in ends:
-                    yield ends[part], at, at + 1
+            for part in re.split(f"([{''.join(characters)}])", text):
+                if part in ids:
+                    yield ids[part], at, at + 1
                 elif part:
                     for piece in processor.encode(part, out_type="immutable_proto").pieces:
                         yield piece.id, at + piece.begin, at + max(piece.end, piece.begin + 1)
                 at += len(part)
 
-        for name in ("llama2", "mistral", "plain"):
+        for name, template in TEMPLATES.items():
             chats = list(conversations(random.Random(name), 300))
+            for character, token in zip(characters[2:], tokens):
+                template = template.replace(token, character)
 
             def expected(messages):
                 text, learned = (result[0] for result in render_jinja_template(
-                    [messages], chat_template=TEMPLATES[name], return_assistant_tokens_mask=True,
-                    bos_token="\ue000", eos_token="\ue001"))
-                tokens = list(pieces(text))
-                return ([id_ for id_, _, _ in tokens],
+                    [messages], chat_template=template, return_assistant_tokens_mask=True,
+                    bos_token=characters[0], eos_token=characters[1]))
+                parts = list(pieces(text))
+                return ([id_ for id_, _, _ in parts],
                         [int(any(begin < last and end > first for first, last in learned))
-                         for _, begin, end in tokens])
+                         for _, begin, end in parts])
 
             self.assert_same(f"SentencePiece, {name}", chats, expected,
-                             self.tokenize(model, name, chats))
+                             self.tokenize(model, name, chats, f"--add-tokens={','.join(tokens)}"))
 
 
 for each in KINDS:
