@@ -449,13 +449,16 @@ static int render_message(const struct chat_template *template, const struct cha
     struct chat_values values = {
         .content = message->content,
         .content_bytes = message->bytes,
-        .role = is_system(message) ? CHAT_ROLE_MARKUP : CHAT_ROLE_USER,
+        .role = CHAT_ROLE_USER,
         .untrained = message->untrained,
     };
     bool takes_in;
 
     if (!role)
         return refuse_role(template, message, number, error);
+    /* What is not to be learned of the model's own is no user's either. */
+    if (is_system(message) || chat_pattern_is_trained(&role->text))
+        values.role = CHAT_ROLE_MARKUP;
     takes_in = system->text && role->folds_system;
     if (takes_in) {
         values.system = system->text;

@@ -72,6 +72,13 @@ data_test_tokenizer_SOURCES = data/test_tokenizer.c
 nodist_EXTRA_data_test_tokenizer_SOURCES = data/links_with_cxx.cc
 data_test_tokenizer_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 data_test_tokenizer_LDADD = data/libtokenizer.la $(CMOCKA_LIBS) $(JANSSON_LIBS)
+
+check_PROGRAMS += data/test_chat
+TESTS += data/test_chat
+data_test_chat_SOURCES = data/test_chat.c
+nodist_EXTRA_data_test_chat_SOURCES = data/links_with_cxx.cc
+data_test_chat_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
+data_test_chat_LDADD = data/libtokenizer.la $(CMOCKA_LIBS) $(JANSSON_LIBS)
 endif
 
 TESTS += data/test_mtllm_data.bats
