@@ -100,7 +100,8 @@ static int read_key(void *user, const char *section, const char *name, const cha
     char *longer;
 
     if (entry) {
-        if (asprintf(&longer, "%s%s", entry->text, text) < 0)
+        /* Names of tokens are words. */
+        if (asprintf(&longer, strstr(name, "tokens") ? "%s %s" : "%s%s", entry->text, text) < 0)
             return out_of_memory(reader->error) == 0;
         free(entry->text);
         entry->text = longer;

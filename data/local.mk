@@ -81,8 +81,8 @@ data_test_chat_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 data_test_chat_LDADD = data/libtokenizer.la $(CMOCKA_LIBS) $(JANSSON_LIBS)
 endif
 
-TESTS += data/test_mtllm_data.bats
-EXTRA_DIST += data/test_mtllm_data.bats \
+TESTS += data/test_conversations.bats data/test_mtllm_data.bats
+EXTRA_DIST += data/test_conversations.bats data/test_mtllm_data.bats \
 	tests/golden/tokenizers/sentencepiece/golden.jsonl \
 	tests/golden/tokenizers/sentencepiece/tokenizer.model \
 	tests/golden/tokenizers/falcon/golden.jsonl tests/golden/tokenizers/falcon/tokenizer.json \
