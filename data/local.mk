@@ -1,13 +1,18 @@
 noinst_LTLIBRARIES += data/libdata.la
 
 data_libdata_la_SOURCES = \
+	data/blend.c data/blend.h \
 	data/dataset.c data/dataset.h \
+	data/order.c data/order.h \
+	data/packing.c data/packing.h \
 	data/random.c data/random.h \
 	data/sample_index.c \
+	data/samples.c data/samples.h \
 	data/source.c data/source.h \
 	data/token_file.c data/token_file.h data/token_format.h \
 	data/token_writer.c
-data_libdata_la_LIBADD = core/libcore.la -lm
+data_libdata_la_CFLAGS = $(AM_CFLAGS) -pthread $(XXHASH_CFLAGS)
+data_libdata_la_LIBADD = core/libcore.la $(XXHASH_LIBS) -lpthread -lm
 
 # SentencePiece is C++; only what tokenizes is linked with it.
 noinst_LTLIBRARIES += data/libtokenizer.la
