@@ -1,5 +1,4 @@
 /* mtllm-data show: a document of a token file, and what of a conversation is learned. */
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,51 +33,24 @@ static int read_document(const struct token_file *file, int64_t document, struct
     return 0;
 }
 
-static int read_file(const char *prefix, const char *number, struct token_list *list,
-                     struct error *error)
-{
-    struct token_file *file;
-    long long document;
-    int result = -1;
-
-    if (token_file_open(&file, prefix, error) < 0)
-        return -1;
-    if (token_file_documents(file) == 0)
-        error_set(error, EXIT_STATUS_DATA, "%s: holds no document", prefix);
-    else if (option_number("document", number, 0, token_file_documents(file) - 1, &document,
-                           error) == 0)
-        result = read_document(file, document, list, error);
-    token_file_close(file);
-    return result;
-}
-
-/* "" for a name that is too long, which no file has. */
-static void name_file(char *path, size_t size, const char *prefix, const char *name)
-{
-    if ((size_t)snprintf(path, size, "%s%s", prefix, name) >= size)
-        *path = '\0';
-}
-
-/* PREFIX, or PREFIX-text and PREFIX-role where these are there instead. */
+/* Of PREFIX, or of PREFIX-text and PREFIX-role. */
 static int read_files(const char *prefix, const char *number, struct document *document,
                       struct error *error)
 {
-    char index[PATH_MAX], text[PATH_MAX], text_index[PATH_MAX], role[PATH_MAX];
+    struct data_part part = {0};
+    long long i;
+    int result = -1;
 
-    name_file(index, sizeof(index), prefix, ".idx");
-    name_file(text_index, sizeof(text_index), prefix, "-text.idx");
-    if (access(index, F_OK) == 0 || access(text_index, F_OK) != 0)
-        return read_file(prefix, number, &document->tokens, error);
-    name_file(text, sizeof(text), prefix, "-text");
-    name_file(role, sizeof(role), prefix, "-role");
-    if (read_file(text, number, &document->tokens, error) < 0 ||
-        read_file(role, number, &document->roles, error) < 0)
+    if (data_part_open(&part, prefix, error) < 0)
         return -1;
-    if (document->roles.count == document->tokens.count)
-        return 0;
-    return error_set(error, EXIT_STATUS_DATA,
-                     "%s: document %s has %lld roles, and %lld tokens in %s", role, number,
-                     (long long)document->roles.count, (long long)document->tokens.count, text);
+    if (token_file_documents(part.tokens) == 0)
+        error_set(error, EXIT_STATUS_DATA, "%s: holds no document", token_file_prefix(part.tokens));
+    else if (option_number("document", number, 0, token_file_documents(part.tokens) - 1, &i,
+                           error) == 0 &&
+             read_document(part.tokens, i, &document->tokens, error) == 0)
+        result = part.roles ? read_document(part.roles, i, &document->roles, error) : 0;
+    data_part_close(&part);
+    return result;
 }
 
 /* --- printing --------------------------------------------------------------------------------- */
