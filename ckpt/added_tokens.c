@@ -7,11 +7,9 @@
 
 #include <jansson.h>
 
-#include "ckpt/disk.h"
 #include "ckpt/hf_tokenizer.h"
 #include "ckpt/json_text.h"
-
-#define LIST_MAX ((size_t)16 << 20)
+#include "core/token_names.h"
 
 /* Beyond any vocabulary; vocab-size ends there. */
 #define ID_MAX ((int64_t)1 << 24)
@@ -30,64 +28,20 @@ static int out_of_memory(struct error *error)
 
 /* --- the option ------------------------------------------------------------------------------ */
 
-static int add_name(struct added_tokens *tokens, const char *text, size_t length,
-                    struct error *error)
-{
-    struct added_token *list = realloc(tokens->list, (tokens->count + 1) * sizeof(*tokens->list));
-    json_t *json = json_stringn(text, length); /* NULL when it is no UTF-8 */
-    bool valid = json && !memchr(text, '\0', length);
-
-    json_decref(json);
-    if (list)
-        tokens->list = list;
-    if (!valid || length == 0)
-        return error_set(error, EXIT_STATUS_USAGE, "add-tokens: token %zu is %s", tokens->count + 1,
-                         length == 0 ? "empty" : "no UTF-8 text");
-    for (size_t i = 0; i < tokens->count; i++)
-        if (strlen(list[i].text) == length && memcmp(list[i].text, text, length) == 0)
-            return error_set(error, EXIT_STATUS_USAGE, "add-tokens: \"%s\" is there twice",
-                             list[i].text);
-    if (!list)
-        return out_of_memory(error);
-    list[tokens->count] = (struct added_token){.text = strndup(text, length), .id = -1};
-    return list[tokens->count++].text ? 0 : out_of_memory(error);
-}
-
-static int split(struct added_tokens *tokens, const char *text, char separator, struct error *error)
-{
-    for (;;) {
-        const char *end = strchrnul(text, separator);
-
-        if (add_name(tokens, text, (size_t)(end - text), error) < 0)
-            return -1;
-        if (!*end)
-            return 0;
-        text = end + 1;
-    }
-}
-
 int added_tokens_parse(struct added_tokens *tokens, const char *option, struct error *error)
 {
-    void *text;
-    size_t size;
-    int rc;
+    struct token_names names;
 
     *tokens = (struct added_tokens){0};
-    if (*option != '@') {
-        rc = split(tokens, option, ',', error);
-    } else {
-        if (disk_read_file(option + 1, LIST_MAX, &text, &size, error) < 0)
-            return error_prefix(error, "add-tokens: ");
-        if (size > 0 && ((char *)text)[size - 1] == '\n')
-            ((char *)text)[size - 1] = '\0';
-        rc = split(tokens, text, '\n', error);
-        free(text);
-        if (rc < 0)
-            error_prefix(error, "%s: ", option + 1);
+    if (token_names_parse(&names, option, error) < 0)
+        return -1;
+    tokens->list = calloc(names.count, sizeof(*tokens->list));
+    for (; tokens->list && tokens->count < names.count; tokens->count++) {
+        tokens->list[tokens->count] = (struct added_token){names.list[tokens->count], -1};
+        names.list[tokens->count] = NULL; /* taken */
     }
-    if (rc < 0)
-        added_tokens_destroy(tokens);
-    return rc;
+    token_names_destroy(&names);
+    return tokens->list ? 0 : out_of_memory(error);
 }
 
 void added_tokens_destroy(struct added_tokens *tokens)

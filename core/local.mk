@@ -8,7 +8,8 @@ core_libcore_without_inih_la_SOURCES = \
 	core/log.c core/log.h \
 	core/model.c core/model.h \
 	core/rope.c core/rope.h \
-	core/settings.c core/settings.def core/settings.h
+	core/settings.c core/settings.def core/settings.h \
+	core/token_names.c core/token_names.h
 core_libcore_without_inih_la_CFLAGS = $(AM_CFLAGS) $(INIH_CFLAGS)
 core_libcore_la_SOURCES =
 core_libcore_la_LIBADD = core/libcore_without_inih.la $(INIH_LIBS) -lm

@@ -35,6 +35,7 @@ struct bpe {
 
 struct symbol {
     int32_t id, previous, next; /* places of its neighbours; -1 at the ends */
+    uint32_t bytes;             /* of text */
 };
 
 /* A pair that stood at `place` when it was put into the heap. */
@@ -396,11 +397,11 @@ static int reserve(struct bpe_scratch *scratch, size_t bytes)
     return 0;
 }
 
-static void add_symbol(struct bpe_scratch *scratch, int32_t id)
+static void add_symbol(struct bpe_scratch *scratch, int32_t id, size_t bytes)
 {
     int32_t at = (int32_t)scratch->count++;
 
-    scratch->symbols[at] = (struct symbol){id, at - 1, at + 1};
+    scratch->symbols[at] = (struct symbol){id, at - 1, at + 1, (uint32_t)bytes};
 }
 
 static size_t character_bytes(const char *text, size_t bytes)
@@ -424,13 +425,15 @@ static void split_characters(const struct bpe *bpe, struct bpe_scratch *scratch,
         length = character_bytes(text + at, bytes - at);
         id = bpe_find(bpe, text + at, length);
         if (id >= 0) {
-            add_symbol(scratch, id);
+            add_symbol(scratch, id, length);
         } else if (bpe->byte_ids[0] >= 0) {
             for (size_t i = 0; i < length; i++)
-                add_symbol(scratch, bpe->byte_ids[(unsigned char)text[at + i]]);
+                add_symbol(scratch, bpe->byte_ids[(unsigned char)text[at + i]], 1);
         } else if (bpe->unk >= 0) {
             if (!unknown || !bpe->fuse_unk)
-                add_symbol(scratch, bpe->unk);
+                add_symbol(scratch, bpe->unk, length);
+            else
+                scratch->symbols[scratch->count - 1].bytes += (uint32_t)length;
             unknown = true;
             continue;
         }
@@ -459,6 +462,7 @@ static void join(struct bpe_scratch *scratch, int32_t place, int32_t id)
     struct symbol *left = &scratch->symbols[place], *right = &scratch->symbols[left->next];
 
     left->id = id;
+    left->bytes += right->bytes;
     left->next = right->next;
     right->id = -1;
     if (left->next >= 0)
@@ -556,17 +560,22 @@ static int append(struct token_list *list, const int32_t *ids, int64_t count)
 }
 
 int bpe_encode(const struct bpe *bpe, struct bpe_scratch *scratch, const char *text, size_t bytes,
-               struct token_list *list)
+               struct token_list *list, uint32_t *ends)
 {
-    struct cached *cached = find_cached(scratch, text, bytes);
+    /* What is remembered are ids alone. */
+    struct cached *cached = ends ? NULL : find_cached(scratch, text, bytes);
     int64_t before = list->count, count;
+    uint32_t end = 0;
     int32_t id;
 
     if (cached && cached->ids > 0 && cached->bytes == bytes &&
         memcmp(cached->text, text, bytes) == 0)
         return append(list, cached->id, cached->ids);
-    if (bpe->ignore_merges && (id = bpe_find(bpe, text, bytes)) >= 0)
+    if (bpe->ignore_merges && (id = bpe_find(bpe, text, bytes)) >= 0) {
+        if (ends)
+            *ends = (uint32_t)bytes;
         return append(list, &id, 1);
+    }
     if (reserve(scratch, bytes) < 0)
         return -1;
     split_characters(bpe, scratch, text, bytes);
@@ -576,9 +585,12 @@ int bpe_encode(const struct bpe *bpe, struct bpe_scratch *scratch, const char *t
         join_by_scanning(bpe, scratch);
     else
         join_by_heap(bpe, scratch);
-    for (int32_t at = 0; at >= 0; at = scratch->symbols[at].next)
+    for (int32_t at = 0; at >= 0; at = scratch->symbols[at].next) {
         if (append(list, &scratch->symbols[at].id, 1) < 0)
             return -1;
+        if (ends)
+            *ends++ = end += scratch->symbols[at].bytes;
+    }
     count = list->count - before;
     if (cached && count <= CACHE_IDS) {
         cached->bytes = (uint8_t)bytes;

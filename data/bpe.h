@@ -37,8 +37,9 @@ struct bpe_scratch;
 struct bpe_scratch *bpe_scratch_create(void); /* NULL: out of memory */
 void bpe_scratch_destroy(struct bpe_scratch *scratch);
 
-/* Append the ids of a piece of UTF-8. -1: out of memory. */
+/* Append the ids of a piece of UTF-8. `ends`, unless NULL, has room for as many numbers as there
+ * are bytes, and is told where each of these tokens ends in the piece. -1: out of memory. */
 int bpe_encode(const struct bpe *bpe, struct bpe_scratch *scratch, const char *text, size_t bytes,
-               struct token_list *list);
+               struct token_list *list, uint32_t *ends);
 
 #endif

@@ -6,7 +6,7 @@
 
 extern const struct command command_tokenize; /* tokenize.c */
 extern const struct command command_info;     /* info.c */
-extern const struct command command_show;     /* inspect.c */
+extern const struct command command_show;     /* show.c */
 extern const struct command command_merge;    /* merge.c */
 extern const struct command command_split;    /* split.c */
 

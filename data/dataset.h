@@ -14,8 +14,9 @@
 enum dataset_split { DATASET_TRAIN, DATASET_VALID, DATASET_TEST };
 
 /* Documents [bounds[s], bounds[s + 1]) belong to split s. `split` is "969,30,1": weights separated
- * by commas or slashes. Error: EXIT_STATUS_USAGE. */
-int dataset_split_bounds(const char *split, int64_t documents, int64_t bounds[4],
+ * by commas or slashes. Shares are rounded as Megatron rounds them, which can leave one of few
+ * documents without any; `nonempty` takes one from the largest then. Error: EXIT_STATUS_USAGE. */
+int dataset_split_bounds(const char *split, bool nonempty, int64_t documents, int64_t bounds[4],
                          struct error *error);
 
 /* The three index arrays of Megatron's GPT dataset. */

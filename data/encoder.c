@@ -87,6 +87,19 @@ static int set_bad_byte(struct corpus_part *part, const char *text, size_t at, s
     return 0;
 }
 
+static int encode_conversation(const struct chat *chat, struct corpus_batch *batch,
+                               struct corpus_part *part, const json_t *line, struct error *error)
+{
+    struct error why = {0};
+
+    if (chat_encode(chat, line, &batch->streams[0], &batch->streams[1], &why) == 0)
+        return 0;
+    if (why.status == EXIT_STATUS_DATA)
+        return set_problem(part, "%s", why.text, error);
+    *error = why;
+    return -1;
+}
+
 static int encode_json(const struct encoder_work *work, struct corpus_batch *batch,
                        struct corpus_part *part, struct error *error)
 {
@@ -100,6 +113,8 @@ static int encode_json(const struct encoder_work *work, struct corpus_batch *bat
         result = set_problem(part, "not a JSON object on one line (%s)", problem.text, error);
     else if (!json_is_object(line))
         result = set_problem(part, "not a JSON object%s", "", error);
+    else if (work->chat)
+        result = encode_conversation(work->chat, batch, part, line, error);
     else
         result = encode_members(work, batch, part, line, error);
     json_decref(line);

@@ -3,6 +3,7 @@
 #define MTLLM_DATA_ENCODER_H
 
 #include "core/error.h"
+#include "data/chat.h"
 #include "data/corpus.h"
 #include "data/tokenizer.h"
 
@@ -11,6 +12,8 @@ struct encoder_work {
     const struct tokenizer *tokenizer;
     char *const *keys; /* [streams] the member of a line of JSON that holds the text of a stream */
     int streams;       /* 1 for plain text */
+    /* NULL, or lines of JSON are conversations: there are two streams, tokens and their roles. */
+    const struct chat *chat;
 };
 
 struct encoder;

@@ -97,7 +97,7 @@ static void print_bins(const struct summary *summary)
         most = summary->bins[i] > most ? summary->bins[i] : most;
     if (most == 0)
         return;
-    printf("\n%23s  documents\n", "tokens");
+    printf("\n%23s  documents\n", "length in tokens");
     for (int i = first; i <= last; i++) {
         int64_t documents = summary->bins[i];
         /* What is there is seen. */

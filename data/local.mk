@@ -1,25 +1,35 @@
 noinst_LTLIBRARIES += data/libdata.la
 
 data_libdata_la_SOURCES = \
+	data/blend.c data/blend.h \
 	data/dataset.c data/dataset.h \
+	data/order.c data/order.h \
+	data/packing.c data/packing.h \
 	data/random.c data/random.h \
 	data/sample_index.c \
+	data/samples.c data/samples.h \
 	data/source.c data/source.h \
 	data/token_file.c data/token_file.h data/token_format.h \
 	data/token_writer.c
-data_libdata_la_LIBADD = core/libcore.la -lm
+data_libdata_la_CFLAGS = $(AM_CFLAGS) -pthread $(XXHASH_CFLAGS)
+data_libdata_la_LIBADD = core/libcore.la $(XXHASH_LIBS) -lpthread -lm
 
 # SentencePiece is C++; only what tokenizes is linked with it.
 noinst_LTLIBRARIES += data/libtokenizer.la
 data_libtokenizer_la_SOURCES = \
+	data/chat.c data/chat.h \
+	data/chat_pattern.c data/chat_pattern.h \
+	data/chat_template.c data/chat_template.h \
+	data/new_tokens.c \
 	data/tokenizer.c data/tokenizer.h data/tokenizer_kind.h data/tokenizer_missing.c
-data_libtokenizer_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS)
-data_libtokenizer_la_LIBADD = core/libcore.la
+data_libtokenizer_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS) $(INIH_CFLAGS)
+data_libtokenizer_la_LIBADD = core/libcore.la $(JANSSON_LIBS)
 sentencepiece_sources = data/sentencepiece.cc
 tokenizer_json_sources = \
 	data/added_set.c data/added_set.h \
 	data/bpe.c data/bpe.h \
 	data/decoder.c data/decoder.h \
+	data/normal_form.c data/normal_form.h \
 	data/pieces.c data/pieces.h \
 	data/steps.c data/steps.h \
 	data/tokenizer_json.c \
@@ -43,13 +53,13 @@ data_mtllm_data_SOURCES = \
 	data/encoder.c data/encoder.h \
 	data/info.c \
 	data/input.c data/input.h \
-	data/inspect.c \
 	data/merge.c \
 	data/mtllm_data.c \
 	data/options.c data/options.h \
 	data/outputs.c data/outputs.h \
 	data/progress.c data/progress.h \
 	data/resume.c data/resume.h \
+	data/show.c \
 	data/split.c \
 	data/streams.c data/streams.h \
 	data/token_set.c data/token_set.h \
@@ -74,10 +84,17 @@ data_test_tokenizer_SOURCES = data/test_tokenizer.c
 nodist_EXTRA_data_test_tokenizer_SOURCES = data/links_with_cxx.cc
 data_test_tokenizer_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 data_test_tokenizer_LDADD = data/libtokenizer.la $(CMOCKA_LIBS) $(JANSSON_LIBS)
+
+check_PROGRAMS += data/test_chat
+TESTS += data/test_chat
+data_test_chat_SOURCES = data/test_chat.c
+nodist_EXTRA_data_test_chat_SOURCES = data/links_with_cxx.cc
+data_test_chat_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
+data_test_chat_LDADD = data/libtokenizer.la $(CMOCKA_LIBS) $(JANSSON_LIBS)
 endif
 
-TESTS += data/test_mtllm_data.bats
-EXTRA_DIST += data/test_mtllm_data.bats \
+TESTS += data/test_conversations.bats data/test_mtllm_data.bats
+EXTRA_DIST += data/test_conversations.bats data/test_mtllm_data.bats \
 	tests/golden/tokenizers/sentencepiece/golden.jsonl \
 	tests/golden/tokenizers/sentencepiece/tokenizer.model \
 	tests/golden/tokenizers/falcon/golden.jsonl tests/golden/tokenizers/falcon/tokenizer.json \

@@ -6,10 +6,17 @@
 /* More than NFKC and bytes by characters make of a text. */
 enum { GROWTH_MOST = 64 };
 
-int pieces_append(struct pieces *pieces, const char *text, size_t bytes)
+struct piece pieces_slice(const struct pieces *pieces, size_t begin, size_t bytes)
 {
-    if (pieces->bytes + bytes > pieces->text_room) {
-        size_t room = 2 * (pieces->bytes + bytes) + 64;
+    return (struct piece){pieces->text + begin, bytes,
+                          pieces->tracked ? pieces->origins + begin : NULL};
+}
+
+static int grow(struct pieces *pieces, size_t bytes)
+{
+    size_t room = 2 * bytes + 64;
+
+    if (bytes > pieces->text_room) {
         char *more = realloc(pieces->text, room);
 
         if (!more)
@@ -17,9 +24,48 @@ int pieces_append(struct pieces *pieces, const char *text, size_t bytes)
         pieces->text = more;
         pieces->text_room = room;
     }
+    if (pieces->tracked && bytes > pieces->origins_room) {
+        struct token_span *more = realloc(pieces->origins, room * sizeof(*more));
+
+        if (!more)
+            return -1;
+        pieces->origins = more;
+        pieces->origins_room = room;
+    }
+    return 0;
+}
+
+int pieces_append(struct pieces *pieces, const char *text, size_t bytes)
+{
+    size_t all = pieces->bytes + bytes;
+
+    if ((all > pieces->text_room || (pieces->tracked && all > pieces->origins_room)) &&
+        grow(pieces, all) < 0)
+        return -1;
     if (bytes > 0)
         memcpy(pieces->text + pieces->bytes, text, bytes);
-    pieces->bytes += bytes;
+    pieces->bytes = all;
+    return 0;
+}
+
+int pieces_take(struct pieces *pieces, const struct piece *from, size_t begin, size_t end)
+{
+    size_t at = pieces->bytes;
+
+    if (pieces_append(pieces, from->text + begin, end - begin) < 0)
+        return -1;
+    if (pieces->tracked && end > begin)
+        memcpy(pieces->origins + at, from->origins + begin, (end - begin) * sizeof(*from->origins));
+    return 0;
+}
+
+int pieces_put(struct pieces *pieces, const char *text, size_t bytes, const struct piece *from,
+               size_t at)
+{
+    if (pieces_append(pieces, text, bytes) < 0)
+        return -1;
+    for (size_t i = pieces->bytes - bytes; pieces->tracked && i < pieces->bytes; i++)
+        pieces->origins[i] = from->origins[at];
     return 0;
 }
 
@@ -65,5 +111,6 @@ void pieces_destroy(struct pieces *pieces)
 {
     free(pieces->text);
     free(pieces->ends);
+    free(pieces->origins);
     *pieces = (struct pieces){0};
 }

@@ -178,7 +178,29 @@ static int parse_weights(const char *split, double weights[3], struct error *err
                      split);
 }
 
-int dataset_split_bounds(const char *split, int64_t documents, int64_t bounds[4],
+/* Every share that has a weight gets a document, if there are enough of them. */
+static void fill_empty(const double weights[3], int64_t bounds[4])
+{
+    int64_t counts[3];
+
+    for (int i = 0; i < 3; i++)
+        counts[i] = bounds[i + 1] - bounds[i];
+    for (int i = 0; i < 3; i++) {
+        int largest = 0;
+
+        for (int j = 1; j < 3; j++)
+            if (counts[j] > counts[largest])
+                largest = j;
+        if (weights[i] > 0 && counts[i] == 0 && counts[largest] > 1) {
+            counts[largest]--;
+            counts[i]++;
+        }
+    }
+    for (int i = 0; i < 3; i++)
+        bounds[i + 1] = bounds[i] + counts[i];
+}
+
+int dataset_split_bounds(const char *split, bool nonempty, int64_t documents, int64_t bounds[4],
                          struct error *error)
 {
     double weights[3];
@@ -194,5 +216,7 @@ int dataset_split_bounds(const char *split, int64_t documents, int64_t bounds[4]
     /* Megatron lets a boundary fall below 0 here and then takes documents from the end twice. */
     for (int i = 1; i < 4; i++)
         bounds[i] = bounds[i] > over ? bounds[i] - over : 0;
+    if (nonempty)
+        fill_empty(weights, bounds);
     return 0;
 }

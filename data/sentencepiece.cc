@@ -9,6 +9,7 @@ extern "C" {
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -36,7 +37,8 @@ struct sentencepiece_tokenizer {
     struct tokenizer base;
     sentencepiece::SentencePieceProcessor processor;
     enum line_end line_end = LINE_END_UNKNOWN;
-    int space_id = -1; /* of a lone U+2581 */
+    int space_id = -1;                    /* of a lone U+2581 */
+    std::map<int32_t, std::string> added; /* tokens behind those of the model */
 };
 
 namespace
@@ -242,13 +244,103 @@ int encode_part(const struct tokenizer *base, const char *text, size_t bytes, bo
     return 0;
 }
 
+int encode_spans(const struct tokenizer *base, const char *text, size_t bytes,
+                 struct token_list *list, struct token_span **spans, struct error *error)
+{
+    try {
+        sentencepiece::ImmutableSentencePieceText encoded;
+        const auto status =
+            self(base)->processor.Encode(absl::string_view(text, bytes), encoded.mutable_proto());
+
+        if (!status.ok())
+            return error_set(error, EXIT_STATUS_DATA, "SentencePiece: %s",
+                             status.ToString().c_str());
+        const auto pieces = encoded.pieces();
+        auto *to = static_cast<struct token_span *>(
+            std::malloc((pieces.size() + 1) * sizeof(struct token_span)));
+        if (!to || token_list_reserve(list, static_cast<int64_t>(pieces.size())) < 0) {
+            std::free(to);
+            return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+        }
+        for (size_t i = 0; i < pieces.size(); i++) {
+            list->ids[list->count++] = static_cast<int32_t>(pieces[i].id());
+            to[i] = {pieces[i].begin(), pieces[i].end()};
+        }
+        *spans = to;
+    } catch (const std::exception &exception) {
+        return exception_error(error, exception);
+    }
+    return 0;
+}
+
+int32_t add(struct tokenizer *base, const char *text, int32_t id)
+{
+    try {
+        reinterpret_cast<sentencepiece_tokenizer *>(base)->added[id] = text;
+    } catch (const std::exception &) {
+        return -1;
+    }
+    return id;
+}
+
+int32_t find(const struct tokenizer *base, const char *text)
+{
+    const auto &processor = self(base)->processor;
+    const int id = processor.PieceToId(text);
+
+    for (const auto &token : self(base)->added)
+        if (token.second == text)
+            return token.first;
+    return processor.IsUnknown(id) && processor.IdToPiece(id) != text ? -1 : id;
+}
+
+/* The text of a piece or of an added token; nullptr where ids have a gap. */
+const std::string *find_text(const sentencepiece_tokenizer &tokenizer, int32_t id)
+{
+    const auto token = tokenizer.added.find(id);
+
+    if (token != tokenizer.added.end())
+        return &token->second;
+    return id < tokenizer.processor.GetPieceSize() ? &tokenizer.processor.IdToPiece(id) : nullptr;
+}
+
+const char *text_of(const struct tokenizer *base, int32_t id, size_t *bytes)
+{
+    const std::string *text = find_text(*self(base), id);
+
+    *bytes = text ? text->size() : 0;
+    return text ? text->c_str() : nullptr;
+}
+
+/* Added tokens stand between texts that are decoded by themselves. */
+sentencepiece::util::Status decode_around(const sentencepiece_tokenizer &tokenizer,
+                                          const int32_t *ids, int64_t count, std::string &text)
+{
+    for (int64_t i = 0, end; i < count; i = end + 1) {
+        std::string part;
+
+        for (end = i; end < count && ids[end] < tokenizer.processor.GetPieceSize();)
+            end++;
+        const auto status = tokenizer.processor.Decode(std::vector<int>(ids + i, ids + end), &part);
+
+        if (!status.ok())
+            return status;
+        text += part;
+        if (end < count) {
+            const std::string *token = find_text(tokenizer, ids[end]);
+
+            text += token ? *token : "";
+        }
+    }
+    return {};
+}
+
 int decode(const struct tokenizer *base, const int32_t *ids, int64_t count, char **text,
            size_t *bytes, struct error *error)
 {
     try {
         std::string decoded;
-        const auto status =
-            self(base)->processor.Decode(std::vector<int>(ids, ids + count), &decoded);
+        const auto status = decode_around(*self(base), ids, count, decoded);
 
         if (!status.ok())
             return error_set(error, EXIT_STATUS_DATA, "SentencePiece: %s",
@@ -264,7 +356,8 @@ int decode(const struct tokenizer *base, const int32_t *ids, int64_t count, char
     return 0;
 }
 
-const struct tokenizer_kind kind = {close, part, encode_part, decode};
+const struct tokenizer_kind kind = {close, part, encode_part, encode_spans,
+                                    add,   find, text_of,     decode};
 
 } // namespace
 

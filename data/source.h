@@ -23,6 +23,11 @@ struct data_source {
     int count;
 };
 
+/* PREFIX.bin and PREFIX.idx, or where they are missing the pair PREFIX-text and PREFIX-role, which
+ * must have the same sequences. The weight stays 0. Error: as token_file_open(). */
+int data_part_open(struct data_part *part, const char *prefix, struct error *error);
+void data_part_close(struct data_part *part); /* all zeros is nothing */
+
 /* `text` is one PREFIX, or weights and prefixes by turns, separated by white space: "3 A 1 B".
  * Error: EXIT_STATUS_USAGE (not such a text), else as token_file_open(). */
 int data_source_open(struct data_source *source, const char *text, struct error *error);

@@ -20,7 +20,7 @@ static int name_parts(struct part *parts, const char *split, const char *prefix,
     static const char *const endings[PARTS] = {"train", "valid", "test"};
     int64_t bounds[PARTS + 1];
 
-    if (dataset_split_bounds(split, documents, bounds, error) < 0)
+    if (dataset_split_bounds(split, false, documents, bounds, error) < 0)
         return -1;
     for (int i = 0; i < PARTS; i++) {
         parts[i].begin = bounds[i];

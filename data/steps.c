@@ -7,6 +7,7 @@
 #include <oniguruma.h>
 #include <utf8proc.h>
 
+#include "data/normal_form.h"
 #include "data/unicode.h"
 
 /* GPT-2's words. */
@@ -66,8 +67,8 @@ struct match {
 /* Looks for matches one after the other. */
 struct finder {
     const struct step *step;
-    const char *text;
-    size_t bytes, at;
+    const struct piece *piece;
+    size_t at;
     struct match found; /* that comes next, behind what lies before it */
     bool has_found;
     OnigRegion *region;
@@ -76,7 +77,8 @@ struct finder {
 /* 1 and the next match at or behind `at`, 0 when there is none. */
 static int find_regex(struct finder *finder, size_t at, struct match *match, struct error *error)
 {
-    const OnigUChar *text = (const OnigUChar *)finder->text, *end = text + finder->bytes;
+    const OnigUChar *text = (const OnigUChar *)finder->piece->text,
+                    *end = text + finder->piece->bytes;
     int found = onig_search(finder->step->regex, text, end, text + at, end, finder->region,
                             ONIG_OPTION_NONE);
 
@@ -98,19 +100,20 @@ static int find_match(struct finder *finder, size_t at, struct match *match, str
     if (step->regex)
         return find_regex(finder, at, match, error);
     if (step->literal) {
-        const char *found =
-            memmem(finder->text + at, finder->bytes - at, step->literal, step->literal_bytes);
+        const char *found = memmem(finder->piece->text + at, finder->piece->bytes - at,
+                                   step->literal, step->literal_bytes);
 
         if (!found)
             return 0;
-        match->begin = (size_t)(found - finder->text);
+        match->begin = (size_t)(found - finder->piece->text);
         match->end = match->begin + step->literal_bytes;
     } else {
         for (;; at = match->end) {
-            if (at >= finder->bytes)
+            if (at >= finder->piece->bytes)
                 return 0;
             match->begin = at;
-            if (step->matches(next_character(finder->text, finder->bytes, at, &match->end)))
+            if (step->matches(
+                    next_character(finder->piece->text, finder->piece->bytes, at, &match->end)))
                 break;
         }
     }
@@ -129,16 +132,17 @@ static int next_stretch(struct finder *finder, struct match *stretch, struct err
         finder->at = stretch->end;
         return 1;
     }
-    for (size_t from = finder->at; finder->at < finder->bytes;) {
-        rc = from > finder->bytes ? 0 : find_match(finder, from, &finder->found, error);
+    for (size_t from = finder->at; finder->at < finder->piece->bytes;) {
+        rc = from > finder->piece->bytes ? 0 : find_match(finder, from, &finder->found, error);
         if (rc < 0)
             return -1;
         /* One of nothing is passed over. */
         if (rc > 0 && finder->found.end == finder->found.begin) {
-            if (finder->found.begin >= finder->bytes)
+            if (finder->found.begin >= finder->piece->bytes)
                 rc = 0;
             else {
-                next_character(finder->text, finder->bytes, finder->found.begin, &from);
+                next_character(finder->piece->text, finder->piece->bytes, finder->found.begin,
+                               &from);
                 continue;
             }
         }
@@ -148,7 +152,8 @@ static int next_stretch(struct finder *finder, struct match *stretch, struct err
             return 1;
         }
         finder->has_found = rc > 0;
-        *stretch = (struct match){finder->at, rc > 0 ? finder->found.begin : finder->bytes, false};
+        *stretch =
+            (struct match){finder->at, rc > 0 ? finder->found.begin : finder->piece->bytes, false};
         finder->at = stretch->end;
         return 1;
     }
@@ -178,7 +183,7 @@ static int split_piece(struct finder *finder, struct pieces *to, struct error *e
 
         if ((!goes_on && pieces_end(to) < 0) ||
             (!(step->behavior == REMOVED && is_match) &&
-             pieces_append(to, finder->text + stretch.begin, stretch.end - stretch.begin) < 0))
+             pieces_take(to, finder->piece, stretch.begin, stretch.end) < 0))
             return out_of_memory(error);
         first = false;
         before = is_match;
@@ -192,17 +197,17 @@ static int replace_in_piece(struct finder *finder, struct pieces *to, struct err
     int rc;
 
     while ((rc = next_stretch(finder, &stretch, error)) > 0)
-        if ((stretch.is_match ? pieces_append(to, finder->step->text, finder->step->bytes)
-                              : pieces_append(to, finder->text + stretch.begin,
-                                              stretch.end - stretch.begin)) < 0)
+        if ((stretch.is_match ? pieces_put(to, finder->step->text, finder->step->bytes,
+                                           finder->piece, stretch.end - 1)
+                              : pieces_take(to, finder->piece, stretch.begin, stretch.end)) < 0)
             return out_of_memory(error);
     return rc < 0 ? -1 : pieces_end(to) < 0 ? out_of_memory(error) : 0;
 }
 
-static int with_matches(const struct step *step, const char *text, size_t bytes, struct pieces *to,
+static int with_matches(const struct step *step, const struct piece *piece, struct pieces *to,
                         struct error *error)
 {
-    struct finder finder = {.step = step, .text = text, .bytes = bytes};
+    struct finder finder = {.step = step, .piece = piece};
     int rc;
 
     if (step->regex && !(finder.region = onig_region_new()))
@@ -214,73 +219,40 @@ static int with_matches(const struct step *step, const char *text, size_t bytes,
     return rc;
 }
 
-static int normalize_stretch(const struct step *step, const char *text, size_t bytes,
-                             struct pieces *to)
+static int map_bytes(const struct piece *piece, struct pieces *to, struct error *error)
 {
-    utf8proc_uint8_t *result = NULL;
-    utf8proc_ssize_t length =
-        utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)bytes, &result, step->form);
-    int rc = length < 0 ? -1 : pieces_append(to, (const char *)result, (size_t)length);
-
-    free(result);
-    return rc;
-}
-
-static int normalize_piece(const struct step *step, const char *text, size_t bytes,
-                           struct pieces *to, struct error *error)
-{
-    size_t begin = 0, next;
-    int rc = 0;
-
-    for (size_t at = 0; rc == 0 && at < bytes; at = next) {
-        next = at + 1;
-        if ((unsigned char)text[at] < 0xdf || /* U+07C0 */
-            !is_later_mark(next_character(text, bytes, at, &next)))
-            continue;
-        rc = normalize_stretch(step, text + begin, at - begin, to);
-        if (rc == 0)
-            rc = pieces_append(to, text + at, next - at);
-        begin = next;
-    }
-    if (rc == 0)
-        rc = normalize_stretch(step, text + begin, bytes - begin, to);
-    return rc < 0 || pieces_end(to) < 0 ? out_of_memory(error) : 0;
-}
-
-static int map_bytes(const char *text, size_t bytes, struct pieces *to, struct error *error)
-{
-    for (size_t i = 0; i < bytes; i++) {
+    for (size_t i = 0; i < piece->bytes; i++) {
         utf8proc_uint8_t character[4];
         utf8proc_ssize_t length =
-            utf8proc_encode_char(byte_character((unsigned char)text[i]), character);
+            utf8proc_encode_char(byte_character((unsigned char)piece->text[i]), character);
 
-        if (pieces_append(to, (const char *)character, (size_t)length) < 0)
+        if (pieces_put(to, (const char *)character, (size_t)length, piece, i) < 0)
             return out_of_memory(error);
     }
     return pieces_end(to) < 0 ? out_of_memory(error) : 0;
 }
 
-static bool begins_with(const char *text, size_t bytes, const char *what, size_t what_bytes)
+static bool begins_with(const struct piece *piece, const char *what, size_t bytes)
 {
-    return bytes >= what_bytes && memcmp(text, what, what_bytes) == 0;
+    return piece->bytes >= bytes && memcmp(piece->text, what, bytes) == 0;
 }
 
-static int metaspace(const struct step *step, const char *text, size_t bytes, bool begins,
+static int metaspace(const struct step *step, const struct piece *piece, bool begins,
                      struct pieces *to)
 {
-    bool has_one = (bytes > 0 && *text == ' ') || begins_with(text, bytes, step->text, step->bytes);
+    bool has_one = begins_with(piece, " ", 1) || begins_with(piece, step->text, step->bytes);
 
     if (!has_one && (step->scheme == SCHEME_ALWAYS || (step->scheme == SCHEME_FIRST && begins)) &&
-        pieces_append(to, step->text, step->bytes) < 0)
+        pieces_put(to, step->text, step->bytes, piece, 0) < 0)
         return -1;
-    for (size_t i = 0; i < bytes; i++)
-        if ((text[i] == ' ' ? pieces_append(to, step->text, step->bytes)
-                            : pieces_append(to, text + i, 1)) < 0)
+    for (size_t i = 0; i < piece->bytes; i++)
+        if ((piece->text[i] == ' ' ? pieces_put(to, step->text, step->bytes, piece, i)
+                                   : pieces_take(to, piece, i, i + 1)) < 0)
             return -1;
     return pieces_end(to);
 }
 
-static int apply_to_piece(const struct step *step, const char *text, size_t bytes, bool begins,
+static int apply_to_piece(const struct step *step, const struct piece *piece, bool begins,
                           struct pieces *to, struct error *error)
 {
     int rc = 0;
@@ -288,20 +260,21 @@ static int apply_to_piece(const struct step *step, const char *text, size_t byte
     switch (step->type) {
     case STEP_REPLACE:
     case STEP_SPLIT:
-        return with_matches(step, text, bytes, to, error);
+        return with_matches(step, piece, to, error);
     case STEP_UNICODE:
-        return normalize_piece(step, text, bytes, to, error);
+        rc = normal_form_append(step->form, piece, to);
+        break;
     case STEP_BYTES:
-        return map_bytes(text, bytes, to, error);
+        return map_bytes(piece, to, error);
     case STEP_METASPACE:
-        rc = metaspace(step, text, bytes, begins, to);
+        rc = metaspace(step, piece, begins, to);
         break;
     case STEP_PREPEND:
     case STEP_SPACE_IN_FRONT:
-        if (step->type == STEP_PREPEND || *text != ' ')
-            rc = pieces_append(to, step->text, step->bytes);
+        if (step->type == STEP_PREPEND || *piece->text != ' ')
+            rc = pieces_put(to, step->text, step->bytes, piece, 0);
         if (rc == 0)
-            rc = pieces_append(to, text, bytes);
+            rc = pieces_take(to, piece, 0, piece->bytes);
         if (rc == 0)
             rc = pieces_end(to);
         break;
@@ -321,9 +294,9 @@ int steps_apply(const struct steps *steps, struct pieces_pair *pair, bool begins
         pieces_clear(&pair->next);
         for (size_t j = 0; j < pair->now.count; j++) {
             size_t end = pair->now.ends[j];
+            struct piece piece = pieces_slice(&pair->now, begin, end - begin);
 
-            if (apply_to_piece(&steps->list[i], pair->now.text + begin, end - begin,
-                               begins && j == 0, &pair->next, error) < 0)
+            if (apply_to_piece(&steps->list[i], &piece, begins && j == 0, &pair->next, error) < 0)
                 return -1;
             begin = end;
         }

@@ -21,8 +21,8 @@ int steps_create_pre_tokenizer(struct steps **steps, json_t *json, struct error 
 void steps_destroy(struct steps *steps); /* NULL is allowed */
 
 /* Apply all steps to pair->now, which is pieces of UTF-8. `begins`: the first piece is the
- * beginning of the whole text. Error: EXIT_STATUS_SYSTEM, or EXIT_STATUS_DATA for a regular
- * expression that gives up. */
+ * beginning of the whole text. Where the pieces are tracked, so is what is made of them. Error:
+ * EXIT_STATUS_SYSTEM, or EXIT_STATUS_DATA for a regular expression that gives up. */
 int steps_apply(const struct steps *steps, struct pieces_pair *pair, bool begins,
                 struct error *error);
 

@@ -178,13 +178,13 @@ static void test_splits(void **state)
     (void)state;
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        if (dataset_split_bounds(cases[i].split, cases[i].documents, bounds, &error) < 0)
+        if (dataset_split_bounds(cases[i].split, false, cases[i].documents, bounds, &error) < 0)
             fail_msg("%s", error.text);
         assert_i64(bounds, cases[i].bounds, 4);
     }
     for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++) {
         error.status = 0;
-        assert_int_equal(dataset_split_bounds(refused[i], 10, bounds, &error), -1);
+        assert_int_equal(dataset_split_bounds(refused[i], false, 10, bounds, &error), -1);
         assert_int_equal(error.status, EXIT_STATUS_USAGE);
     }
 }

@@ -17,6 +17,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <xxhash.h>
+
 #include "data/token_format.h"
 
 struct mapping {
@@ -291,6 +293,11 @@ int token_file_bytes_per_token(const struct token_file *file)
 const char *token_file_dtype_name(const struct token_file *file)
 {
     return file->dtype->name;
+}
+
+uint64_t token_file_index_hash(const struct token_file *file)
+{
+    return XXH3_64bits(file->index.bytes, file->index.size);
 }
 
 int64_t token_file_size_bytes(const struct token_file *file)

@@ -27,6 +27,8 @@ int64_t token_file_tokens(const struct token_file *file);
 int token_file_bytes_per_token(const struct token_file *file);
 /* "uint16", "int32", ... */
 const char *token_file_dtype_name(const struct token_file *file);
+/* XXH3 of the whole index. */
+uint64_t token_file_index_hash(const struct token_file *file);
 /* Of both files together. */
 int64_t token_file_size_bytes(const struct token_file *file);
 /* Tokens of sequence i. */

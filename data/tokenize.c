@@ -7,10 +7,12 @@
 #include <unistd.h>
 
 #include "core/log.h"
+#include "data/chat.h"
 #include "data/commands.h"
 #include "data/corpus.h"
 #include "data/encoder.h"
 #include "data/progress.h"
+#include "data/source.h"
 #include "data/resume.h"
 #include "data/streams.h"
 #include "data/tokenizer.h"
@@ -19,7 +21,7 @@ enum { BAD_SHOWN = 20, THREADS_MOST = 512, SAVE_INTERVAL_MOST_S = 1000000 };
 
 struct tokenize {
     /* What was asked for. */
-    const char *tokenizer_path, *output;
+    const char *tokenizer_path, *add_tokens, *output;
     char *key_names, *keys[STREAMS_MOST]; /* the latter point into the former */
     int key_count;
     enum corpus_format format;
@@ -27,8 +29,10 @@ struct tokenize {
     bool bos, eod, strict;
     int threads;
     double save_interval_s;
+    struct chat_options chat_options; /* template_name NULL: no conversations */
 
     struct tokenizer *tokenizer;
+    struct chat *chat;
     struct streams streams;
     struct corpus *corpus;
     struct encoder *encoder;
@@ -73,18 +77,44 @@ static int parse_keys(struct tokenize *tokenize, const char *text, struct error 
     return 0;
 }
 
+/* Conversations make two streams; what is put around a document concerns both. */
+static int parse_chat(struct tokenize *tokenize, const struct command *command,
+                      const char *const *values, struct error *error)
+{
+    struct chat_options *chat = &tokenize->chat_options;
+    const char *eod = option_value(command, values, "eod");
+
+    chat->template_name = option_value(command, values, "chat-template");
+    chat->question_key = option_value(command, values, "question-key");
+    chat->answer_key = option_value(command, values, "answer-key");
+    chat->system_key = option_value(command, values, "system-key");
+    chat->bos = tokenize->bos;
+    chat->eod = eod && strcmp(eod, "yes") == 0;
+    if (chat->template_name) {
+        tokenize->bos = tokenize->eod = false;
+        return parse_keys(tokenize, "text,role", error);
+    }
+    if (chat->question_key || chat->answer_key || chat->system_key)
+        return error_set(error, EXIT_STATUS_USAGE,
+                         "--question-key, --answer-key and --system-key go with --chat-template, "
+                         "which is missing");
+    return parse_keys(tokenize, option_value(command, values, "key"), error);
+}
+
 static int parse(struct tokenize *tokenize, const struct command *command,
                  const char *const *values, struct error *error)
 {
     const char *threads = option_value(command, values, "threads");
     const char *format = option_value(command, values, "format");
     const char *documents = option_value(command, values, "split-documents");
+    const char *eod = option_value(command, values, "eod");
     long long number;
 
     tokenize->tokenizer_path = option_value(command, values, "tokenizer");
+    tokenize->add_tokens = option_value(command, values, "add-tokens");
     tokenize->output = option_value(command, values, "output");
     tokenize->bos = strcmp(option_value(command, values, "bos"), "yes") == 0;
-    tokenize->eod = strcmp(option_value(command, values, "eod"), "yes") == 0;
+    tokenize->eod = !eod || strcmp(eod, "yes") == 0;
     tokenize->strict = option_value(command, values, "strict") != NULL;
     if (!tokenize->tokenizer_path || !*tokenize->tokenizer_path)
         return error_set(error, EXIT_STATUS_USAGE,
@@ -111,24 +141,28 @@ static int parse(struct tokenize *tokenize, const struct command *command,
     tokenize->documents = strcmp(documents, "file") == 0   ? CORPUS_FILE
                           : strcmp(documents, "line") == 0 ? CORPUS_LINE
                                                            : CORPUS_PARAGRAPH;
-    return parse_keys(tokenize, option_value(command, values, "key"), error);
+    return parse_chat(tokenize, command, values, error);
 }
 
 static int load_tokenizer(struct tokenize *tokenize, struct error *error)
 {
-    if (tokenizer_open(&tokenize->tokenizer, tokenize->tokenizer_path, error) < 0)
+    if (tokenizer_open(&tokenize->tokenizer, tokenize->tokenizer_path, error) < 0 ||
+        (tokenize->add_tokens &&
+         tokenizer_add_tokens(tokenize->tokenizer, tokenize->add_tokens, error) < 0))
         return -1;
-    if (tokenize->bos && tokenizer_bos(tokenize->tokenizer) < 0)
+    if ((tokenize->bos || tokenize->chat_options.bos) && tokenizer_bos(tokenize->tokenizer) < 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "%s: has no token for the beginning of a document; use --bos=no",
                          tokenize->tokenizer_path);
-    if (tokenize->eod && tokenizer_eos(tokenize->tokenizer) < 0)
+    if ((tokenize->eod || tokenize->chat_options.eod) && tokenizer_eos(tokenize->tokenizer) < 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "%s: has no token for the end of a document; use --eod=no",
                          tokenize->tokenizer_path);
     tokenize->streams.bos = tokenize->bos ? tokenizer_bos(tokenize->tokenizer) : -1;
     tokenize->streams.eod = tokenize->eod ? tokenizer_eos(tokenize->tokenizer) : -1;
-    return 0;
+    return tokenize->chat_options.template_name
+               ? chat_open(&tokenize->chat, &tokenize->chat_options, tokenize->tokenizer, error)
+               : 0;
 }
 
 static int open_corpus(struct tokenize *tokenize, char *const *inputs, int count,
@@ -144,9 +178,10 @@ static int open_corpus(struct tokenize *tokenize, char *const *inputs, int count
         return -1;
     if (tokenize->key_count > 1 && corpus_has_text(tokenize->corpus))
         return error_set(error, EXIT_STATUS_USAGE,
-                         "--key=%s,%s...: an input is plain text, which has no members; name one,"
-                         " or add --format=jsonl",
-                         tokenize->keys[0], tokenize->keys[1]);
+                         "%s: an input is plain text, which has no members; use --format=jsonl if"
+                         " it is none%s",
+                         tokenize->chat ? "--chat-template" : "--key",
+                         tokenize->chat ? "" : ", or one name");
     return 0;
 }
 
@@ -162,9 +197,13 @@ static int open_outputs(struct tokenize *tokenize, struct error *error)
     for (int i = 0; i < tokenize->key_count && result == 0; i++) {
         char *prefix;
 
-        if (asprintf(&prefix, "%s_%s_document", tokenize->output, tokenize->keys[i]) < 0)
+        if (asprintf(&prefix, tokenize->chat ? "%s-%s" : "%s_%s_document", tokenize->output,
+                     tokenize->keys[i]) < 0)
             return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-        result = outputs_add(outputs, prefix, vocab_size, NULL, error);
+        /* Roles are few. */
+        result =
+            outputs_add(outputs, prefix, tokenize->chat && i > 0 ? ROLE_ASSISTANT + 1 : vocab_size,
+                        NULL, error);
         free(prefix);
     }
     return result;
@@ -173,7 +212,11 @@ static int open_outputs(struct tokenize *tokenize, struct error *error)
 static int start_encoder(struct tokenize *tokenize, struct error *error)
 {
     const struct encoder_work work = {
-        .tokenizer = tokenize->tokenizer, .keys = tokenize->keys, .streams = tokenize->key_count};
+        .tokenizer = tokenize->tokenizer,
+        .keys = tokenize->keys,
+        .streams = tokenize->key_count,
+        .chat = tokenize->chat,
+    };
 
     return encoder_start(&tokenize->encoder, &work, tokenize->threads, error);
 }
@@ -330,7 +373,11 @@ static int convert(struct tokenize *tokenize, struct error *error)
 static int finish(struct tokenize *tokenize, struct error *error)
 {
     const struct streams *streams = &tokenize->streams;
-    long long documents = streams_documents(streams), tokens = streams_tokens(streams);
+    const struct token_writer *text = streams->outputs.writers[0];
+    /* A role is no token, nor are roles a document. */
+    long long documents =
+        tokenize->chat ? token_writer_documents(text) : streams_documents(streams);
+    long long tokens = tokenize->chat ? token_writer_tokens(text) : streams_tokens(streams);
     double megabytes = 1e-6 * (double)tokenize->done.text_bytes;
     double before = 1e-6 * (double)tokenize->begun.text_bytes, seconds;
 
@@ -342,9 +389,8 @@ static int finish(struct tokenize *tokenize, struct error *error)
         return -1;
     seconds = progress_elapsed_s(&tokenize->progress);
     printf("%s: %lld documents, %lld tokens (%s), %.2f MB of text in %.1f s (%.2f MB/s)",
-           tokenize->output, documents, tokens,
-           token_writer_dtype_name(streams->outputs.writers[0]), megabytes - before, seconds,
-           seconds > 0 ? (megabytes - before) / seconds : 0.0);
+           tokenize->output, documents, tokens, token_writer_dtype_name(text), megabytes - before,
+           seconds, seconds > 0 ? (megabytes - before) / seconds : 0.0);
     if (before > 0)
         printf(" after %.2f MB earlier", before);
     if (streams->empty > 0)
@@ -378,6 +424,7 @@ out:
     encoder_stop(tokenize.encoder);
     outputs_close(&tokenize.streams.outputs);
     corpus_close(tokenize.corpus);
+    chat_close(tokenize.chat);
     tokenizer_close(tokenize.tokenizer);
     free(tokenize.resume_path);
     free(tokenize.key_names);
@@ -386,12 +433,19 @@ out:
 
 static const struct option_entry options[] = {
     {"tokenizer", "PATH", NULL, NULL, "tokenizer.json, SentencePiece model, or their directory"},
+    {"add-tokens", "TOKENS", NULL, NULL, "tokens behind its own: TOKEN[,TOKEN]... or @FILE"},
     {"output", "PREFIX", NULL, NULL, "write PREFIX.bin and PREFIX.idx"},
     {"format", "NAME", "text|jsonl", NULL, "of all inputs, instead of by name"},
     {"key", "NAME[,NAME]...", NULL, "text", "member of a JSON object that holds the text"},
     {"split-documents", "HOW", "file|paragraph|line", "file", "what one document of plain text is"},
     {"bos", "WHETHER", "yes|no", "no", "put the beginning token before each document"},
-    {"eod", "WHETHER", "yes|no", "yes", "put the end token behind each document"},
+    {"eod", "WHETHER", "yes|no", NULL,
+     "put the end token behind each document [yes; no with --chat-template]"},
+    {"chat-template", "NAME|FILE", NULL, NULL,
+     "JSON lines are conversations; write PREFIX-text and PREFIX-role"},
+    {"question-key", "NAME", NULL, NULL, "where a line has no messages: the user's [input]"},
+    {"answer-key", "NAME", NULL, NULL, "the assistant's [output]"},
+    {"system-key", "NAME", NULL, NULL, "and the system's"},
     {"threads", "N", NULL, NULL, "threads that encode; all processors if unset"},
     {"strict", NULL, NULL, NULL, "stop at the first bad document"},
     {"save-interval", "SECONDS", NULL, "5", "how often to record what to go on from"},

@@ -48,6 +48,18 @@ static int find_file(const char *directory, char **path, struct error *error)
                      "%s: neither tokenizer.json nor tokenizer.model in this directory", directory);
 }
 
+/* What else its directory knows of tokens. */
+static int look_around(struct tokenizer *tokenizer, const char *path, struct error *error)
+{
+    const char *slash = strrchr(path, '/');
+
+    tokenizer->directory = strndup(path, slash ? (size_t)(slash + 1 - path) : 0);
+    if (!tokenizer->directory)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    /* A tokenizer.json has all of its tokens. */
+    return tokenizer->sees_tokens ? 0 : new_tokens_read(tokenizer, error);
+}
+
 int tokenizer_open(struct tokenizer **tokenizer, const char *path, struct error *error)
 {
     struct stat status;
@@ -62,14 +74,21 @@ int tokenizer_open(struct tokenizer **tokenizer, const char *path, struct error 
     }
     result = ends_with(path, ".json") ? tokenizer_json_open(tokenizer, path, error)
                                       : sentencepiece_open(tokenizer, path, error);
+    if (result == 0 && look_around(*tokenizer, path, error) < 0) {
+        tokenizer_close(*tokenizer);
+        *tokenizer = NULL;
+        result = -1;
+    }
     free(file);
     return result;
 }
 
 void tokenizer_close(struct tokenizer *tokenizer)
 {
-    if (tokenizer)
-        tokenizer->kind->close(tokenizer);
+    if (!tokenizer)
+        return;
+    free(tokenizer->directory);
+    tokenizer->kind->close(tokenizer);
 }
 
 int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer)
@@ -90,6 +109,22 @@ int32_t tokenizer_eos(const struct tokenizer *tokenizer)
 int32_t tokenizer_unk(const struct tokenizer *tokenizer)
 {
     return tokenizer->unk;
+}
+
+int32_t tokenizer_find(const struct tokenizer *tokenizer, const char *text)
+{
+    return tokenizer->kind->find(tokenizer, text);
+}
+
+const char *tokenizer_text(const struct tokenizer *tokenizer, int32_t id, size_t *bytes)
+{
+    return id < 0 || id >= tokenizer->vocab_size ? NULL
+                                                 : tokenizer->kind->text(tokenizer, id, bytes);
+}
+
+bool tokenizer_sees_tokens(const struct tokenizer *tokenizer)
+{
+    return tokenizer->sees_tokens;
 }
 
 size_t tokenizer_part(const struct tokenizer *tokenizer, const char *text, size_t bytes, bool whole,
@@ -116,6 +151,16 @@ int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t
         done += part;
     }
     return 0;
+}
+
+int tokenizer_encode_spans(const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                           struct token_list *list, struct token_span **spans, struct error *error)
+{
+    *spans = NULL;
+    if (bytes > TOKENIZER_BYTES_MOST)
+        return error_set(error, EXIT_STATUS_DATA, "%zu bytes of text; at most %d can be encoded",
+                         bytes, TOKENIZER_BYTES_MOST);
+    return tokenizer->kind->encode_spans(tokenizer, text, bytes, list, spans, error);
 }
 
 int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, int64_t count,

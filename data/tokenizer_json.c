@@ -14,6 +14,7 @@
 #include "data/pieces.h"
 #include "data/steps.h"
 #include "data/tokenizer_kind.h"
+#include "data/unicode.h"
 
 #define FILE_MOST ((long)256 << 20)
 
@@ -33,6 +34,15 @@ struct work {
     struct bpe_scratch *scratch;
     struct pieces_pair pair;
     struct pieces utf8, text; /* the document where it was none; normalized */
+    struct spans *spans;      /* NULL: not asked for */
+};
+
+/* What tokens come from, as long as the list of them. */
+struct spans {
+    struct token_span *list;
+    size_t count, room;
+    uint32_t *ends; /* of the tokens of a piece */
+    size_t ends_room;
 };
 
 static int out_of_memory(struct error *error)
@@ -81,66 +91,138 @@ static int begin_piece(struct pieces_pair *pair, const char *text, size_t bytes)
     return pieces_append(&pair->now, text, bytes) < 0 ? -1 : pieces_end(&pair->now);
 }
 
-/* Normalized text without added tokens. */
-static int encode_plain(const struct json_tokenizer *tokenizer, struct work *work, const char *text,
-                        size_t bytes, bool begins, struct token_list *list, struct error *error)
+/* As many of the tokens as there are. */
+static struct token_span *add_spans(struct spans *spans, size_t count)
 {
+    if (spans->count + count > spans->room) {
+        size_t room = 2 * (spans->count + count) + 64;
+        struct token_span *list = realloc(spans->list, room * sizeof(*list));
+
+        if (!list)
+            return NULL;
+        spans->list = list;
+        spans->room = room;
+    }
+    spans->count += count;
+    return spans->list + spans->count - count;
+}
+
+/* A piece [begin, end) of work->pair.now, with the spans of its tokens. */
+static int encode_tracked(const struct bpe *bpe, struct work *work, size_t begin, size_t end,
+                          struct token_list *list)
+{
+    const struct token_span *origins = work->pair.now.origins + begin;
+    struct spans *spans = work->spans;
+    int64_t before = list->count;
+    struct token_span *to;
+    size_t count;
+
+    if (end - begin > spans->ends_room) {
+        free(spans->ends);
+        spans->ends_room = 2 * (end - begin) + 64;
+        spans->ends = malloc(spans->ends_room * sizeof(*spans->ends));
+        if (!spans->ends) {
+            spans->ends_room = 0;
+            return -1;
+        }
+    }
+    if (bpe_encode(bpe, work->scratch, work->pair.now.text + begin, end - begin, list,
+                   spans->ends) < 0)
+        return -1;
+    count = (size_t)(list->count - before);
+    to = add_spans(spans, count);
+    for (size_t i = 0, at = 0; to && i < count; at = spans->ends[i++])
+        to[i] = (struct token_span){origins[at].begin, origins[spans->ends[i] - 1].end};
+    return to ? 0 : -1;
+}
+
+/* Normalized text without added tokens. */
+static int encode_plain(const struct json_tokenizer *tokenizer, struct work *work,
+                        const struct piece *text, bool begins, struct token_list *list,
+                        struct error *error)
+{
+    const struct pieces *now = &work->pair.now;
     size_t begin = 0;
 
-    if (begin_piece(&work->pair, text, bytes) < 0)
+    pieces_clear(&work->pair.now);
+    if (pieces_take(&work->pair.now, text, 0, text->bytes) < 0 || pieces_end(&work->pair.now) < 0)
         return out_of_memory(error);
     if (steps_apply(tokenizer->pre_tokenizer, &work->pair, begins, error) < 0)
         return -1;
-    for (size_t i = 0; i < work->pair.now.count; begin = work->pair.now.ends[i++])
-        if (bpe_encode(tokenizer->bpe, work->scratch, work->pair.now.text + begin,
-                       work->pair.now.ends[i] - begin, list) < 0)
+    for (size_t i = 0; i < now->count; begin = now->ends[i++])
+        if ((work->spans ? encode_tracked(tokenizer->bpe, work, begin, now->ends[i], list)
+                         : bpe_encode(tokenizer->bpe, work->scratch, now->text + begin,
+                                      now->ends[i] - begin, list, NULL)) < 0)
             return out_of_memory(error);
     return 0;
 }
 
 typedef int encode_between(const struct json_tokenizer *tokenizer, struct work *work,
-                           const char *text, size_t bytes, bool begins, struct token_list *list,
+                           const struct piece *text, bool begins, struct token_list *list,
                            struct error *error);
+
+/* An added token that stands for [begin, end) of the text. */
+static int append_added(struct work *work, int32_t id, const struct piece *text, size_t begin,
+                        size_t end, struct token_list *list)
+{
+    struct token_span *span = NULL;
+
+    if (token_list_reserve(list, 1) < 0 || (work->spans && !(span = add_spans(work->spans, 1))))
+        return -1;
+    if (span)
+        *span = (struct token_span){text->origins[begin].begin, text->origins[end - 1].end};
+    list->ids[list->count++] = id;
+    return 0;
+}
 
 /* The tokens of the set, and by `between` what lies between them. */
 static int encode_around(const struct json_tokenizer *tokenizer, struct work *work,
-                         const struct added_set *set, const char *text, size_t bytes, bool begins,
+                         const struct added_set *set, const struct pieces *pieces, bool begins,
                          encode_between *between, struct token_list *list, struct error *error)
 {
+    const struct piece whole = pieces_slice(pieces, 0, pieces->bytes);
     size_t done = 0, begin, end;
     int32_t id;
 
-    while (done < bytes) {
-        bool found = added_set_find(set, text, bytes, done, &begin, &end, &id);
-        size_t stop = found ? begin : bytes;
+    while (done < whole.bytes) {
+        bool found = added_set_find(set, whole.text, whole.bytes, done, &begin, &end, &id);
+        struct piece text = pieces_slice(pieces, done, (found ? begin : whole.bytes) - done);
 
-        if (stop > done && between(tokenizer, work, text + done, stop - done, begins && done == 0,
-                                   list, error) < 0)
+        if (text.bytes > 0 && between(tokenizer, work, &text, begins && done == 0, list, error) < 0)
             return -1;
         if (!found)
             return 0;
-        if (token_list_reserve(list, 1) < 0)
+        if (append_added(work, id, &whole, begin, end, list) < 0)
             return out_of_memory(error);
-        list->ids[list->count++] = id;
         done = end;
     }
     return 0;
 }
 
 /* Text without those tokens that are found before it is normalized. */
-static int encode_text(const struct json_tokenizer *tokenizer, struct work *work, const char *text,
-                       size_t bytes, bool begins, struct token_list *list, struct error *error)
+static int encode_text(const struct json_tokenizer *tokenizer, struct work *work,
+                       const struct piece *text, bool begins, struct token_list *list,
+                       struct error *error)
 {
     struct pieces swap = work->text;
 
-    if (begin_piece(&work->pair, text, bytes) < 0)
+    pieces_clear(&work->pair.now);
+    if (pieces_take(&work->pair.now, text, 0, text->bytes) < 0 || pieces_end(&work->pair.now) < 0)
         return out_of_memory(error);
     if (steps_apply(tokenizer->normalizer, &work->pair, begins, error) < 0)
         return -1;
     work->text = work->pair.now;
     work->pair.now = swap;
-    return encode_around(tokenizer, work, &tokenizer->normalized, work->text.text, work->text.bytes,
-                         begins, encode_plain, list, error);
+    return encode_around(tokenizer, work, &tokenizer->normalized, &work->text, begins, encode_plain,
+                         list, error);
+}
+
+/* Whether what is encoded next is tracked. */
+static void set_tracked(struct work *work, struct spans *spans)
+{
+    work->spans = spans;
+    work->pair.now.tracked = work->pair.next.tracked = work->utf8.tracked = work->text.tracked =
+        spans != NULL;
 }
 
 static int encode_part(const struct tokenizer *base, const char *text, size_t bytes, bool first,
@@ -158,8 +240,47 @@ static int encode_part(const struct tokenizer *base, const char *text, size_t by
     pieces_clear(&work->utf8);
     if (append_lossy(&work->utf8, text, bytes) < 0)
         return out_of_memory(error);
-    return encode_around(tokenizer, work, &tokenizer->raw, work->utf8.text, work->utf8.bytes, first,
-                         encode_text, list, error);
+    return encode_around(tokenizer, work, &tokenizer->raw, &work->utf8, first, encode_text, list,
+                         error);
+}
+
+/* Every byte of a character comes from all of it. */
+static void begin_origins(struct pieces *pieces)
+{
+    for (size_t at = 0, next; at < pieces->bytes; at = next) {
+        next_character(pieces->text, pieces->bytes, at, &next);
+        for (size_t i = at; i < next; i++)
+            pieces->origins[i] = (struct token_span){(uint32_t)at, (uint32_t)next};
+    }
+}
+
+static int encode_spans(const struct tokenizer *base, const char *text, size_t bytes,
+                        struct token_list *list, struct token_span **result, struct error *error)
+{
+    const struct json_tokenizer *tokenizer = self(base);
+    struct work *work = get_work(tokenizer);
+    struct spans spans = {0};
+    int rc;
+
+    if (!work)
+        return out_of_memory(error);
+    set_tracked(work, &spans);
+    pieces_clear(&work->utf8);
+    rc = pieces_append(&work->utf8, text, bytes);
+    if (rc < 0) {
+        out_of_memory(error);
+    } else {
+        begin_origins(&work->utf8);
+        rc = encode_around(tokenizer, work, &tokenizer->raw, &work->utf8, true, encode_text, list,
+                           error);
+    }
+    set_tracked(work, NULL);
+    free(spans.ends);
+    if (rc < 0)
+        free(spans.list);
+    else
+        *result = spans.list;
+    return rc;
 }
 
 /* Nothing tells where a text could be divided. */
@@ -174,14 +295,26 @@ static size_t part(const struct tokenizer *base, const char *text, size_t bytes,
 
 /* --- decoding --------------------------------------------------------------------------------- */
 
-static const char *text_of(const struct json_tokenizer *tokenizer, int32_t id, size_t *bytes)
+static const char *text_of(const struct tokenizer *base, int32_t id, size_t *bytes)
 {
+    const struct json_tokenizer *tokenizer = self(base);
+
     for (size_t i = 0; i < tokenizer->added.count; i++)
         if (tokenizer->added.list[i].id == id) {
             *bytes = tokenizer->added.list[i].bytes;
             return tokenizer->added.list[i].text;
         }
     return bpe_text(tokenizer->bpe, id, bytes);
+}
+
+static int32_t find_added(const struct tokenizer *base, const char *text)
+{
+    const struct added_set *added = &self(base)->added;
+
+    for (size_t i = 0; i < added->count; i++)
+        if (strcmp(added->list[i].text, text) == 0)
+            return added->list[i].id;
+    return -1;
 }
 
 static int decode(const struct tokenizer *base, const int32_t *ids, int64_t count, char **text,
@@ -193,7 +326,7 @@ static int decode(const struct tokenizer *base, const int32_t *ids, int64_t coun
 
     for (int64_t i = 0; rc == 0 && i < count; i++) {
         size_t length = 0;
-        const char *token = text_of(tokenizer, ids[i], &length);
+        const char *token = text_of(base, ids[i], &length);
 
         if (pieces_append(&pair.now, token, token ? length : 0) < 0 || pieces_end(&pair.now) < 0)
             rc = out_of_memory(error);
@@ -324,15 +457,45 @@ static int read_parts(struct json_tokenizer *tokenizer, json_t *json, struct err
     return 0;
 }
 
+/* As it is written, found before the text is normalized. */
+static int add_found(struct json_tokenizer *tokenizer, const char *text, int32_t id)
+{
+    struct added_token token = {.text = strdup(text), .bytes = strlen(text), .id = id};
+    struct added_token shown = {.text = strdup(text), .bytes = token.bytes, .id = id};
+
+    if (!token.text || !shown.text) {
+        free(token.text);
+        free(shown.text);
+        return -1;
+    }
+    if (added_set_add(&tokenizer->added, shown) < 0) {
+        free(token.text);
+        return -1;
+    }
+    return added_set_add(&tokenizer->raw, token);
+}
+
+static int32_t add_new(struct tokenizer *base, const char *text, int32_t id)
+{
+    struct json_tokenizer *tokenizer = (struct json_tokenizer *)base;
+    int32_t known = bpe_find(tokenizer->bpe, text, strlen(text));
+
+    if (known >= 0)
+        id = known;
+    if (add_found(tokenizer, text, id) < 0)
+        return -1;
+    added_set_sort(&tokenizer->raw);
+    return id;
+}
+
 /* --- the tokens around a document ------------------------------------------------------------- */
 
 static int32_t find_id(const struct json_tokenizer *tokenizer, const char *text)
 {
-    if (!text)
-        return -1;
-    for (size_t i = 0; i < tokenizer->added.count; i++)
-        if (strcmp(tokenizer->added.list[i].text, text) == 0)
-            return tokenizer->added.list[i].id;
+    int32_t id = text ? find_added(&tokenizer->base, text) : -1;
+
+    if (!text || id >= 0)
+        return id;
     return bpe_find(tokenizer->bpe, text, strlen(text));
 }
 
@@ -369,7 +532,8 @@ static void find_ends(struct json_tokenizer *tokenizer, const json_t *json, cons
 
     if (asprintf(&beside, "%.*stokenizer_config.json", slash ? (int)(slash + 1 - path) : 0, path) >=
         0) {
-        config = json_load_file(beside, 0, NULL);
+        /* As reals: its model_max_length may be 10^30. */
+        config = json_load_file(beside, JSON_DECODE_INT_AS_REAL, NULL);
         free(beside);
     }
     tokenizer->base.bos = find_id(tokenizer, token_text(config, "bos_token"));
@@ -404,7 +568,8 @@ static void close_tokenizer(struct tokenizer *base)
     free(tokenizer);
 }
 
-static const struct tokenizer_kind kind = {close_tokenizer, part, encode_part, decode};
+static const struct tokenizer_kind kind = {close_tokenizer, part,       encode_part, encode_spans,
+                                           add_new,         find_added, text_of,     decode};
 
 int tokenizer_json_open(struct tokenizer **result, const char *path, struct error *error)
 {
@@ -420,6 +585,7 @@ int tokenizer_json_open(struct tokenizer **result, const char *path, struct erro
         return out_of_memory(error);
     }
     tokenizer->base.kind = &kind;
+    tokenizer->base.sees_tokens = true;
     rc = pthread_key_create(&tokenizer->work, destroy_work);
     tokenizer->has_work = rc == 0;
     if (rc != 0) {

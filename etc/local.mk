@@ -10,6 +10,10 @@ dist_models_DATA += \
 	etc/models/mistral-7b-v0.1.ini etc/models/mistral-7b-v0.2.ini etc/models/mistral-7b-v0.3.ini \
 	etc/models/qwen2.5-0.5b.ini etc/models/qwen2.5-7b.ini
 
+dist_templates_DATA += \
+	etc/templates/chatml.ini etc/templates/llama2.ini etc/templates/llama3.ini \
+	etc/templates/mistral.ini etc/templates/plain.ini
+
 # For the site to look at, and to link or copy to where its Slurm reads them: mtllm(8).
 plugstackdir = $(pkgdatadir)/plugstack.conf.d
 dist_plugstack_DATA = etc/plugstack.conf.d/mtllm.conf

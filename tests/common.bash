@@ -6,6 +6,7 @@ common_setup() {
     build_dir=${builddir:-$PWD}
     export PATH="$build_dir:$PATH"
     export MTLLM_MODELS="$source_dir/etc/models" MTLLM_CONF=/dev/null
+    export MTLLM_TEMPLATES="$source_dir/etc/templates"
     export OMP_NUM_THREADS=1
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     export OMPI_MCA_btl=self,vader OMPI_MCA_btl_vader_single_copy_mechanism=none

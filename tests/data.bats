@@ -119,7 +119,9 @@ interrupted() {
         ! grep -q 'goes on behind' log || went_on=$((went_on + 1))
         [ "$status" -ne 0 ] || break
         [ "$status" -eq $((128 + $(kill -l "$signal"))) ]
-        [ "$signal" = KILL ] || [ ! -s out.resume ] || grep -q 'the same command goes on' log
+        # A signal may come before anything else is done.
+        [ "$signal" = KILL ] || ! grep -q 'goes on behind' log ||
+            grep -q '^mtllm-data: interrupted; the same command goes on' log
         times=$((times + 1))
         [ "$times" -lt 100 ]
     done
@@ -447,7 +449,7 @@ needs_compression() {
     for command in info "split --split=1,1" "merge --output=none"; do
         run "$program" $command odd
         [ "$status" -eq 65 ]
-        [[ $output == *"do not belong together"* ]]
+        [[ $output == *"they are no pair"* ]]
     done
     run "$program" merge --output=none all all-text
     [ "$status" -eq 65 ]

@@ -73,23 +73,34 @@ layouts() {
 }
 
 
-@test "recompute=selective: every bit as without" {
-    train 1 $model $run --micro-batch-size=8 --recompute=selective --run-dir=one > log 2>&1
-    cmp <(losses one/metrics.jsonl) <(losses "$(reference)")
+# recomputed RUN OPTION...: eight ranks, computing again what backward needs, give that run's bits.
+recomputed() {
+    local how kept=$1
+    shift
+    for how in selective full "full --recompute-layers=1"; do
+        rm -rf again
+        train 8 $model $run --tp=2 --pp=2 --recompute=$how "$@" --run-dir=again > log 2>&1 ||
+            { cat log; return 1; }
+        mtllm-ckpt diff "$kept/ckpt/latest" again/ckpt/latest
+    done
+}
+
+@test "recompute=selective and full: every bit as without" {
+    for how in selective full; do
+        train 1 $model $run --micro-batch-size=8 --recompute=$how --run-dir=$how > log 2>&1
+        cmp <(losses $how/metrics.jsonl) <(losses "$(reference)")
+    done
     train 8 $model $run --tp=2 --pp=2 --run-dir=kept > log 2>&1
-    train 8 $model $run --tp=2 --pp=2 --recompute=selective --run-dir=again > log 2>&1
-    mtllm-ckpt diff kept/ckpt/latest again/ckpt/latest
+    recomputed kept
 }
 
 # family OPTION...: one rank, then tensor, pipeline and data parallel ranks, kept and computed again.
 family() {
-    rm -rf one run again
+    rm -rf one run
     train 1 $model $run --micro-batch-size=8 "$@" --run-dir=one > log 2>&1 || { cat log; return 1; }
     train 8 $model $run --tp=2 --pp=2 "$@" --run-dir=run > log 2>&1 || { cat log; return 1; }
     losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20 >&2
-    train 8 $model $run --tp=2 --pp=2 --recompute=selective "$@" --run-dir=again > log 2>&1 ||
-        { cat log; return 1; }
-    mtllm-ckpt diff run/ckpt/latest again/ckpt/latest
+    recomputed run "$@"
 }
 
 @test "mistral: a sliding window" { family --family=mistral --sliding-window=5; }

@@ -46,9 +46,15 @@ nodist_EXTRA_tests_decode_tokens_SOURCES = data/links_with_cxx.cc
 tests_decode_tokens_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
 tests_decode_tokens_LDADD = data/libdata.la data/libtokenizer.la $(JANSSON_LIBS)
 
+check_PROGRAMS += tests/token_spans
+tests_token_spans_SOURCES = tests/token_spans.c
+nodist_EXTRA_tests_token_spans_SOURCES = data/links_with_cxx.cc
+tests_token_spans_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
+tests_token_spans_LDADD = data/libtokenizer.la $(JANSSON_LIBS)
+
 # Comparison with transformers; needs the network the first time.
 EXTRA_DIST += tests/parity/run.sh tests/parity/requirements.txt tests/parity/harness.py tests/parity/corpus.py \
-	tests/parity/tokenizer_kinds.py tests/parity/test_add_tokens.py \
+	tests/parity/tokenizer_kinds.py tests/parity/test_add_tokens.py tests/parity/test_chat.py \
 	tests/parity/test_layouts.py tests/parity/test_logits.py tests/parity/test_round_trip.py \
 	tests/parity/test_tokenizers.py tests/parity/test_training.py
 .PHONY: check-hf

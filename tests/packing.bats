@@ -123,8 +123,8 @@ metric() {
 @test "what cannot work is refused by name" {
     run -78 train 1 $model $run --data=text --eod-mask-loss=yes
     [[ $output == *"eod-mask-loss=yes"*"--eod-token"* ]]
-    run -64 train 1 $model $run --data="1 text"
-    [[ $output == *"data: "* ]] || [[ $output == *"data="* ]]
+    run -64 train 1 $model $run --data="text 1"
+    [[ $output == *"data: "*"where a weight is expected"* ]]
     run -64 train 1 $model $run --data=text --valid-data=text --test=yes
     [[ $output == *"--test-data is missing"* ]]
     cp chat-role.idx broken-role.idx; cp chat-role.bin broken-role.bin

@@ -12,7 +12,9 @@
  *
  * With RECOMPUTE_SELECTIVE the outputs of norms and of the activation, which backward needs for the
  * products' weights, are not kept from forward: backward has their inputs at hand and writes them
- * once more, into the scratch memory whose content they replace.
+ * once more, into the scratch memory whose content they replace. Of layers that are recomputed
+ * whole only the input is kept: backward runs them forward again, up to what it reads, in memory
+ * that all of them share.
  */
 #include "trainer/stage.h"
 
@@ -65,8 +67,8 @@ static void bias_backward(struct stage *stage, enum tensor_role role, int64_t la
 /* --- forward -----------------------------------------------------------------------------------
  */
 
-/* scratch.branch = this rank's part of the attention of block->normed. */
-static void attention_forward(struct stage *stage, int64_t layer, struct block_activations *block)
+/* block->mixed = attention of block->normed. */
+static void attention_inner(struct stage *stage, int64_t layer, struct block_activations *block)
 {
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
@@ -78,13 +80,21 @@ static void attention_forward(struct stage *stage, int64_t layer, struct block_a
             n->heads, n->kv_heads, n->head_dim, false);
     k->attention_forward(stage->stream, block->mixed, block->lse, block->qkv,
                          &block->slot->attention);
-    k->linear_forward(stage->stream, stage->scratch.branch, block->mixed,
-                      weight_of(stage, TENSOR_O, layer), n->rows, n->mixed_width, n->hidden, false);
+}
+
+/* scratch.branch = this rank's part of the attention branch. */
+static void attention_outer(struct stage *stage, int64_t layer, struct block_activations *block)
+{
+    const struct stage_sizes *n = &stage->sizes;
+
+    stage->kernels->linear_forward(stage->stream, stage->scratch.branch, block->mixed,
+                                   weight_of(stage, TENSOR_O, layer), n->rows, n->mixed_width,
+                                   n->hidden, false);
     bias_forward(stage, TENSOR_O_BIAS, layer, stage->scratch.branch, n->hidden, true);
 }
 
-/* scratch.branch (+)= this rank's part of the MLP of block->middle_normed. */
-static void mlp_forward(struct stage *stage, int64_t layer, struct block_activations *block)
+/* block->gated = the MLP of block->middle_normed, up to its last product. */
+static void mlp_inner(struct stage *stage, int64_t layer, struct block_activations *block)
 {
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
@@ -97,9 +107,16 @@ static void mlp_forward(struct stage *stage, int64_t layer, struct block_activat
         k->swiglu_forward(stage->stream, block->gated, block->gate_up, n->rows, n->ffn);
     else
         k->gelu_forward(stage->stream, block->gated, block->gate_up, n->rows * n->ffn);
-    k->linear_forward(stage->stream, stage->scratch.branch, block->gated,
-                      weight_of(stage, TENSOR_DOWN, layer), n->rows, n->ffn, n->hidden,
-                      is_parallel(stage));
+}
+
+/* scratch.branch (+)= this rank's part of the MLP branch. */
+static void mlp_outer(struct stage *stage, int64_t layer, struct block_activations *block)
+{
+    const struct stage_sizes *n = &stage->sizes;
+
+    stage->kernels->linear_forward(stage->stream, stage->scratch.branch, block->gated,
+                                   weight_of(stage, TENSOR_DOWN, layer), n->rows, n->ffn, n->hidden,
+                                   is_parallel(stage));
     bias_forward(stage, TENSOR_DOWN_BIAS, layer, stage->scratch.branch, n->hidden, true);
 }
 
@@ -114,24 +131,32 @@ static struct norm mlp_norm(int64_t layer, const struct block_activations *block
                          block->middle_rstd};
 }
 
-/* The residual stream behind the layer is the result plus scratch.branch. */
-static void *block_forward(struct stage *stage, int64_t layer, struct block_activations *block)
+/* From block->normed to all that backward reads of the layer. In a sequential block scratch.branch
+ * then is of no more use; in a parallel one it is not touched. */
+static void block_inner(struct stage *stage, int64_t layer, struct block_activations *block)
 {
     const struct norm second = mlp_norm(layer, block);
 
-    attention_forward(stage, layer, block);
-    if (is_parallel(stage)) {
-        if (stage->model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS)
-            stage_norm_forward(stage, &second, NULL, block->input, NULL);
-        mlp_forward(stage, layer, block);
+    attention_inner(stage, layer, block);
+    if (!is_parallel(stage)) {
+        attention_outer(stage, layer, block);
         stage_sum_over_tp(stage, stage->scratch.branch);
-        return block->input;
+        stage_norm_forward(stage, &second, block->middle, stage->scratch.branch, block->input);
+    } else if (stage->model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS) {
+        stage_norm_forward(stage, &second, NULL, block->input, NULL);
     }
+    mlp_inner(stage, layer, block);
+}
+
+/* The residual stream behind the layer is the result plus scratch.branch. */
+static void *block_forward(struct stage *stage, int64_t layer, struct block_activations *block)
+{
+    block_inner(stage, layer, block);
+    if (is_parallel(stage))
+        attention_outer(stage, layer, block);
+    mlp_outer(stage, layer, block);
     stage_sum_over_tp(stage, stage->scratch.branch);
-    stage_norm_forward(stage, &second, block->middle, stage->scratch.branch, block->input);
-    mlp_forward(stage, layer, block);
-    stage_sum_over_tp(stage, stage->scratch.branch);
-    return block->middle;
+    return is_parallel(stage) ? block->input : block->middle;
 }
 
 void blocks_forward(struct stage *stage, struct slot *slot)
@@ -304,11 +329,22 @@ static void sequential_backward(struct stage *stage, int64_t layer,
     branch_backward(stage, layer, &attention, &first, block->input, gradient);
 }
 
+/* What forward made of block->input, once more. */
+static void block_again(struct stage *stage, int64_t layer, struct block_activations *block)
+{
+    const struct norm first = input_norm(layer, block);
+
+    stage_norm_forward(stage, &first, NULL, block->input, NULL);
+    block_inner(stage, layer, block);
+}
+
 void blocks_backward(struct stage *stage, struct slot *slot)
 {
     for (int64_t i = stage->layers - 1; i >= 0; i--) {
         int64_t layer = stage->first_layer + i;
 
+        if (i < stage->recompute_layers)
+            block_again(stage, layer, &slot->blocks[i]);
         if (is_parallel(stage))
             parallel_backward(stage, layer, &slot->blocks[i], slot->gradient);
         else

@@ -9,7 +9,6 @@ int optimizer_create(struct optimizer *optimizer, const struct settings *setting
         .beta1 = setting_real(settings, SETTING_ADAM_BETA1),
         .beta2 = setting_real(settings, SETTING_ADAM_BETA2),
         .eps = setting_real(settings, SETTING_ADAM_EPS),
-        .weight_decay = setting_real(settings, SETTING_WEIGHT_DECAY),
         .clip = setting_real(settings, SETTING_CLIP_GRAD),
         .seed = (uint64_t)setting_integer(settings, SETTING_SEED),
         .sum_squares = stage->kernels->allocate(sizeof(double)),
@@ -90,7 +89,7 @@ int optimizer_squared_norm(const struct optimizer *optimizer, const struct stage
 }
 
 void optimizer_update(const struct optimizer *optimizer, struct stage *stage, double lr,
-                      int64_t update, double norm, double loss_scale)
+                      double weight_decay, int64_t update, double norm, double loss_scale)
 {
     double scale = optimizer->clip > 0 ? optimizer->clip / (norm + 1e-6) : 1;
     struct adamw adamw = {
@@ -111,7 +110,7 @@ void optimizer_update(const struct optimizer *optimizer, struct stage *stage, do
 
         if (parameter->count == 0)
             continue;
-        adamw.weight_decay = parameter->decay ? optimizer->weight_decay : 0;
+        adamw.weight_decay = parameter->decay ? weight_decay : 0;
         adamw.tile = &parameter->local;
         adamw.tensor = parameter->random;
         stage->kernels->adamw(stage->stream, stage_weight(stage, at),

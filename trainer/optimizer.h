@@ -7,7 +7,7 @@
 #include "trainer/stage.h"
 
 struct optimizer {
-    double beta1, beta2, eps, weight_decay;
+    double beta1, beta2, eps;
     double clip;         /* largest global norm; 0: no clipping */
     uint64_t seed;       /* of stochastic rounding */
     double *sum_squares; /* device */
@@ -29,9 +29,9 @@ void optimizer_reduce_gradients(struct stage *stage);
 int optimizer_squared_norm(const struct optimizer *optimizer, const struct stage *stage,
                            double *squared, struct error *error);
 
-/* One AdamW update at learning rate `lr`, the `update`th (from 1), of gradients that are
- * `loss_scale` times too large and whose global norm without that is `norm`. */
+/* One AdamW update at learning rate `lr` and that weight decay, the `update`th (from 1), of
+ * gradients that are `loss_scale` times too large and whose global norm without that is `norm`. */
 void optimizer_update(const struct optimizer *optimizer, struct stage *stage, double lr,
-                      int64_t update, double norm, double loss_scale);
+                      double weight_decay, int64_t update, double norm, double loss_scale);
 
 #endif

@@ -106,3 +106,42 @@ int lr_schedule_from_settings(struct lr_schedule *schedule, const struct setting
         return -1;
     return samples_of(&schedule->decay_samples, settings, end, global_batch, prefix, error);
 }
+
+double weight_decay_at(const struct weight_decay_schedule *schedule, int64_t samples)
+{
+    double r;
+
+    if (schedule->style == LR_CONSTANT || samples >= schedule->samples)
+        return schedule->end;
+    r = (double)samples / (double)schedule->samples;
+    return schedule->start + decay_left(schedule->style, 1 - r) * (schedule->end - schedule->start);
+}
+
+int weight_decay_schedule_from_settings(struct weight_decay_schedule *schedule,
+                                        const struct settings *settings, int64_t global_batch,
+                                        const char *prefix, struct error *error)
+{
+    static const enum setting_id needed[] = {SETTING_START_WEIGHT_DECAY, SETTING_END_WEIGHT_DECAY,
+                                             SETTING_STEPS};
+    const char *style = setting_text(settings, SETTING_WEIGHT_DECAY_SCHEDULE);
+    double constant = setting_real(settings, SETTING_WEIGHT_DECAY);
+
+    *schedule = (struct weight_decay_schedule){LR_CONSTANT, constant, constant, 0};
+    if (strcmp(style, "constant") == 0)
+        return 0;
+    for (size_t i = 0; i < sizeof(needed) / sizeof(*needed); i++)
+        if (!setting_is_set(settings, needed[i]))
+            return error_set(error, EXIT_STATUS_CONFIGURATION,
+                             "%sweight-decay-schedule=%s: set %s%s too", prefix, style, prefix,
+                             setting_table[needed[i]].name);
+    schedule->style = strcmp(style, "linear") == 0 ? LR_LINEAR : LR_COSINE;
+    schedule->start = setting_real(settings, SETTING_START_WEIGHT_DECAY);
+    schedule->end = setting_real(settings, SETTING_END_WEIGHT_DECAY);
+    if (schedule->end < schedule->start)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "%send-weight-decay=%s: below %sstart-weight-decay=%s; weight decay does "
+                         "not go down",
+                         prefix, setting_text(settings, SETTING_END_WEIGHT_DECAY), prefix,
+                         setting_text(settings, SETTING_START_WEIGHT_DECAY));
+    return samples_of(&schedule->samples, settings, SETTING_STEPS, global_batch, prefix, error);
+}

@@ -1,4 +1,4 @@
-/* The learning rate as a function of samples consumed, as Megatron has it.
+/* The learning rate and the weight decay as functions of samples consumed, as Megatron has them.
  *
  * The update that consumes samples [n, n + global batch) uses lr_at(n): with warm-up the very first
  * update has a learning rate of 0. That is Megatron's, kept so that curves can be compared.
@@ -27,5 +27,19 @@ double lr_at(const struct lr_schedule *schedule, int64_t samples);
  * the decay has no end (neither lr-decay-steps nor steps is set), or min-lr is above lr. */
 int lr_schedule_from_settings(struct lr_schedule *schedule, const struct settings *settings,
                               int64_t global_batch, const char *prefix, struct error *error);
+
+struct weight_decay_schedule {
+    enum lr_style style; /* LR_CONSTANT, LR_LINEAR or LR_COSINE */
+    double start, end;   /* alike when constant; start <= end */
+    int64_t samples;     /* `end` is reached here */
+};
+
+double weight_decay_at(const struct weight_decay_schedule *schedule, int64_t samples);
+
+/* Over the samples of --steps. Error: EXIT_STATUS_CONFIGURATION when one that is not constant lacks
+ * its start, its end or --steps, or goes down. */
+int weight_decay_schedule_from_settings(struct weight_decay_schedule *schedule,
+                                        const struct settings *settings, int64_t global_batch,
+                                        const char *prefix, struct error *error);
 
 #endif

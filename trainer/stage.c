@@ -67,35 +67,46 @@ static struct attention_shape attention_of(const struct stage *stage, int64_t se
     };
 }
 
-/* After lay_out_scratch(). */
-static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena *arena)
+/* All but the input. After the rest of lay_out_scratch(). */
+static void lay_out_block(struct stage *stage, struct block_activations *block, struct arena *arena)
 {
     const struct stage_sizes *n = &stage->sizes;
     const struct model *model = stage->model;
-    bool keep = stage->recompute == RECOMPUTE_NONE, layer_norm = model->norm == MODEL_NORM_LAYER;
+    bool keep = stage->recompute != RECOMPUTE_SELECTIVE,
+         layer_norm = model->norm == MODEL_NORM_LAYER;
     bool sequential = model->block == MODEL_BLOCK_SEQUENTIAL, keep_normed = keep || !sequential;
     bool two_norms = model->block != MODEL_BLOCK_PARALLEL;
     size_t act = dtype_bytes(stage->kernels->dtype);
 
+    block->normed = keep_normed ? take(arena, n->rows * n->hidden, act) : stage->scratch.dnormed;
+    block->mean = layer_norm ? take(arena, n->rows, sizeof(float)) : NULL;
+    block->rstd = take(arena, n->rows, sizeof(float));
+    block->qkv = take(arena, n->rows * n->qkv_width, act);
+    block->mixed = take(arena, n->rows * n->mixed_width, act);
+    block->lse = take(arena, n->rows * n->heads, sizeof(float));
+    block->middle = sequential ? take(arena, n->rows * n->hidden, act) : NULL;
+    block->middle_normed = !two_norms    ? block->normed
+                           : keep_normed ? take(arena, n->rows * n->hidden, act)
+                                         : stage->scratch.dnormed;
+    block->middle_mean = layer_norm && two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
+    block->middle_rstd = two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
+    block->gate_up = take(arena, n->rows * n->mlp_width, act);
+    block->gated = keep ? take(arena, n->rows * n->ffn, act) : stage->scratch.dmixed;
+}
+
+static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena *arena)
+{
+    const struct stage_sizes *n = &stage->sizes;
+
     for (int64_t i = 0; i < stage->layers; i++) {
         struct block_activations *block = &slot->blocks[i];
 
-        block->input = take(arena, n->rows * n->hidden, act);
-        block->normed =
-            keep_normed ? take(arena, n->rows * n->hidden, act) : stage->scratch.dnormed;
-        block->mean = layer_norm ? take(arena, n->rows, sizeof(float)) : NULL;
-        block->rstd = take(arena, n->rows, sizeof(float));
-        block->qkv = take(arena, n->rows * n->qkv_width, act);
-        block->mixed = take(arena, n->rows * n->mixed_width, act);
-        block->lse = take(arena, n->rows * n->heads, sizeof(float));
-        block->middle = sequential ? take(arena, n->rows * n->hidden, act) : NULL;
-        block->middle_normed = !two_norms    ? block->normed
-                               : keep_normed ? take(arena, n->rows * n->hidden, act)
-                                             : stage->scratch.dnormed;
-        block->middle_mean = layer_norm && two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
-        block->middle_rstd = two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
-        block->gate_up = take(arena, n->rows * n->mlp_width, act);
-        block->gated = keep ? take(arena, n->rows * n->ffn, act) : stage->scratch.dmixed;
+        if (i < stage->recompute_layers)
+            *block = stage->scratch.again;
+        else
+            lay_out_block(stage, block, arena);
+        block->slot = slot;
+        block->input = take(arena, n->rows * n->hidden, dtype_bytes(stage->kernels->dtype));
     }
 }
 
@@ -111,6 +122,8 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     scratch->dwide = take(arena, n->rows * larger(n->mlp_width, n->qkv_width), act);
     scratch->dmixed = take(arena, n->rows * larger(n->ffn, n->mixed_width), act);
     scratch->attention = take(arena, (int64_t)stage->kernels->attention_workspace(&attention), 1);
+    if (stage->recompute_layers > 0)
+        lay_out_block(stage, &scratch->again, arena);
     if (!stage->last)
         return;
     scratch->final_normed = take(arena, n->rows * n->hidden, act);
@@ -247,6 +260,9 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         .moments = work->state == STAGE_TRAINS_BF16 ? DTYPE_BF16 : DTYPE_F32,
     };
     stage->layers = layout_first_layer(layout, model, place.pp + 1) - stage->first_layer;
+    if (work->recompute == RECOMPUTE_FULL)
+        stage->recompute_layers =
+            work->recompute_layers < stage->layers ? work->recompute_layers : stage->layers;
     set_sizes(stage);
     if (parameters_create(&stage->parameters, model, layout, place, error) < 0)
         return -1;
@@ -258,8 +274,6 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         stage->slots[i].blocks = calloc((size_t)stage->layers, sizeof(*stage->slots[i].blocks));
         if (!stage->slots[i].blocks)
             goto no_memory;
-        for (int64_t layer = 0; layer < stage->layers; layer++)
-            stage->slots[i].blocks[layer].slot = &stage->slots[i];
     }
     lay_out(stage, work->state, &arena);
     stage->memory_bytes = arena.used;
@@ -282,7 +296,7 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
 no_memory:
     error_set(error, EXIT_STATUS_SYSTEM,
               "out of memory: this rank needs %.2f GiB; use more ranks (--tp, --pp), a smaller "
-              "--micro-batch-size or --recompute=selective",
+              "--micro-batch-size or --recompute=selective or full",
               (double)stage->memory_bytes / (1 << 30));
     stage_destroy(stage);
     return -1;

@@ -69,24 +69,25 @@ struct stage_sizes {
 
 /* Memory that lives for a part of one microbatch only. */
 struct scratch {
-    void *branch;            /* [rows, hidden] what a branch adds to the residual stream */
-    void *dnormed;           /* [rows, hidden] */
-    void *dwide;             /* [rows, max(mlp_width, qkv_width)] */
-    void *dmixed;            /* [rows, max(ffn, mixed_width)] */
-    void *attention;         /* what its backward works in */
-    void *final_normed;      /* [rows, hidden] */
-    float *final_mean;       /* [rows] */
-    float *final_rstd;       /* [rows] */
-    void *logits;            /* [head_rows, vocab_count] */
-    float *maximum, *global; /* [head_rows] */
-    float *sums;             /* [2][head_rows] sums of exponentials, then targets' logits */
-    float *loss;             /* [rows] */
-    int32_t *best;           /* [head_rows] */
+    struct block_activations again; /* of the layer that is computed again; its input is its own */
+    void *branch;                   /* [rows, hidden] what a branch adds to the residual stream */
+    void *dnormed;                  /* [rows, hidden] */
+    void *dwide;                    /* [rows, max(mlp_width, qkv_width)] */
+    void *dmixed;                   /* [rows, max(ffn, mixed_width)] */
+    void *attention;                /* what its backward works in */
+    void *final_normed;             /* [rows, hidden] */
+    float *final_mean;              /* [rows] */
+    float *final_rstd;              /* [rows] */
+    void *logits;                   /* [head_rows, vocab_count] */
+    float *maximum, *global;        /* [head_rows] */
+    float *sums;                    /* [2][head_rows] sums of exponentials, then targets' logits */
+    float *loss;                    /* [rows] */
+    int32_t *best;                  /* [head_rows] */
 };
 
-/* What backward computes again instead of keeping it: nothing, or the outputs of the activation
- * and, unless blocks are parallel, of norms. The bits are the same. */
-enum recompute { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE };
+/* What backward computes again instead of keeping it: nothing; the outputs of the activation and,
+ * unless blocks are parallel, of norms; or, in some layers, everything. The bits are the same. */
+enum recompute { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL };
 
 struct stage {
     const struct kernels *kernels;
@@ -97,6 +98,7 @@ struct stage {
     const struct comm_groups *groups;
     int64_t micro_batch, seq_length, sequences, first_layer, layers;
     enum recompute recompute;
+    int64_t recompute_layers; /* the first of the stage, of which only the input is kept */
     bool first, last;
     struct stage_sizes sizes;
     struct parameters parameters;
@@ -134,6 +136,7 @@ struct stage_work {
     int64_t microbatches; /* a step: bounds how many can be in flight */
     enum stage_state state;
     enum recompute recompute;
+    int64_t recompute_layers; /* of a stage, with RECOMPUTE_FULL; more than it has: all */
 };
 
 /* Lay out and allocate everything, and settle how products are computed. model, layout and groups

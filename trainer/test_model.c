@@ -90,7 +90,7 @@ static void golden_open(struct golden *golden, const char *name)
 {
     const char *source = getenv("srcdir");
     char path[600];
-    const struct stage_work work = {BATCH, LENGTH, BATCH, 1, STAGE_TRAINS, RECOMPUTE_NONE};
+    const struct stage_work work = {BATCH, LENGTH, BATCH, 1, STAGE_TRAINS, RECOMPUTE_NONE, 0};
     struct error error = {0};
 
     *golden = (struct golden){.layout = {1, 1, 1}, .world = {.size = 1}};
@@ -182,7 +182,7 @@ static void train_as_pytorch(struct golden *golden)
         *golden->stage.loss_sum = 0;
         pipeline_train(&golden->stage, &golden->batch);
         check(optimizer_squared_norm(&optimizer, &golden->stage, &squared, &error), &error);
-        optimizer_update(&optimizer, &golden->stage, 1e-3, step + 1, sqrt(squared), 1);
+        optimizer_update(&optimizer, &golden->stage, 1e-3, 0.1, step + 1, sqrt(squared), 1);
         if (!(fabs(*golden->stage.loss_sum / losses[step] - 1) <= 1e-4) ||
             !(fabs(sqrt(squared) / norms[step] - 1) <= 1e-3))
             fail_msg("step %d: loss %.7f, norm %.6f; PyTorch has %.7f and %.6f", step + 1,
@@ -236,7 +236,7 @@ static const struct model small = {
     .init_std = 0.02,
 };
 
-static const struct stage_work evaluation = {1, 8, 1, 1, STAGE_EVALUATES, RECOMPUTE_NONE};
+static const struct stage_work evaluation = {1, 8, 1, 1, STAGE_EVALUATES, RECOMPUTE_NONE, 0};
 
 /* Put the initial weights of one rank into the whole model's, by tensor; every element once. */
 static void gather_rank(const struct layout *layout, int rank, const struct parameters *whole,

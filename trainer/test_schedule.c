@@ -1,5 +1,6 @@
-/* Guards: the learning rate is Megatron's at every golden point of all four styles, and settings
- * that make no schedule are refused with status 78 and the option's name.
+/* Guards: the learning rate is Megatron's at every golden point of all four styles, weight decay
+ * goes from its start to its end as Megatron's does, and settings that make no schedule are refused
+ * with status 78 and the option's name.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -69,9 +70,30 @@ static void test_no_warmup(void **state)
     assert_true(lr_at(&(struct lr_schedule){LR_COSINE, 1, 0.25, 0, 0}, 0) == 0.25);
 }
 
+/* start + c (end - start), c = r or (cos(pi (1 - r)) + 1) / 2. */
+static void test_weight_decay(void **state)
+{
+    struct weight_decay_schedule linear = {LR_LINEAR, 0.01, 0.1, 1000},
+                                 cosine = {LR_COSINE, 0.01, 0.1, 1000},
+                                 constant = {LR_CONSTANT, 0.1, 0.1, 0};
+    (void)state;
+
+    assert_true(fabs(weight_decay_at(&linear, 0) - 0.01) < 1e-17);
+    assert_true(fabs(weight_decay_at(&linear, 250) - 0.0325) < 1e-15);
+    assert_true(fabs(weight_decay_at(&cosine, 0) - 0.01) < 1e-17);
+    assert_true(fabs(weight_decay_at(&cosine, 250) - 0.02318019484660535) < 1e-15);
+    assert_true(fabs(weight_decay_at(&cosine, 500) - 0.055) < 1e-15);
+    for (int64_t samples = 1000; samples < 4000; samples += 1000) {
+        assert_true(weight_decay_at(&linear, samples) == 0.1);
+        assert_true(weight_decay_at(&cosine, samples) == 0.1);
+        assert_true(weight_decay_at(&constant, samples) == 0.1);
+    }
+}
+
 static int schedule_of(struct lr_schedule *schedule, char *const *options, struct error *error)
 {
     struct settings *settings = settings_create();
+    struct weight_decay_schedule decay;
     char *argv[8] = {"mtllm-train"};
     int argc = 1, result;
 
@@ -81,6 +103,8 @@ static int schedule_of(struct lr_schedule *schedule, char *const *options, struc
     if (settings_read_command_line(settings, argc, argv, error) < 0)
         fail_msg("%s", error->text);
     result = lr_schedule_from_settings(schedule, settings, 8, "--", error);
+    if (result == 0)
+        result = weight_decay_schedule_from_settings(&decay, settings, 8, "--", error);
     settings_destroy(settings);
     return result;
 }
@@ -111,13 +135,21 @@ static void test_settings(void **state)
 static void test_refusals(void **state)
 {
     struct {
-        char *options[4];
+        char *options[5];
         const char *message;
     } cases[] = {
         {{"--steps=10", "--lr-warmup-steps=10"}, "--lr-warmup-steps=10: the warm-up must end"},
         {{"--steps=10", "--lr-warmup-steps=5", "--lr-decay-steps=5"}, "(--lr-decay-steps)"},
         {{"--steps=10", "--lr=1e-4", "--min-lr=2e-4"}, "--min-lr=2e-4: above the peak, --lr=1e-4"},
         {{"--lr=1"}, "set --steps or --lr-decay-steps"},
+        {{"--steps=9", "--weight-decay-schedule=linear", "--start-weight-decay=0"},
+         "--weight-decay-schedule=linear: set --end-weight-decay too"},
+        {{"--lr-schedule=constant", "--weight-decay-schedule=cosine", "--start-weight-decay=0",
+          "--end-weight-decay=1"},
+         "--weight-decay-schedule=cosine: set --steps too"},
+        {{"--steps=9", "--weight-decay-schedule=linear", "--start-weight-decay=0.1",
+          "--end-weight-decay=0"},
+         "--end-weight-decay=0: below --start-weight-decay=0.1"},
     };
     (void)state;
 
@@ -152,7 +184,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),   cmocka_unit_test(test_no_warmup),
         cmocka_unit_test(test_settings), cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_overflow),
+        cmocka_unit_test(test_overflow), cmocka_unit_test(test_weight_decay),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

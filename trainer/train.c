@@ -119,8 +119,9 @@ static int run_step(struct training *t, struct step *step, struct error *error)
         t->progress.skipped++;
     } else {
         saver_release_state(t->saver);
-        optimizer_update(&t->optimizer, &t->stage, step->lr, updates + 1, step->norm,
-                         t->progress.loss_scale);
+        optimizer_update(&t->optimizer, &t->stage, step->lr,
+                         weight_decay_at(&t->decay, updates * t->global_batch), updates + 1,
+                         step->norm, t->progress.loss_scale);
     }
     loss_scale_update(&t->scale, &t->progress, step->skipped);
     if (t->stage.kernels->stream_sync(t->stage.stream, error) < 0)

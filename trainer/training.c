@@ -119,13 +119,18 @@ static int open_stage(struct training *t, struct error *error)
 {
     bool training = !setting_boolean(t->settings, SETTING_EVAL_ONLY);
     bool bf16 = strcmp(setting_text(t->settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
-    bool selective = strcmp(setting_text(t->settings, SETTING_RECOMPUTE), "selective") == 0;
+    const char *recompute = setting_text(t->settings, SETTING_RECOMPUTE);
     struct stage_work work = {
         .micro_batch = setting_integer(t->settings, SETTING_MICRO_BATCH_SIZE),
         .state = !training ? STAGE_EVALUATES
                  : bf16    ? STAGE_TRAINS_BF16
                            : STAGE_TRAINS,
-        .recompute = selective ? RECOMPUTE_SELECTIVE : RECOMPUTE_NONE,
+        .recompute = strcmp(recompute, "full") == 0        ? RECOMPUTE_FULL
+                     : strcmp(recompute, "selective") == 0 ? RECOMPUTE_SELECTIVE
+                                                           : RECOMPUTE_NONE,
+        .recompute_layers = setting_is_set(t->settings, SETTING_RECOMPUTE_LAYERS)
+                                ? setting_integer(t->settings, SETTING_RECOMPUTE_LAYERS)
+                                : t->model.layers,
     };
 
     if (training && bf16 && t->team.kernels->dtype == DTYPE_F32)
@@ -364,6 +369,14 @@ static int open_directory(struct training *t, struct error *error)
     return team_agree(&t->team, result, error);
 }
 
+static int settle_schedules(struct training *t, struct error *error)
+{
+    if (lr_schedule_from_settings(&t->schedule, t->settings, t->global_batch, "--", error) < 0)
+        return -1;
+    return weight_decay_schedule_from_settings(&t->decay, t->settings, t->global_batch, "--",
+                                               error);
+}
+
 static int open_parts(struct training *t, struct weights *from, struct error *error)
 {
     int result = settle_model(t, from, error);
@@ -378,7 +391,7 @@ static int open_parts(struct training *t, struct weights *from, struct error *er
     if (result == 0)
         result = open_stage(t, error);
     if (result == 0 && !setting_boolean(t->settings, SETTING_EVAL_ONLY))
-        result = lr_schedule_from_settings(&t->schedule, t->settings, t->global_batch, "--", error);
+        result = settle_schedules(t, error);
     if (team_agree(&t->team, result, error) < 0)
         return -1;
     return training_open_data(t, error);

@@ -37,6 +37,7 @@ struct training {
     struct stage stage;
     struct optimizer optimizer;
     struct lr_schedule schedule;
+    struct weight_decay_schedule decay;
     struct loss_scale scale;
     struct saver *saver;
     struct metrics *metrics;          /* rank 0; NULL elsewhere */

@@ -2,12 +2,18 @@
 whatever its kind and the files that describe it; one of SentencePiece gives SentencePiece's; and
 mtllm-data encodes as the tokenizers library does."""
 
+import itertools
 import json
 import random
 import re
 import shutil
+import subprocess
+import unicodedata
 import unittest
 
+import sentencepiece
+import tokenizers
+from tokenizers import normalizers, pre_tokenizers
 import transformers
 
 import harness
@@ -136,6 +142,74 @@ class Tokenizers(harness.Parity):
                              found.get)
 
 
+    def found_spans(self, tokenizer, texts):
+        output = subprocess.run([harness.BUILD / "tests/token_spans", tokenizer], check=True,
+                                input="".join(json.dumps(text) + "\n" for text in texts),
+                                text=True, stdout=subprocess.PIPE).stdout
+        return dict(zip(texts, map(json.loads, output.splitlines())))
+
+    def compare_spans(self, kind):
+        """What each token comes from in the text; with normalizers and prefixes of others, too."""
+        original, _ = tokenizer_kinds.train(kind)
+        generator = random.Random(f"spans {kind}")
+        texts = TEXTS + [random_text(generator) for _ in range(2000)]
+        texts = list(filter(has_marks_in_order, texts))
+        for name, change in VARIATIONS.items():
+            tokenizer = tokenizers.Tokenizer.from_str(original.to_str())
+            change(tokenizer)
+            tokenizer.save(str(self.directory / "tokenizer.json"))
+            self.assert_same_ids(f"{kind}, spans {name}", texts,
+                                 lambda text, it=tokenizer: spans(it, text),
+                                 self.found_spans(self.directory / "tokenizer.json", texts).get)
+
+    def test_sentencepiece_spans(self):
+        model = tokenizer_kinds.GOLDEN / "tokenizer.model"
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        generator = random.Random("spans")
+        texts = TEXTS + [random_text(generator) for _ in range(2000)]
+
+        def expected(text):
+            # Counted in characters there.
+            places = [0, *itertools.accumulate(len(character.encode()) for character in text)]
+            return [[piece.id, places[piece.begin], places[piece.end]]
+                    for piece in processor.encode(text, out_type="immutable_proto").pieces]
+
+        self.assert_same_ids("SentencePiece, spans", texts, expected,
+                             self.found_spans(model, texts).get)
+
+
+def has_marks_in_order(text):
+    """Where a normal form sorts them, tokenizers does not say what comes from where."""
+    return unicodedata.normalize("NFKD", text) == "".join(
+        unicodedata.normalize("NFKD", character) for character in text)
+
+
+def normalize(*steps):
+    def change(tokenizer):
+        tokenizer.normalizer = normalizers.Sequence(list(steps))
+    return change
+
+
+def prefix(tokenizer):
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [step for step in (pre_tokenizers.Metaspace(), tokenizer.pre_tokenizer) if step])
+
+
+VARIATIONS = {"as it is": lambda tokenizer: None, "NFC": normalize(normalizers.NFC()),
+              "NFD": normalize(normalizers.NFD()), "NFKD": normalize(normalizers.NFKD()),
+              "NFKC, replaced": normalize(normalizers.NFKC(), normalizers.Replace("an", "\u00e4x"),
+                                          normalizers.Prepend("\u2581\u2581")),
+              "Metaspace": prefix}
+
+
+def spans(tokenizer, text):
+    """[id, begin, end] of each token, in bytes of UTF-8."""
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    places = [0, *itertools.accumulate(len(character.encode()) for character in text)]
+    return [[id_, places[begin], places[end]]
+            for id_, (begin, end) in zip(encoding.ids, encoding.offsets)]
+
+
 RANGES = [(0x20, 0x7e)] * 5 + [(0, 0x1f), (0xa0, 0x36f), (0x370, 0xfff), (0x1000, 0x2fff),
                               (0x3000, 0xd7ff), (0xe000, 0xffff), (0x10000, 0x323af),
                               (0xe0000, 0xe01ef)]
@@ -159,6 +233,7 @@ def add_test(name, method, argument):
 for each in KINDS:
     if each != "unigram":
         add_test("data", "compare_data", each)
+        add_test("spans", "compare_spans", each)
     add_test("alone", "compare_alone", each)
     add_test("described", "compare_described", each)
 for each in ("Llama", "Mistral", "Qwen2"):
