@@ -108,6 +108,10 @@ int corpus_open(struct corpus **result, const struct corpus_request *request, st
     if (!corpus)
         return no_memory("input", error);
     corpus->request = *request;
+    if (make_room(&corpus->text, &corpus->room, 0, READ_BYTES) < 0) {
+        corpus_close(corpus);
+        return no_memory("input", error);
+    }
     for (int i = 0; i < request->count; i++)
         if (check_input(corpus, request->inputs[i], error) < 0) {
             corpus_close(corpus);
@@ -241,7 +245,7 @@ static int add_part(struct corpus_batch *batch, const char *text, size_t bytes,
         batch->parts = parts;
         batch->capacity = capacity;
     }
-    if (make_room(&batch->text, &batch->room, batch->bytes, bytes) < 0)
+    if (make_room(&batch->text, &batch->room, batch->bytes, bytes + 1) < 0) /* never NULL */
         return -1;
     if (bytes > 0)
         memcpy(batch->text + batch->bytes, text, bytes);
