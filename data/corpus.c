@@ -262,12 +262,13 @@ static int add_too_long(struct corpus_batch *batch, const char *what, int64_t li
 {
     struct corpus_part part = {.first = true, .last = true, .line = line};
 
-    if (add_part(batch, NULL, 0, &part) < 0 ||
-        asprintf(&batch->parts[batch->count - 1].problem,
-                 "this %s is longer than %d bytes, the most there may be", what,
+    if (asprintf(&part.problem, "this %s is longer than %d bytes, the most there may be", what,
                  CORPUS_LINE_BYTES_MOST) < 0)
         return -1;
-    return 0;
+    if (add_part(batch, NULL, 0, &part) == 0)
+        return 0;
+    free(part.problem);
+    return -1;
 }
 
 /* The next line without its end, until more is read. 1: done; 0: there is no more. A line that is

@@ -46,6 +46,7 @@ struct compression {
     ssize_t (*decode)(struct input *input, char *bytes, size_t size, struct error *error);
 };
 
+#if defined(HAVE_ZLIB) || defined(HAVE_ZSTD)
 static int damaged(const struct input *input, const char *what, struct error *error)
 {
     return error_set(error, EXIT_STATUS_DATA,
@@ -53,6 +54,7 @@ static int damaged(const struct input *input, const char *what, struct error *er
                      input->compression->name, what,
                      (long long)(input->file_offset - (int64_t)(input->file_end - input->file_at)));
 }
+#endif
 
 #ifdef HAVE_ZLIB
 static int gzip_open(struct input *input)

@@ -263,12 +263,13 @@ static int begin(struct tokenize *tokenize, const struct command *command,
     /* First of all: what is written now is not what it speaks of. */
     if (!found && resume_remove(tokenize->resume_path, error) < 0)
         return -1;
+    if (found)
+        outputs_keep(outputs, interrupted);
     for (int i = 0; i < outputs->count; i++)
         if (token_writer_begin(outputs->writers[i], found ? &resume.marks[i] : NULL, error) < 0)
             return -1;
     if (!found)
         return 0;
-    outputs_keep(outputs, interrupted);
     streams->dropping = resume.dropping;
     streams->empty = resume.empty;
     streams->bad = resume.bad;
