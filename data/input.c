@@ -18,6 +18,7 @@
 #endif
 #ifdef HAVE_ZSTD
 #include <zstd.h>
+#include <zstd_errors.h>
 #endif
 
 enum { FILE_BYTES = 256 << 10 };
@@ -134,6 +135,9 @@ static ssize_t zstd_decode(struct input *input, char *bytes, size_t size, struct
         return 0;
     status = ZSTD_decompressStream(input->stream, &out, &in);
     input->file_at = in.pos;
+    if (ZSTD_getErrorCode(status) == ZSTD_error_memory_allocation)
+        return error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory for its window",
+                         input->path);
     if (ZSTD_isError(status))
         return damaged(input, ZSTD_getErrorName(status), error);
     input->frame_open = status != 0;
