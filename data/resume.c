@@ -216,6 +216,23 @@ bool resume_read(struct resume *resume, const char *path, const char *digest, in
     return good;
 }
 
+/* Where the next record is written; NULL: no memory. */
+static char *partial_path(const char *path)
+{
+    char *partial;
+
+    return asprintf(&partial, "%s.partial", path) < 0 ? NULL : partial;
+}
+
+void resume_tidy(const char *path)
+{
+    char *partial = partial_path(path);
+
+    if (partial)
+        unlink(partial);
+    free(partial);
+}
+
 static json_t *to_json(const struct resume *resume, const char *digest)
 {
     const struct corpus_position *position = &resume->position;
@@ -256,11 +273,10 @@ int resume_write(const struct resume *resume, const char *path, const char *dige
                  struct error *error)
 {
     json_t *json = to_json(resume, digest);
-    char *text = json_dumps(json, JSON_COMPACT), *partial = NULL;
+    char *text = json_dumps(json, JSON_COMPACT), *partial = partial_path(path);
     int result;
 
-    if (!text || asprintf(&partial, "%s.partial", path) < 0) {
-        partial = NULL;
+    if (!text || !partial) {
         result = error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", path);
     } else {
         result = write_text(partial, text, error);

@@ -38,6 +38,10 @@ struct resume_request {
 int resume_digest(char digest[RESUME_DIGEST_SIZE], const struct resume_request *request,
                   struct error *error);
 
+/* Remove what a process left that was killed while it wrote a record. For who has the lock of the
+ * first output. */
+void resume_tidy(const char *path);
+
 /* True when the file at `path` is there, whole, and of the same digest and number of streams. */
 bool resume_read(struct resume *resume, const char *path, const char *digest, int streams);
 

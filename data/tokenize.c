@@ -284,6 +284,7 @@ static int begin(struct tokenize *tokenize, const struct command *command,
         tokenize->resume_path = NULL;
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     }
+    resume_tidy(tokenize->resume_path);
     if (corpus_has_files(tokenize->corpus) &&
         make_digest(tokenize, command, values, inputs, count, error) < 0)
         return -1;

@@ -182,7 +182,11 @@ interrupted() {
     kill_it
     goes_on YES --threads=1
     kill_it
+    touch out.resume.partial # as a process leaves it that is killed while it writes
     goes_on NO --bos=yes
+    kill_it
+    touch out.resume.partial
+    goes_on YES
     kill_it
     goes_on NO one.txt
     kill_it
