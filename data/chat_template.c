@@ -393,6 +393,11 @@ void chat_template_close(struct chat_template *template)
     free(template);
 }
 
+const char *chat_template_path(const struct chat_template *template)
+{
+    return template->path;
+}
+
 /* --- rendering -------------------------------------------------------------------------------- */
 
 static bool is_system(const struct chat_message *message)

@@ -51,8 +51,8 @@ data_mtllm_data_SOURCES = \
 	data/commands.h \
 	data/corpus.c data/corpus.h \
 	data/encoder.c data/encoder.h \
+	data/info.c \
 	data/input.c data/input.h \
-	data/inspect.c \
 	data/merge.c \
 	data/mtllm_data.c \
 	data/options.c data/options.h \

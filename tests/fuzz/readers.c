@@ -1,4 +1,4 @@
-/* A fuzzer (clang's libFuzzer) over everything that reads a Hugging Face model:
+/* A fuzzer (clang's libFuzzer) over everything that reads a Hugging Face model, or text and tokens:
  *
  *     readers --target=TARGET [--accept] [LIBFUZZER'S OPTION]... CORPUS...
  *
@@ -8,6 +8,7 @@
  *   tokenizer    tokenizer.model, tokenizer.json, and generation_config.json's token ids
  *   encoder      tokenizer.json as mtllm-data reads it: texts are encoded, ids decoded
  *   import       config.json, a NUL, and a file's header: the whole of hf-to-h5
+ *   tokens, corpus, resume    of mtllm-data, see corpora.c
  *
  * Beyond crashes, what is accepted must keep its promises, and what is refused must name its file
  * and leave nothing. A header comes as 8 bytes of the file's size (little-endian) and the file's
@@ -37,6 +38,7 @@
 #include "ckpt/hf_tokenizer.h"
 #include "ckpt/safetensors.h"
 #include "data/tokenizer_kind.h"
+#include "tests/fuzz/fuzz.h"
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -46,21 +48,13 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t room);
 enum header_layout { SIZE_FIELD = 8, HEADER_FIELD = 8, BEFORE_HEADER = SIZE_FIELD + HEADER_FIELD };
 
 /* Below FUZZ_DIRECTORY, which the script makes and removes. */
-static char model_directory[200], run_directory[200], file_path[300], config_path[300];
+char model_directory[200];
+static char run_directory[200], file_path[300], config_path[300];
 static const struct target *target;
 static bool must_accept;
 static uint64_t inputs, accepted;
 
-#define check(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #condition);         \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
-
-/* A refusal is bad data, and names the file that it is about in one line of readable text. */
-static void check_refusal(const struct error *error, const char *path)
+void check_refusal(const struct error *error, const char *path)
 {
     if (error->status != EXIT_STATUS_DATA || strncmp(error->text, path, strlen(path)) != 0)
         fprintf(stderr, "status %d: %s\n", error->status, error->text);
@@ -70,7 +64,7 @@ static void check_refusal(const struct error *error, const char *path)
         check((unsigned char)*at >= ' ' && *at != 0x7f);
 }
 
-static void write_file(const char *path, const void *bytes, size_t size)
+void write_file(const char *path, const void *bytes, size_t size)
 {
     FILE *stream = fopen(path, "wb");
 
@@ -354,6 +348,12 @@ static struct span whole(const uint8_t *data, size_t size)
     return (struct span){0, size};
 }
 
+static struct span nothing(const uint8_t *data, size_t size)
+{
+    (void)data, (void)size;
+    return (struct span){0, 0};
+}
+
 static struct span header_after(const uint8_t *data, size_t size, size_t begin)
 {
     uint64_t length;
@@ -392,6 +392,9 @@ static const struct target {
     {"tokenizer", run_tokenizer, whole, "tokenizer.json"},
     {"encoder", run_encoder, whole, "tokenizer.json"},
     {"import", run_import, config_or_header, "model.safetensors"},
+    {"tokens", run_tokens, nothing, "tokens"},
+    {"corpus", run_corpus, nothing, "text"},
+    {"resume", run_resume, whole, "out.resume"},
 };
 
 static json_t *odd_value(void)

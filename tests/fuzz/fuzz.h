@@ -1,0 +1,32 @@
+/* What the targets of the fuzzer share. */
+#ifndef MTLLM_TESTS_FUZZ_H
+#define MTLLM_TESTS_FUZZ_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/error.h"
+
+#define check(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #condition);         \
+            abort();                                                                               \
+        }                                                                                          \
+    } while (0)
+
+/* A refusal is bad data, and names the file that it is about in one line of readable text. */
+void check_refusal(const struct error *error, const char *path);
+void write_file(const char *path, const void *bytes, size_t size);
+
+extern char model_directory[200]; /* for files */
+
+/* Targets of corpora.c: was the input accepted? */
+bool run_tokens(const uint8_t *data, size_t size);
+bool run_corpus(const uint8_t *data, size_t size);
+bool run_resume(const uint8_t *data, size_t size);
+
+#endif
