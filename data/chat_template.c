@@ -1,5 +1,6 @@
 #include "data/chat_template.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,6 +8,7 @@
 #include <unistd.h>
 
 #include <ini.h>
+#include <jansson.h>
 
 /* A key of the file: patterns are made when all is read, of the last value that a key was given. */
 struct entry {
@@ -47,6 +49,17 @@ struct reader {
     struct error *error;
 };
 
+static bool is_text(const char *line)
+{
+    json_t *text = json_string(line); /* NULL when it is no UTF-8 */
+
+    json_decref(text);
+    for (; text && *line; line++)
+        if (iscntrl((unsigned char)*line) && !isspace((unsigned char)*line))
+            return false;
+    return text != NULL;
+}
+
 /* Lines for inih, which neither says where it is nor takes lines of any length. */
 static char *read_line(char *text, int size, void *user)
 {
@@ -58,6 +71,11 @@ static char *read_line(char *text, int size, void *user)
         error_set(reader->error, EXIT_STATUS_DATA,
                   "%s:%d: a line of more than %d characters; go on in the next one, behind spaces",
                   reader->path, reader->line, size - 2);
+        return NULL;
+    }
+    if (line && !is_text(line)) {
+        error_set(reader->error, EXIT_STATUS_DATA, "%s:%d: not text in UTF-8", reader->path,
+                  reader->line);
         return NULL;
     }
     return line;
@@ -403,7 +421,7 @@ static bool is_system(const struct chat_message *message)
 static int refuse_role(const struct chat_template *template, const struct chat_message *message,
                        size_t number, struct error *error)
 {
-    char names[256] = "";
+    char names[256] = "", role[64];
     size_t used = 0;
 
     if (is_system(message))
@@ -415,8 +433,8 @@ static int refuse_role(const struct chat_template *template, const struct chat_m
         used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s", i > 0 ? ", " : "",
                                  template->roles[i].name);
     return error_set(error, EXIT_STATUS_DATA,
-                     "message %zu: the role \"%.100s\" is not in the template, which has %s",
-                     number, message->role, names);
+                     "message %zu: the role \"%s\" is not in the template, which has %s", number,
+                     role, names);
 }
 
 /* Whose turn it is, when it is somebody's: *turn counts the messages of user and assistant. */

@@ -94,7 +94,7 @@ static int begin_piece(struct pieces_pair *pair, const char *text, size_t bytes)
 /* As many of the tokens as there are. */
 static struct token_span *add_spans(struct spans *spans, size_t count)
 {
-    if (spans->count + count > spans->room) {
+    if (spans->count + count >= spans->room) { /* also for none: NULL is an error */
         size_t room = 2 * (spans->count + count) + 64;
         struct token_span *list = realloc(spans->list, room * sizeof(*list));
 

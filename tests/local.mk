@@ -56,12 +56,13 @@ check-hf: all
 	$(AM_V_at)srcdir='$(srcdir)' builddir='$(abs_builddir)' $(SHELL) $(srcdir)/tests/parity/run.sh
 
 # What reads Hugging Face models, under clang's fuzzer: FUZZ_SECONDS for each target.
-EXTRA_DIST += tests/fuzz/readers.c tests/fuzz/run.sh tests/fuzz/words.dict
+EXTRA_DIST += tests/fuzz/conversations.c tests/fuzz/readers.c tests/fuzz/readers.h \
+	tests/fuzz/run.sh tests/fuzz/words.dict
 .PHONY: check-fuzz show-fuzz-parts
 check-fuzz: all
 	$(AM_V_at)$(SHELL) $(srcdir)/tests/fuzz/run.sh '$(abs_builddir)'
 show-fuzz-parts:
-	@printf '%s\n' data/tokenizer.c $(tokenizer_json_sources) $(ckpt_libconvert_la_SOURCES) $(ckpt_libckpt_la_SOURCES) \
+	@printf '%s\n' $(tokenizer_sources) $(tokenizer_json_sources) $(ckpt_libconvert_la_SOURCES) $(ckpt_libckpt_la_SOURCES) \
 		$(ckpt_libhf_la_SOURCES) $(ckpt_libdisk_la_SOURCES) \
 		$(core_libcore_without_inih_la_SOURCES) $(INIH_LIBS) $(HDF5_LIBS) $(JANSSON_LIBS) \
 		$(XXHASH_LIBS) $(ONIGURUMA_LIBS) $(UTF8PROC_LIBS) -lpthread -lm

@@ -11,7 +11,7 @@
 set -euo pipefail
 source=$(cd "$(dirname "$0")/../.." && pwd)
 clang=${CLANG:-clang} seconds=${FUZZ_SECONDS:-600} seed=${FUZZ_SEED:-0}
-targets=${FUZZ_TARGETS:-safetensors index config tokenizer encoder import}
+targets=${FUZZ_TARGETS:-safetensors index config tokenizer encoder chat import}
 sanitizers=("-fsanitize=fuzzer,address,undefined" -fno-sanitize-recover=all)
 
 probe() {
@@ -40,7 +40,7 @@ cd "$build/tests/fuzz"
 # --- build: everything again each time, it takes less than a minute --------------------------------
 mapfile -t flags < <(make -s --no-print-directory -C "$build" show-compiler-flags)
 mapfile -t parts < <(make -s --no-print-directory -C "$build" show-fuzz-parts)
-files=(tests/fuzz/readers.c) libs=()
+files=(tests/fuzz/readers.c tests/fuzz/conversations.c) libs=()
 for part in "${parts[@]}"; do
     case $part in
     *.c) files+=("$part") ;;
@@ -107,6 +107,17 @@ END
  "_": 2, "_a": 3, "<0x41>": 4}, "merges": [["_", "a"]]}, "post_processor": {"single":
  [{"SpecialToken": {"id": "?"}}]}}
 END
+        return
+        ;;
+    chat)
+        for name in llama2 plain mistral; do
+            {
+                cat "$source/etc/templates/$name.ini"
+                printf '\0{"messages": [{"role": "system", "content": " b"}, {"role": "user", %s' \
+                    '"content": "a"}, {"role": "assistant", "content": "ab <s>a", "weight": 1}]}'
+            } > "seeds/$name"
+        done
+        { cat "$source/etc/templates/plain.ini"; printf '\0{"input": "a", "output": "b"}'; } > seeds/pair
         return
         ;;
     esac
