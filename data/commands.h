@@ -8,5 +8,6 @@ extern const struct command command_tokenize; /* tokenize.c */
 extern const struct command command_info;     /* inspect.c */
 extern const struct command command_show;     /* show.c */
 extern const struct command command_merge;    /* merge.c */
+extern const struct command command_split;    /* split.c */
 
 #endif

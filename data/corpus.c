@@ -1,3 +1,4 @@
+/* What was read and is not in a batch yet is a piece of one buffer, text[begin..end). */
 #include "data/corpus.h"
 
 #include <stdio.h>
@@ -7,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "data/input.h"
+
 enum {
     BATCH_BYTES = 256 << 10, /* a batch is closed when it has reached this, */
     BATCH_PARTS = 1 << 14,   /* or this */
@@ -14,37 +17,39 @@ enum {
 };
 
 struct corpus {
-    char *const *inputs;
-    int input_count, next_input;
-    enum corpus_format format;
-    enum corpus_documents documents;
-    const struct tokenizer *tokenizer;
-    int64_t bytes, bytes_read;
+    struct corpus_request request;
+    int next_input;
+    int64_t bytes;                    /* of all files; -1: not known */
+    int64_t text_before, file_before; /* bytes of the inputs done */
 
     /* The input being read. */
     const char *path;
-    FILE *stream;
+    struct input *input; /* NULL: none */
     bool json, at_end;
     int64_t line; /* of the next byte to be put into a batch */
-    char *text;   /* [text_bytes] read and not yet in a batch */
-    size_t text_bytes, text_room, scanned;
-    char *line_text; /* getline()'s */
-    size_t line_room;
-    bool document_begun;
+    char *text;
+    size_t begin, end, room;
+    size_t scanned;      /* for tokenizer_part() */
+    bool document_begun; /* with a part that is in a batch */
+    char *paragraph;     /* [paragraph_bytes] lines of one; none between two batches */
+    size_t paragraph_bytes, paragraph_room;
 };
 
-static bool ends_with(const char *name, const char *end)
+static bool ends_with(const char *name, size_t length, const char *end)
 {
-    size_t length = strlen(name), tail = strlen(end);
+    size_t tail = strlen(end);
 
-    return length > tail && strcasecmp(name + length - tail, end) == 0;
+    return length > tail && strncasecmp(name + length - tail, end, tail) == 0;
 }
 
 static bool is_json(const struct corpus *corpus, const char *path)
 {
-    if (corpus->format != CORPUS_BY_NAME)
-        return corpus->format == CORPUS_JSONL;
-    return ends_with(path, ".jsonl") || ends_with(path, ".json") || ends_with(path, ".ndjson");
+    size_t length = input_name_length(path);
+
+    if (corpus->request.format != CORPUS_BY_NAME)
+        return corpus->request.format == CORPUS_JSONL;
+    return ends_with(path, length, ".jsonl") || ends_with(path, length, ".json") ||
+           ends_with(path, length, ".ndjson");
 }
 
 static int no_memory(const char *path, struct error *error)
@@ -76,7 +81,7 @@ static int check_input(struct corpus *corpus, const char *path, struct error *er
     struct stat status;
 
     if (strcmp(path, "-") == 0) {
-        if (corpus->format == CORPUS_BY_NAME)
+        if (corpus->request.format == CORPUS_BY_NAME)
             return error_set(error, EXIT_STATUS_USAGE,
                              "-: standard input has no name to tell its format by; add"
                              " --format=text or --format=jsonl");
@@ -92,25 +97,19 @@ static int check_input(struct corpus *corpus, const char *path, struct error *er
         corpus->bytes = -1;
     else if (corpus->bytes >= 0)
         corpus->bytes += status.st_size;
-    return 0;
+    return input_check(path, error);
 }
 
-int corpus_open(struct corpus **result, char *const *inputs, int count, enum corpus_format format,
-                enum corpus_documents documents, const struct tokenizer *tokenizer,
-                struct error *error)
+int corpus_open(struct corpus **result, const struct corpus_request *request, struct error *error)
 {
     struct corpus *corpus = calloc(1, sizeof(*corpus));
 
     *result = NULL;
     if (!corpus)
         return no_memory("input", error);
-    corpus->inputs = inputs;
-    corpus->input_count = count;
-    corpus->format = format;
-    corpus->documents = documents;
-    corpus->tokenizer = tokenizer;
-    for (int i = 0; i < count; i++)
-        if (check_input(corpus, inputs[i], error) < 0) {
+    corpus->request = *request;
+    for (int i = 0; i < request->count; i++)
+        if (check_input(corpus, request->inputs[i], error) < 0) {
             corpus_close(corpus);
             return -1;
         }
@@ -120,9 +119,12 @@ int corpus_open(struct corpus **result, char *const *inputs, int count, enum cor
 
 static void close_input(struct corpus *corpus)
 {
-    if (corpus->stream && corpus->stream != stdin)
-        fclose(corpus->stream);
-    corpus->stream = NULL;
+    if (corpus->input) {
+        corpus->text_before += input_offset(corpus->input);
+        corpus->file_before += input_file_offset(corpus->input);
+    }
+    input_close(corpus->input);
+    corpus->input = NULL;
 }
 
 void corpus_close(struct corpus *corpus)
@@ -131,16 +133,21 @@ void corpus_close(struct corpus *corpus)
         return;
     close_input(corpus);
     free(corpus->text);
-    free(corpus->line_text);
+    free(corpus->paragraph);
     free(corpus);
 }
 
 bool corpus_has_text(const struct corpus *corpus)
 {
-    for (int i = 0; i < corpus->input_count; i++)
-        if (!is_json(corpus, corpus->inputs[i]))
+    for (int i = 0; i < corpus->request.count; i++)
+        if (!is_json(corpus, corpus->request.inputs[i]))
             return true;
     return false;
+}
+
+bool corpus_has_files(const struct corpus *corpus)
+{
+    return corpus->bytes >= 0;
 }
 
 int64_t corpus_bytes(const struct corpus *corpus)
@@ -148,33 +155,76 @@ int64_t corpus_bytes(const struct corpus *corpus)
     return corpus->bytes;
 }
 
-int64_t corpus_bytes_read(const struct corpus *corpus)
-{
-    return corpus->bytes_read;
-}
-
 static int open_input(struct corpus *corpus, struct error *error)
 {
-    corpus->path = corpus->inputs[corpus->next_input++];
-    if (strcmp(corpus->path, "-") == 0)
-        corpus->stream = stdin;
-    else
-        corpus->stream = fopen(corpus->path, "rb");
-    if (!corpus->stream)
-        return error_set_errno(error, "%s: cannot open", corpus->path);
+    corpus->path = corpus->request.inputs[corpus->next_input++];
     corpus->json = is_json(corpus, corpus->path);
     corpus->at_end = false;
     corpus->line = 1;
-    corpus->text_bytes = 0;
-    corpus->scanned = 0;
+    corpus->begin = corpus->end = corpus->scanned = 0;
     corpus->document_begun = false;
+    return input_open(&corpus->input, corpus->path, error);
+}
+
+static struct corpus_position position(const struct corpus *corpus)
+{
+    size_t left = corpus->end - corpus->begin;
+    struct corpus_position here = {.input = corpus->next_input,
+                                   .line = 1,
+                                   .text_bytes = corpus->text_before,
+                                   .file_bytes = corpus->file_before};
+
+    if (corpus->input) {
+        here.input--;
+        here.offset = input_offset(corpus->input) - (int64_t)left;
+        here.line = corpus->line;
+        here.document_begun = corpus->document_begun;
+        here.text_bytes += here.offset;
+        here.file_bytes += input_file_offset(corpus->input);
+    }
+    return here;
+}
+
+int corpus_seek(struct corpus *corpus, const struct corpus_position *to, struct error *error)
+{
+    corpus->next_input = (int)to->input;
+    corpus->text_before = to->text_bytes - to->offset;
+    for (int i = 0; i < corpus->next_input; i++) {
+        struct stat status;
+
+        if (stat(corpus->request.inputs[i], &status) == 0)
+            corpus->file_before += status.st_size;
+    }
+    if (corpus->next_input == corpus->request.count)
+        return 0;
+    if (open_input(corpus, error) < 0 || input_skip(corpus->input, to->offset, error) < 0)
+        return -1;
+    corpus->line = to->line;
+    corpus->document_begun = to->document_begun;
     return 0;
 }
 
-/* A UTF-8 byte order mark says nothing and would become a token. */
-static size_t mark_bytes(const char *text, size_t bytes)
+/* More text behind text[begin..end), which moves to the front of the buffer. */
+static int read_more(struct corpus *corpus, struct error *error)
 {
-    return bytes >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+    bool is_first = input_offset(corpus->input) == 0;
+    ssize_t got;
+
+    if (corpus->begin > 0)
+        memmove(corpus->text, corpus->text + corpus->begin, corpus->end - corpus->begin);
+    corpus->end -= corpus->begin;
+    corpus->begin = 0;
+    if (make_room(&corpus->text, &corpus->room, corpus->end, READ_BYTES) < 0)
+        return no_memory(corpus->path, error);
+    got = input_read(corpus->input, corpus->text + corpus->end, READ_BYTES, error);
+    if (got < 0)
+        return -1;
+    corpus->end += (size_t)got;
+    corpus->at_end = got < READ_BYTES;
+    /* A UTF-8 byte order mark says nothing and would become a token. */
+    if (is_first && got >= 3 && memcmp(corpus->text, "\xef\xbb\xbf", 3) == 0)
+        corpus->begin = 3;
+    return 0;
 }
 
 static int add_part(struct corpus_batch *batch, const char *text, size_t bytes,
@@ -203,25 +253,58 @@ static int add_part(struct corpus_batch *batch, const char *text, size_t bytes,
     return 0;
 }
 
-/* The next line without its end in corpus->line_text. -1: none, or an error. */
-static ssize_t read_line(struct corpus *corpus)
+/* In the place of a document. */
+static int add_too_long(struct corpus_batch *batch, const char *what, int64_t line)
 {
-    ssize_t length = getline(&corpus->line_text, &corpus->line_room, corpus->stream);
-    size_t mark;
+    struct corpus_part part = {.first = true, .last = true, .line = line};
 
-    if (length < 0)
+    if (add_part(batch, NULL, 0, &part) < 0 ||
+        asprintf(&batch->parts[batch->count - 1].problem,
+                 "this %s is longer than %d bytes, the most there may be", what,
+                 CORPUS_LINE_BYTES_MOST) < 0)
         return -1;
-    corpus->bytes_read += length;
-    mark = corpus->line == 1 ? mark_bytes(corpus->line_text, (size_t)length) : 0;
-    if (mark) {
-        length -= (ssize_t)mark;
-        memmove(corpus->line_text, corpus->line_text + mark, (size_t)length + 1);
+    return 0;
+}
+
+/* The next line without its end, until more is read. 1: done; 0: there is no more. A line that is
+ * too long is passed over: *line is NULL. */
+static int next_line(struct corpus *corpus, const char **line, size_t *length, struct error *error)
+{
+    size_t scanned = 0;
+    bool too_long = false;
+    const char *at, *found;
+
+    for (;;) {
+        size_t left = corpus->end - corpus->begin;
+
+        at = corpus->text + corpus->begin;
+        found = left > scanned ? memchr(at + scanned, '\n', left - scanned) : NULL;
+        *length = found ? (size_t)(found - at) : left;
+        too_long = too_long || *length > CORPUS_LINE_BYTES_MOST;
+        if (found || corpus->at_end)
+            break;
+        if (too_long)
+            corpus->begin = corpus->end;
+        scanned = too_long ? 0 : left;
+        if (read_more(corpus, error) < 0)
+            return -1;
     }
-    if (length > 0 && corpus->line_text[length - 1] == '\n')
-        length--;
-    if (length > 0 && corpus->line_text[length - 1] == '\r')
-        length--;
-    return length;
+    if (!found && *length == 0 && !too_long)
+        return 0;
+    corpus->begin += *length + (found != NULL);
+    corpus->line++;
+    if (*length > 0 && at[*length - 1] == '\r')
+        --*length;
+    *line = too_long ? NULL : at;
+    return 1;
+}
+
+static bool consists_of(const char *text, size_t bytes, const char *characters)
+{
+    for (size_t i = 0; i < bytes; i++)
+        if (!text[i] || !strchr(characters, text[i]))
+            return false;
+    return true;
 }
 
 /* Lines of JSON, or lines that are documents. */
@@ -229,49 +312,74 @@ static int next_lines(struct corpus *corpus, struct corpus_batch *batch, struct 
 {
     while (batch->bytes < BATCH_BYTES && batch->count < BATCH_PARTS) {
         struct corpus_part part = {.first = true, .last = true, .line = corpus->line};
-        ssize_t length = read_line(corpus);
+        const char *line;
+        size_t length;
+        int found = next_line(corpus, &line, &length, error);
 
-        if (length < 0) {
-            corpus->at_end = true;
-            return 0;
-        }
-        if (corpus->json && strspn(corpus->line_text, " \t\r\n") >= (size_t)length) {
-            corpus->line++;
+        if (found <= 0)
+            return found;
+        if (line && corpus->json && consists_of(line, length, " \t\r"))
             continue;
-        }
-        if (add_part(batch, corpus->line_text, (size_t)length, &part) < 0)
+        if ((line ? add_part(batch, line, length, &part) : add_too_long(batch, "line", part.line)) <
+            0)
             return no_memory(corpus->path, error);
-        corpus->line++;
     }
     return 0;
 }
 
-/* Paragraphs are gathered in corpus->text, their lines joined by \n. */
+/* The paragraph that began with line `line` has ended. */
+static int end_paragraph(struct corpus *corpus, struct corpus_batch *batch, int64_t line,
+                         bool too_long)
+{
+    struct corpus_part part = {.first = true, .last = true, .line = line};
+    size_t bytes = corpus->paragraph_bytes;
+
+    corpus->paragraph_bytes = 0;
+    if (too_long)
+        return add_too_long(batch, "paragraph", line);
+    return bytes > 0 ? add_part(batch, corpus->paragraph, bytes, &part) : 0;
+}
+
+static int add_line(struct corpus *corpus, const char *line, size_t length)
+{
+    if (make_room(&corpus->paragraph, &corpus->paragraph_room, corpus->paragraph_bytes,
+                  length + 1) < 0)
+        return -1;
+    if (corpus->paragraph_bytes > 0)
+        corpus->paragraph[corpus->paragraph_bytes++] = '\n';
+    memcpy(corpus->paragraph + corpus->paragraph_bytes, line, length);
+    corpus->paragraph_bytes += length;
+    return 0;
+}
+
+/* The lines of a paragraph are joined by \n. */
 static int next_paragraphs(struct corpus *corpus, struct corpus_batch *batch, struct error *error)
 {
-    struct corpus_part part = {.first = true, .last = true};
+    int64_t first = 0;
+    bool too_long = false;
+    int found = 1;
 
-    while (batch->bytes < BATCH_BYTES && !corpus->at_end) {
-        ssize_t length = read_line(corpus);
+    while (found > 0 && batch->bytes < BATCH_BYTES && batch->count < BATCH_PARTS) {
+        const char *line = NULL;
+        size_t length = 0;
+        int failed = 0;
 
-        corpus->at_end = length < 0;
-        if (length < 0 || strspn(corpus->line_text, " \t\v\f\r") >= (size_t)length) {
-            if (corpus->text_bytes > 0 &&
-                add_part(batch, corpus->text, corpus->text_bytes, &part) < 0)
+        found = next_line(corpus, &line, &length, error);
+        if (found < 0)
+            return -1;
+        if (found == 0 || (line && consists_of(line, length, " \t\v\f\r"))) {
+            failed = end_paragraph(corpus, batch, first, too_long);
+            too_long = false;
+            first = 0;
+            if (failed < 0)
                 return no_memory(corpus->path, error);
-            corpus->text_bytes = 0;
-        } else {
-            if (make_room(&corpus->text, &corpus->text_room, corpus->text_bytes,
-                          (size_t)length + 1) < 0)
-                return no_memory(corpus->path, error);
-            if (corpus->text_bytes > 0)
-                corpus->text[corpus->text_bytes++] = '\n';
-            else
-                part.line = corpus->line;
-            memcpy(corpus->text + corpus->text_bytes, corpus->line_text, (size_t)length);
-            corpus->text_bytes += (size_t)length;
+            continue;
         }
-        corpus->line++;
+        if (first == 0)
+            first = corpus->line - 1;
+        too_long = too_long || !line || corpus->paragraph_bytes + length > CORPUS_LINE_BYTES_MOST;
+        if (!too_long && add_line(corpus, line, length) < 0)
+            return no_memory(corpus->path, error);
     }
     return 0;
 }
@@ -285,44 +393,25 @@ static int64_t count_lines(const char *text, size_t bytes)
     return lines;
 }
 
-static int read_text(struct corpus *corpus, struct error *error)
-{
-    size_t size;
-
-    if (make_room(&corpus->text, &corpus->text_room, corpus->text_bytes, READ_BYTES) < 0)
-        return no_memory(corpus->path, error);
-    size = fread(corpus->text + corpus->text_bytes, 1, READ_BYTES, corpus->stream);
-    corpus->bytes_read += (int64_t)size;
-    corpus->at_end = size < READ_BYTES;
-    if (corpus->text_bytes == 0 && !corpus->document_begun) {
-        size_t mark = mark_bytes(corpus->text, size);
-
-        size -= mark;
-        memmove(corpus->text, corpus->text + mark, size);
-    }
-    corpus->text_bytes += size;
-    return 0;
-}
-
 /* A file that is one document, part by part. */
 static int next_file_parts(struct corpus *corpus, struct corpus_batch *batch, struct error *error)
 {
-    size_t used = 0;
-
     while (batch->bytes < BATCH_BYTES) {
-        const char *text = corpus->text + used;
-        size_t left = corpus->text_bytes - used;
-        size_t bytes = left > 0 ? tokenizer_part(corpus->tokenizer, text, left, corpus->at_end,
-                                                 &corpus->scanned)
-                                : 0;
         struct corpus_part part = {.first = !corpus->document_begun, .line = corpus->line};
+        const char *text = corpus->text + corpus->begin;
+        size_t left = corpus->end - corpus->begin, bytes = 0;
 
+        if (left > 0)
+            bytes = tokenizer_part(corpus->request.tokenizer, text, left, corpus->at_end,
+                                   &corpus->scanned);
         if (bytes == 0 && !corpus->at_end) {
-            if (used > 0)
-                memmove(corpus->text, text, left);
-            corpus->text_bytes = left;
-            used = 0;
-            if (read_text(corpus, error) < 0)
+            if (left > TOKENIZER_BYTES_MOST)
+                return error_set(error, EXIT_STATUS_DATA,
+                                 "%s:%lld: more than %d bytes without a place where this tokenizer"
+                                 " allows to divide the text; add --split-documents=line or"
+                                 " paragraph",
+                                 corpus->path, (long long)corpus->line, TOKENIZER_BYTES_MOST);
+            if (read_more(corpus, error) < 0)
                 return -1;
             continue;
         }
@@ -332,34 +421,25 @@ static int next_file_parts(struct corpus *corpus, struct corpus_batch *batch, st
         corpus->line += count_lines(text, bytes);
         corpus->document_begun = true;
         corpus->scanned = 0;
-        used += bytes;
+        corpus->begin += bytes;
         if (part.last)
             break;
     }
-    if (used > 0)
-        memmove(corpus->text, corpus->text + used, corpus->text_bytes - used);
-    corpus->text_bytes -= used;
     return 0;
 }
 
 static int fill(struct corpus *corpus, struct corpus_batch *batch, struct error *error)
 {
-    int result;
-
     batch->path = corpus->path;
     batch->json = corpus->json;
-    if (corpus->json || corpus->documents == CORPUS_LINE)
-        result = next_lines(corpus, batch, error);
-    else if (corpus->documents == CORPUS_PARAGRAPH)
-        result = next_paragraphs(corpus, batch, error);
-    else
-        result = next_file_parts(corpus, batch, error);
-    if (result == 0 && ferror(corpus->stream))
-        result = error_set_errno(error, "%s: cannot read", corpus->path);
-    return result;
+    if (corpus->json || corpus->request.documents == CORPUS_LINE)
+        return next_lines(corpus, batch, error);
+    if (corpus->request.documents == CORPUS_PARAGRAPH)
+        return next_paragraphs(corpus, batch, error);
+    return next_file_parts(corpus, batch, error);
 }
 
-int corpus_next(struct corpus *corpus, struct corpus_batch *batch, struct error *error)
+static void empty_batch(struct corpus_batch *batch)
 {
     for (int64_t i = 0; i < batch->count; i++)
         free(batch->parts[i].problem);
@@ -367,9 +447,14 @@ int corpus_next(struct corpus *corpus, struct corpus_batch *batch, struct error 
     batch->bytes = 0;
     for (int i = 0; i < STREAMS_MOST; i++)
         batch->streams[i].count = 0;
+}
+
+int corpus_next(struct corpus *corpus, struct corpus_batch *batch, struct error *error)
+{
+    empty_batch(batch);
     for (;;) {
-        if (!corpus->stream) {
-            if (corpus->next_input == corpus->input_count)
+        if (!corpus->input) {
+            if (corpus->next_input == corpus->request.count)
                 return 0;
             if (open_input(corpus, error) < 0)
                 return -1;
@@ -377,17 +462,18 @@ int corpus_next(struct corpus *corpus, struct corpus_batch *batch, struct error 
         if (fill(corpus, batch, error) < 0)
             return -1;
         /* The last part of a file has gone out when nothing of it is left here. */
-        if (corpus->at_end && corpus->text_bytes == 0)
+        if (corpus->at_end && corpus->begin == corpus->end)
             close_input(corpus);
-        if (batch->count > 0)
+        if (batch->count > 0) {
+            batch->after = position(corpus);
             return 1;
+        }
     }
 }
 
 void corpus_batch_clear(struct corpus_batch *batch)
 {
-    for (int64_t i = 0; i < batch->count; i++)
-        free(batch->parts[i].problem);
+    empty_batch(batch);
     free(batch->parts);
     free(batch->text);
     for (int i = 0; i < STREAMS_MOST; i++)

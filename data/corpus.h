@@ -25,7 +25,16 @@ struct corpus_part {
 
     /* What a worker found. */
     int64_t tokens[STREAMS_MOST]; /* in each list of the batch; 0: nothing but white space */
-    char *problem;                /* why this line of JSON is no document; NULL: it is one */
+    char *problem;                /* why this is no document, or its document none; else NULL */
+};
+
+/* A place between two parts of the input. */
+struct corpus_position {
+    int64_t input;                  /* from 0 */
+    int64_t offset;                 /* bytes of that input's text, before the place */
+    int64_t line;                   /* of the next byte, from 1 */
+    bool document_begun;            /* the place is within a document */
+    int64_t text_bytes, file_bytes; /* of all inputs, before the place */
 };
 
 /* Parts of one input. */
@@ -37,30 +46,44 @@ struct corpus_batch {
     struct corpus_part *parts;
     int64_t count, capacity;
     struct token_list streams[STREAMS_MOST];
+    struct corpus_position after; /* where the next batch begins */
 };
 
 /* Free what the batch holds. */
 void corpus_batch_clear(struct corpus_batch *batch);
 
+/* A line or a paragraph longer than this is no document; it is not held in memory. */
+#define CORPUS_LINE_BYTES_MOST (256 << 20)
+
+struct corpus_request {
+    char *const *inputs; /* [count] "-" is standard input, which needs a format */
+    int count;
+    enum corpus_format format;
+    enum corpus_documents documents;
+    const struct tokenizer *tokenizer; /* says where a document may be divided */
+};
+
 struct corpus;
 
-/* The inputs must outlive the corpus and all batches; "-" is standard input, which needs a format
- * other than CORPUS_BY_NAME. Every input is opened once to see that it can be read. `tokenizer`
- * says where a document may be divided. Error: EXIT_STATUS_USAGE, EXIT_STATUS_IO. */
-int corpus_open(struct corpus **corpus, char *const *inputs, int count, enum corpus_format format,
-                enum corpus_documents documents, const struct tokenizer *tokenizer,
-                struct error *error);
+/* What the request points to must outlive the corpus and all batches. Every input is looked at, to
+ * see that it can be read. Error: EXIT_STATUS_USAGE, EXIT_STATUS_IO, EXIT_STATUS_CONFIGURATION (a
+ * kind of compression that was not built in). */
+int corpus_open(struct corpus **corpus, const struct corpus_request *request, struct error *error);
 void corpus_close(struct corpus *corpus);
 
 /* Is any of the inputs plain text? */
 bool corpus_has_text(const struct corpus *corpus);
-/* Bytes of all inputs; -1 when that is not known (a pipe). */
+/* Are all inputs regular files? Only then is there a corpus_seek(). */
+bool corpus_has_files(const struct corpus *corpus);
+/* Bytes of all input files, compressed or not; -1 when that is not known (a pipe). */
 int64_t corpus_bytes(const struct corpus *corpus);
-/* Bytes read so far. */
-int64_t corpus_bytes_read(const struct corpus *corpus);
 
 /* Put the next parts into `batch` in place of what it holds. 1: done, 0: there is no more.
- * Error (-1): EXIT_STATUS_IO. */
+ * Error (-1): EXIT_STATUS_IO, EXIT_STATUS_DATA (a compressed file that is damaged). */
 int corpus_next(struct corpus *corpus, struct corpus_batch *batch, struct error *error);
+
+/* Of a corpus just opened, go to the place behind a batch of an earlier run with the same request.
+ * Errors as of corpus_next(). */
+int corpus_seek(struct corpus *corpus, const struct corpus_position *position, struct error *error);
 
 #endif

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/utf8.h"
+
 struct slot {
     struct corpus_batch batch;
     bool done;
@@ -67,6 +69,24 @@ static int encode_members(const struct encoder_work *work, struct corpus_batch *
     return 0;
 }
 
+/* The line of the first byte that is no UTF-8, and where it is in that line. */
+static int set_bad_byte(struct corpus_part *part, const char *text, size_t at, struct error *error)
+{
+    size_t begin = 0;
+
+    for (size_t i = 0; i < at; i++)
+        if (text[i] == '\n') {
+            part->line++;
+            begin = i + 1;
+        }
+    if (asprintf(&part->problem, "byte 0x%02x at offset %zu of the line is not UTF-8",
+                 (unsigned char)text[at], at - begin) < 0) {
+        part->problem = NULL;
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    }
+    return 0;
+}
+
 static int encode_conversation(const struct chat *chat, struct corpus_batch *batch,
                                struct corpus_part *part, const json_t *line, struct error *error)
 {
@@ -105,7 +125,12 @@ static int encode_part(const struct encoder_work *work, struct corpus_batch *bat
                        struct corpus_part *part, struct error *error)
 {
     const char *text = batch->text + part->offset;
+    size_t valid = utf8_length(text, part->bytes);
 
+    if (part->problem) /* of the corpus already */
+        return 0;
+    if (valid < part->bytes)
+        return set_bad_byte(part, text, valid, error);
     if (batch->json)
         return encode_json(work, batch, part, error);
     /* A part of several holds letters (see tokenizer_part()); a blank one is a blank document. */

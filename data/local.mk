@@ -52,18 +52,25 @@ data_mtllm_data_SOURCES = \
 	data/commands.h \
 	data/corpus.c data/corpus.h \
 	data/encoder.c data/encoder.h \
-	data/guard.c data/guard.h \
+	data/input.c data/input.h \
 	data/inspect.c \
 	data/merge.c \
 	data/mtllm_data.c \
 	data/options.c data/options.h \
 	data/outputs.c data/outputs.h \
 	data/progress.c data/progress.h \
+	data/resume.c data/resume.h \
 	data/show.c \
-	data/tokenize.c
+	data/split.c \
+	data/streams.c data/streams.h \
+	data/token_set.c data/token_set.h \
+	data/tokenize.c \
+	data/utf8.c data/utf8.h
 nodist_EXTRA_data_mtllm_data_SOURCES = data/links_with_cxx.cc
-data_mtllm_data_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) -pthread
-data_mtllm_data_LDADD = data/libdata.la data/libtokenizer.la $(JANSSON_LIBS) -lpthread
+data_mtllm_data_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(XXHASH_CFLAGS) $(ZLIB_CFLAGS) \
+	$(ZSTD_CFLAGS) -pthread
+data_mtllm_data_LDADD = data/libdata.la data/libtokenizer.la $(JANSSON_LIBS) $(ZLIB_LIBS) \
+	$(ZSTD_LIBS) -lpthread -lm
 
 if HAVE_CMOCKA
 check_PROGRAMS += data/test_data

@@ -4,91 +4,97 @@
 #include <string.h>
 
 #include "data/commands.h"
-#include "data/guard.h"
+#include "data/outputs.h"
+#include "data/token_set.h"
 
-enum { COPY_TOKENS = 1 << 16 };
-
-static int copy_document(const struct token_file *file, int64_t i, struct token_writer *writer,
-                         struct error *error)
-{
-    static int32_t tokens[COPY_TOKENS];
-    int64_t length = token_file_length(file, i);
-
-    for (int64_t done = 0; done < length;) {
-        int64_t count = length - done < COPY_TOKENS ? length - done : COPY_TOKENS;
-
-        token_file_read(file, i, done, count, tokens);
-        if (token_writer_append(writer, tokens, count, error) < 0)
-            return -1;
-        done += count;
-    }
-    return token_writer_end_document(writer, error);
-}
-
-/* What the writer cannot give again is refused rather than changed. */
-static int check_input(const struct token_file *file, const struct token_file *first,
+static int check_input(const struct token_set *set, const struct token_set *first,
                        struct error *error)
 {
-    const char *dtype = token_file_dtype_name(file);
+    if (set->count != first->count)
+        return error_set(
+            error, EXIT_STATUS_DATA, "%s is %s and %s is %s: only files of a kind are merged",
+            token_file_prefix(first->files[0]), first->count == 2 ? "of a pair" : "by itself",
+            token_file_prefix(set->files[0]), set->count == 2 ? "of a pair" : "by itself");
+    for (int i = 0; i < set->count; i++) {
+        const struct token_file *file = set->files[i], *like = first->files[i];
 
-    if (strcmp(dtype, token_file_dtype_name(first)) != 0)
-        return error_set(error, EXIT_STATUS_DATA,
-                         "%s holds %s and %s holds %s: they come from different tokenizers",
-                         token_file_prefix(first), token_file_dtype_name(first),
-                         token_file_prefix(file), dtype);
-    if (strcmp(dtype, "uint16") != 0 && strcmp(dtype, "int32") != 0)
-        return error_set(error, EXIT_STATUS_DATA, "%s: %s tokens; only uint16 and int32 are merged",
-                         token_file_prefix(file), dtype);
-    if (token_file_sequences(file) != token_file_documents(file))
-        return error_set(error, EXIT_STATUS_DATA,
-                         "%s: %lld sequences in %lld documents; only files with one sequence a"
-                         " document are merged",
-                         token_file_prefix(file), (long long)token_file_sequences(file),
-                         (long long)token_file_documents(file));
+        if (token_file_dtype(file) != token_file_dtype(like))
+            return error_set(error, EXIT_STATUS_DATA,
+                             "%s holds %s and %s holds %s: they come from different tokenizers",
+                             token_file_prefix(like), token_file_dtype_name(like),
+                             token_file_prefix(file), token_file_dtype_name(file));
+    }
+    return 0;
+}
+
+/* Has any file documents of other than one sequence? Then all documents have to be begun. */
+static bool divided(const struct token_set *sets, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (token_file_divides(sets[i].files[0]))
+            return true;
+    return false;
+}
+
+static int merge(struct outputs *outputs, const struct token_set *sets, int count,
+                 struct error *error)
+{
+    bool explicit = divided(sets, count);
+
+    for (int s = 0; s < count; s++)
+        for (int i = 0; i < sets[s].count; i++)
+            if (token_writer_copy(outputs->writers[i], sets[s].files[i], 0,
+                                  token_file_documents(sets[s].files[i]), explicit, error) < 0)
+                return -1;
+    return outputs_commit(outputs, NULL, error);
+}
+
+static int open_outputs(struct outputs *outputs, const char *prefix, const struct token_set *like,
+                        struct error *error)
+{
+    for (int i = 0; i < like->count; i++) {
+        char *name = token_set_prefix(prefix, like->count, i);
+        int result = name ? outputs_add(outputs, name, 0, like->files[i], error)
+                          : error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+
+        free(name);
+        if (result < 0)
+            return -1;
+    }
     return 0;
 }
 
 static int run(const struct command *command, const char *const *values, char *const *operands,
                int operand_count, struct error *error)
 {
-    const char *output = option_value(command, values, "output");
-    struct token_file **files = calloc((size_t)operand_count, sizeof(struct token_file *));
-    struct token_writer *writer = NULL;
-    int64_t vocab_size;
+    const char *prefix = option_value(command, values, "output");
+    struct token_set *sets = calloc((size_t)operand_count, sizeof(*sets));
+    struct outputs outputs = {.count = 0};
     int result = -1;
 
-    if (!files)
+    if (!sets)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-    if (!output || !*output) {
+    if (!prefix || !*prefix) {
         error_set(error, EXIT_STATUS_USAGE,
                   "--output=PREFIX is missing: PREFIX.bin and PREFIX.idx will be written");
         goto out;
     }
     for (int i = 0; i < operand_count; i++)
-        if (token_file_open(&files[i], operands[i], error) < 0 ||
-            check_input(files[i], files[0], error) < 0)
+        if (token_set_open(&sets[i], operands[i], error) < 0 ||
+            check_input(&sets[i], &sets[0], error) < 0)
             goto out;
-    /* The largest vocabulary of the inputs' type. */
-    vocab_size = token_file_bytes_per_token(files[0]) == 2 ? 65499 : INT32_MAX;
-    if (guard_open(&writer, output, vocab_size, error) < 0)
+    if (open_outputs(&outputs, prefix, &sets[0], error) < 0 ||
+        merge(&outputs, sets, operand_count, error) < 0)
         goto out;
-    for (int f = 0; f < operand_count; f++)
-        for (int64_t i = 0; i < token_file_sequences(files[f]); i++)
-            if (copy_document(files[f], i, writer, error) < 0) {
-                error_prefix(error, "%s: ", operands[f]);
-                goto out;
-            }
-    if (guard_commit(writer, error) < 0)
-        goto out;
-    printf("%s: %lld documents, %lld tokens of %d files\n", output,
-           (long long)token_writer_documents(writer), (long long)token_writer_tokens(writer),
-           operand_count);
+    printf("%s: %lld documents, %lld tokens of %d files\n", prefix,
+           (long long)token_writer_documents(outputs.writers[0]),
+           (long long)token_writer_tokens(outputs.writers[0]), operand_count);
     result = 0;
 out:
-    guard_close(writer);
+    outputs_close(&outputs);
     for (int i = 0; i < operand_count; i++)
-        token_file_close(files[i]);
-    free(files);
+        token_set_close(&sets[i]);
+    free(sets);
     return result;
 }
 
@@ -102,7 +108,8 @@ const struct command command_merge = {
     .operands = "PREFIX...",
     .least_operands = 1,
     .most_operands = 1 << 30,
-    .help = "Put the documents of several token files into one, in the order given.",
+    .help = "Put the documents of several token files into one, in the order given.\n"
+            "A pair PREFIX-text and PREFIX-role is merged as a pair.",
     .options = options,
     .run = run,
 };

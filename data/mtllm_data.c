@@ -6,7 +6,7 @@
 #include "data/commands.h"
 
 static const struct command *const commands[] = {&command_tokenize, &command_info, &command_show,
-                                                 &command_merge};
+                                                 &command_merge, &command_split};
 enum { COMMANDS = sizeof(commands) / sizeof(commands[0]) };
 
 static void print_usage(void)
@@ -31,7 +31,7 @@ static int unknown_command(const char *name, struct error *error)
         return error_set(error, EXIT_STATUS_USAGE, "no command \"%s\"; did you mean %s?", name,
                          near);
     return error_set(error, EXIT_STATUS_USAGE,
-                     "no command \"%s\"; there are tokenize, info, show and merge", name);
+                     "no command \"%s\"; there are tokenize, info, show, merge and split", name);
 }
 
 static int run(int argc, char **argv, struct error *error)
@@ -62,7 +62,7 @@ int main(int argc, char **argv)
 
     if (argc < 2)
         result = error_set(&error, EXIT_STATUS_USAGE,
-                           "no command; there are tokenize, info, show and merge"
+                           "no command; there are tokenize, info, show, merge and split"
                            " (mtllm-data --help)");
     else if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
         print_usage();

@@ -1,81 +1,120 @@
 #include "data/outputs.h"
 
-#include "data/guard.h"
+#include <signal.h>
+#include <stddef.h>
+#include <string.h>
+#include <unistd.h>
+
+/* All that the handler knows. Changed only while its signals are blocked. */
+static struct outputs *volatile unfinished;
+static const char *volatile kept_message; /* NULL: nothing is kept */
+
+static const int ending_signals[] = {SIGINT, SIGTERM, SIGHUP};
+enum { ENDING_SIGNALS = sizeof(ending_signals) / sizeof(ending_signals[0]) };
+
+static void remove_partial_files(const struct outputs *outputs)
+{
+    for (int i = 0; outputs && i < outputs->count; i++)
+        for (int which = 0; which < 2; which++) {
+            const char *path = token_writer_partial_path(outputs->writers[i], which);
+
+            if (path)
+                unlink(path);
+        }
+}
+
+/* unlink(), write() and raise() are safe wherever the program was; the signal raised here is
+ * blocked until the handler returns, and then ends the process as if there had been no handler. */
+static void end(int number)
+{
+    if (!kept_message)
+        remove_partial_files(unfinished);
+    else if (write(STDERR_FILENO, kept_message, strlen(kept_message)) < 0)
+        kept_message = NULL; /* nobody to tell */
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+static void block(sigset_t *before)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    for (int i = 0; i < ENDING_SIGNALS; i++)
+        sigaddset(&set, ending_signals[i]);
+    sigprocmask(SIG_BLOCK, &set, before);
+}
+
+static void unblock(const sigset_t *before)
+{
+    sigprocmask(SIG_SETMASK, before, NULL);
+}
+
+static void catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = end}, before;
+
+    for (int i = 0; i < ENDING_SIGNALS; i++) {
+        sigaction(ending_signals[i], NULL, &before);
+        if (before.sa_handler != SIG_IGN) /* nohup */
+            sigaction(ending_signals[i], &action, NULL);
+    }
+    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is then an error of write() */
+}
 
 int outputs_add(struct outputs *outputs, const char *prefix, int64_t vocab_size,
-                struct error *error)
+                const struct token_file *like, struct error *error)
 {
-    if (guard_open(&outputs->streams[outputs->count].writer, prefix, vocab_size, error) < 0)
-        return -1;
-    outputs->count++;
-    return 0;
+    struct token_writer **writer = &outputs->writers[outputs->count];
+    sigset_t before;
+    int result;
+
+    block(&before);
+    catch_signals();
+    result = like ? token_writer_open_like(writer, prefix, like, error)
+                  : token_writer_find(writer, prefix, vocab_size, error);
+    outputs->count += result == 0;
+    unfinished = outputs;
+    unblock(&before);
+    return result;
 }
 
-static int write_stream(struct outputs *outputs, struct output_stream *stream, bool last,
-                        const int32_t *tokens, int64_t count, struct error *error)
+void outputs_keep(struct outputs *outputs, const char *message)
 {
-    struct token_writer *writer = stream->writer;
+    sigset_t before;
 
-    if (count > 0) {
-        if (!stream->document_open && outputs->bos >= 0 &&
-            token_writer_append(writer, &outputs->bos, 1, error) < 0)
-            return -1;
-        stream->document_open = true;
-        if (token_writer_append(writer, tokens, count, error) < 0)
-            return -1;
-    }
-    if (!last)
-        return 0;
-    if (!stream->document_open) {
-        outputs->empty++;
-        return 0;
-    }
-    stream->document_open = false;
-    if (outputs->eod >= 0 && token_writer_append(writer, &outputs->eod, 1, error) < 0)
-        return -1;
-    return token_writer_end_document(writer, error);
-}
-
-int outputs_write(struct outputs *outputs, const struct corpus_part *part, const int32_t **tokens,
-                  struct error *error)
-{
-    for (int i = 0; i < outputs->count; i++) {
-        if (write_stream(outputs, &outputs->streams[i], part->last, tokens[i], part->tokens[i],
-                         error) < 0)
-            return -1;
-        tokens[i] += part->tokens[i];
-    }
-    return 0;
-}
-
-int64_t outputs_documents(const struct outputs *outputs)
-{
-    int64_t documents = 0;
-
+    block(&before);
+    kept_message = message;
     for (int i = 0; i < outputs->count; i++)
-        documents += token_writer_documents(outputs->streams[i].writer);
-    return documents;
+        token_writer_keep(outputs->writers[i], message != NULL);
+    unblock(&before);
 }
 
-int64_t outputs_tokens(const struct outputs *outputs)
+int outputs_commit(struct outputs *outputs, const char *record, struct error *error)
 {
-    int64_t tokens = 0;
+    sigset_t before;
+    int result;
 
-    for (int i = 0; i < outputs->count; i++)
-        tokens += token_writer_tokens(outputs->streams[i].writer);
-    return tokens;
-}
-
-int outputs_commit(struct outputs *outputs, struct error *error)
-{
-    for (int i = 0; i < outputs->count; i++)
-        if (guard_commit(outputs->streams[i].writer, error) < 0)
-            return -1;
-    return 0;
+    block(&before);
+    result = token_writer_commit_all(outputs->writers, outputs->count, error);
+    if (result == 0) {
+        kept_message = NULL;
+        if (record)
+            unlink(record);
+    }
+    unblock(&before);
+    return result;
 }
 
 void outputs_close(struct outputs *outputs)
 {
+    sigset_t before;
+
+    block(&before);
+    unfinished = NULL;
+    kept_message = NULL;
     for (int i = 0; i < outputs->count; i++)
-        guard_close(outputs->streams[i].writer);
+        token_writer_close(outputs->writers[i]);
+    outputs->count = 0;
+    unblock(&before);
 }

@@ -1,34 +1,34 @@
-/* The token files that tokenizing writes: one for each stream of the text. */
+/* The token files that a program writes, and what a signal makes of them.
+ *
+ * SIGINT, SIGTERM and SIGHUP remove what is unfinished, and then do what they always do; after
+ * outputs_keep() they leave it and say how to go on. The writers are used by the main thread; other
+ * threads keep these signals blocked. One set of outputs a program.
+ */
 #ifndef MTLLM_DATA_OUTPUTS_H
 #define MTLLM_DATA_OUTPUTS_H
 
 #include <stdbool.h>
-#include <stdint.h>
 
 #include "core/error.h"
-#include "data/corpus.h"
 #include "data/token_file.h"
 
+enum { OUTPUTS_MOST = 8 };
+
 struct outputs {
-    struct output_stream {
-        struct token_writer *writer;
-        bool document_open; /* tokens of an unfinished document were written */
-    } streams[STREAMS_MOST];
+    struct token_writer *writers[OUTPUTS_MOST];
     int count;
-    int32_t bos, eod; /* put around each document; -1: not */
-    int64_t empty;    /* documents of nothing but white space */
 };
 
-/* All zeros are no outputs; each call adds one. Errors as of token_writer_open(). */
+/* Add a writer to outputs, which are all zeros at first; signals wait. `like` gives the type of
+ * tokens (token_writer_open_like()); NULL: the vocabulary does, and what is there of an earlier
+ * process stays until token_writer_begin() (token_writer_find()). Errors as of those. */
 int outputs_add(struct outputs *outputs, const char *prefix, int64_t vocab_size,
-                struct error *error);
-/* The tokens of one part; tokens[i] is moved behind those of stream i. */
-int outputs_write(struct outputs *outputs, const struct corpus_part *part, const int32_t **tokens,
-                  struct error *error);
-int64_t outputs_documents(const struct outputs *outputs);
-int64_t outputs_tokens(const struct outputs *outputs);
-int outputs_commit(struct outputs *outputs, struct error *error);
-/* Also without commit: then nothing is left behind. */
+                const struct token_file *like, struct error *error);
+/* From now on what was written stays, whatever ends the process; a signal prints `message`, which
+ * must outlive the outputs. NULL: nothing stays again. */
+void outputs_keep(struct outputs *outputs, const char *message);
+/* token_writer_commit_all(), then `record` is removed (NULL: none); signals wait. */
+int outputs_commit(struct outputs *outputs, const char *record, struct error *error);
 void outputs_close(struct outputs *outputs);
 
 #endif

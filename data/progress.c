@@ -15,10 +15,12 @@ static double now_s(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-void progress_begin(struct progress *progress, int64_t total_bytes)
+void progress_begin(struct progress *progress, int64_t total_bytes, int64_t done_bytes)
 {
-    *progress = (struct progress){
-        .enabled = isatty(STDERR_FILENO) != 0, .total_bytes = total_bytes, .started_s = now_s()};
+    *progress = (struct progress){.enabled = isatty(STDERR_FILENO) != 0,
+                                  .total_bytes = total_bytes,
+                                  .begun_bytes = done_bytes,
+                                  .started_s = now_s()};
 }
 
 double progress_elapsed_s(const struct progress *progress)
@@ -40,7 +42,7 @@ static void format_time(char *text, size_t size, double seconds)
 void progress_update(struct progress *progress, int64_t bytes, int64_t documents)
 {
     double now = now_s(), elapsed = now - progress->started_s;
-    double rate = elapsed > 0 ? (double)bytes / elapsed : 0;
+    double rate = elapsed > 0 ? (double)(bytes - progress->begun_bytes) / elapsed : 0;
     char bar[BAR_COLUMNS + 1], left[32];
 
     if (!progress->enabled || now - progress->last_s < 0.2)

@@ -9,11 +9,13 @@
 struct progress {
     bool enabled, shown;
     int64_t total_bytes; /* -1: not known */
+    int64_t begun_bytes; /* done before */
     double started_s, last_s;
 };
 
-void progress_begin(struct progress *progress, int64_t total_bytes);
-/* Draws at most a few times a second. */
+/* `done_bytes` of the total were done by an earlier process. */
+void progress_begin(struct progress *progress, int64_t total_bytes, int64_t done_bytes);
+/* `bytes` of the total are done now. Draws at most a few times a second. */
 void progress_update(struct progress *progress, int64_t bytes, int64_t documents);
 /* Take the line away, before something else is printed. */
 void progress_clear(struct progress *progress);

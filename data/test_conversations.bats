@@ -26,7 +26,7 @@ chat() {
     [ "$status" -eq 0 ]
     [[ $output == *"chats.jsonl:2: nothing in it is to be learned"* ]]
     [[ $output == *'chats.jsonl:3: member "messages" is not a list'* ]]
-    [[ $output == *"out: 2 documents, "*" tokens (uint16)"*", 2 bad lines skipped" ]]
+    [[ $output == *"out: 2 documents, "*" tokens (uint16)"*", 2 bad documents skipped" ]]
     [ ! -e out.idx ]
     [ "$("$program" info out-text | grep -v '^prefix')" = \
         "$("$program" info out-role | grep -v '^prefix')" ]

@@ -519,7 +519,7 @@ static void test_abandoned(void **state)
     assert_int_equal(count_entries("abandoned"), 0);
     assert_int_equal(token_writer_open(&writer, "no/such/directory", 1000, &error), -1);
     assert_int_equal(error.status, EXIT_STATUS_IO);
-    assert_non_null(strstr(error.text, "no/such/directory.bin"));
+    assert_non_null(strstr(error.text, "no/such/directory."));
     token_writer_close(NULL);
     token_file_close(NULL);
     dataset_close(NULL);
@@ -579,7 +579,7 @@ static void test_full(void **state)
             failed = token_writer_add(writer, golden_b, 2, &error) < 0;
         failed = failed || token_writer_commit(writer, &error) < 0;
         token_writer_close(writer);
-        _exit(failed && error.status == EXIT_STATUS_IO && strstr(error.text, "full.bin") ? 0 : 2);
+        _exit(failed && error.status == EXIT_STATUS_IO && strstr(error.text, "full.") ? 0 : 2);
     }
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_true(WIFEXITED(status));

@@ -195,7 +195,7 @@ END
     [[ $output == *"lines.jsonl:4: no member \"text\""* ]]
     [[ $output == *"lines.jsonl:5: "* ]]
     [[ $output == *"lines.jsonl:6: member \"text\" is not a string"* ]]
-    [[ $output == *"2 documents"*"2 empty documents skipped, 4 bad lines skipped"* ]]
+    [[ $output == *"2 documents"*"2 empty documents skipped, 4 bad documents skipped"* ]]
     run tokenize --output=words --key=words lines.jsonl
     [[ $output == *"2 documents"* ]]
     run tokenize --output=strict --strict lines.jsonl
@@ -207,7 +207,7 @@ END
     run tokenize --output=many many.jsonl lines.jsonl
     [ "$status" -eq 0 ]
     [ "${#lines[@]}" -lt 40 ]
-    [[ $output == *"1004 bad lines"* ]]
+    [[ $output == *"1004 bad documents"* ]]
 }
 
 @test "input without a document writes nothing" {
@@ -234,7 +234,7 @@ END
     [ "$status" -eq 74 ]
     run tokenize --output=no/where text
     [ "$status" -eq 74 ]
-    [[ $output == *"no/where.bin"* ]]
+    [[ $output == *"no/where.idx"* ]]
     run "$program" tokenize --tokenizer=missing.model --output=out text
     [ "$status" -eq 74 ]
     [[ $output == *"missing.model"* ]]
@@ -365,7 +365,7 @@ END
     [[ $output == *"did you mean tokenize?"* ]]
     run "$program" frobnicate
     [ "$status" -eq 64 ]
-    [[ $output == *"tokenize, info, show and merge"* ]]
+    [[ $output == *"tokenize, info, show, merge and split"* ]]
     run "$program" tokenize --tokeniser=x --output=y z
     [ "$status" -eq 64 ]
     [[ $output == *"did you mean --tokenizer?"* ]]
@@ -398,7 +398,7 @@ END
     [[ $output == "mtllm-data (mtllm) "* ]]
     run "$program" --help
     [ "$status" -eq 0 ]
-    for command in tokenize info show merge; do
+    for command in tokenize info show merge split; do
         [[ $output == *"  $command"* ]]
         "$program" "$command" --help | grep -q "^Usage: mtllm-data $command "
     done

@@ -315,6 +315,24 @@ int64_t token_file_document(const struct token_file *file, int64_t i)
     return file->starts_known ? load_i64(file->starts + 8 * i) : i;
 }
 
+const struct token_dtype *token_file_dtype(const struct token_file *file)
+{
+    return file->dtype;
+}
+
+const void *token_file_bytes(const struct token_file *file, int64_t i)
+{
+    return file->data.bytes + load_i64(file->offsets + 8 * i);
+}
+
+bool token_file_divides(const struct token_file *file)
+{
+    for (int64_t i = 0; i <= file->documents; i++)
+        if (token_file_document(file, i) != i)
+            return true;
+    return false;
+}
+
 /* Outside int32 no token id can be right: the nearest int32 keeps it wrong for every vocabulary. */
 static int32_t narrow(int64_t token)
 {

@@ -1,19 +1,23 @@
 /* mtllm-data tokenize: text in, a token file out. */
+#include <math.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/log.h"
 #include "data/chat.h"
 #include "data/commands.h"
 #include "data/corpus.h"
 #include "data/encoder.h"
-#include "data/outputs.h"
 #include "data/progress.h"
+#include "data/source.h"
+#include "data/resume.h"
+#include "data/streams.h"
 #include "data/tokenizer.h"
 
-enum { BAD_LINES_SHOWN = 20, THREADS_MOST = 512 };
+enum { BAD_SHOWN = 20, THREADS_MOST = 512, SAVE_INTERVAL_MOST_S = 1000000 };
 
 struct tokenize {
     /* What was asked for. */
@@ -24,15 +28,21 @@ struct tokenize {
     enum corpus_documents documents;
     bool bos, eod, strict;
     int threads;
+    double save_interval_s;
     struct chat_options chat_options; /* template_name NULL: no conversations */
 
     struct tokenizer *tokenizer;
     struct chat *chat;
-    struct outputs outputs;
+    struct streams streams;
     struct corpus *corpus;
     struct encoder *encoder;
     struct progress progress;
-    int64_t bad;
+
+    /* What another run of the same command goes on from. */
+    char *resume_path;
+    char digest[RESUME_DIGEST_SIZE];    /* "": it cannot go on */
+    struct corpus_position begun, done; /* the latter is what is written */
+    double next_save_s;                 /* as of progress_elapsed_s() */
 };
 
 static int available_processors(void)
@@ -121,6 +131,10 @@ static int parse(struct tokenize *tokenize, const struct command *command,
             return -1;
         tokenize->threads = (int)number;
     }
+    if (option_number("--save-interval", option_value(command, values, "save-interval"), 0,
+                      SAVE_INTERVAL_MOST_S, &number, error) < 0)
+        return -1;
+    tokenize->save_interval_s = tokenize->next_save_s = (double)number;
     tokenize->format = !format                       ? CORPUS_BY_NAME
                        : strcmp(format, "text") == 0 ? CORPUS_TEXT
                                                      : CORPUS_JSONL;
@@ -144,36 +158,42 @@ static int load_tokenizer(struct tokenize *tokenize, struct error *error)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "%s: has no token for the end of a document; use --eod=no",
                          tokenize->tokenizer_path);
+    tokenize->streams.bos = tokenize->bos ? tokenizer_bos(tokenize->tokenizer) : -1;
+    tokenize->streams.eod = tokenize->eod ? tokenizer_eos(tokenize->tokenizer) : -1;
     return tokenize->chat_options.template_name
                ? chat_open(&tokenize->chat, &tokenize->chat_options, tokenize->tokenizer, error)
                : 0;
 }
 
-static int report_bad_line(struct tokenize *tokenize, const struct corpus_batch *batch,
-                           const struct corpus_part *part, struct error *error)
+static int open_corpus(struct tokenize *tokenize, char *const *inputs, int count,
+                       struct error *error)
 {
-    if (tokenize->strict)
-        return error_set(error, EXIT_STATUS_DATA, "%s:%lld: %s", batch->path, (long long)part->line,
-                         part->problem);
-    tokenize->bad++;
-    progress_clear(&tokenize->progress);
-    if (tokenize->bad <= BAD_LINES_SHOWN)
-        log_warning("%s:%lld: %s; skipped", batch->path, (long long)part->line, part->problem);
-    if (tokenize->bad == BAD_LINES_SHOWN)
-        log_warning("further bad lines are only counted");
+    const struct corpus_request request = {.inputs = inputs,
+                                           .count = count,
+                                           .format = tokenize->format,
+                                           .documents = tokenize->documents,
+                                           .tokenizer = tokenize->tokenizer};
+
+    if (corpus_open(&tokenize->corpus, &request, error) < 0)
+        return -1;
+    if (tokenize->key_count > 1 && corpus_has_text(tokenize->corpus))
+        return error_set(error, EXIT_STATUS_USAGE,
+                         "%s: an input is plain text, which has no members; use --format=jsonl if"
+                         " it is none%s",
+                         tokenize->chat ? "--chat-template" : "--key",
+                         tokenize->chat ? "" : ", or one name");
     return 0;
 }
 
 /* The names are Megatron's. */
 static int open_outputs(struct tokenize *tokenize, struct error *error)
 {
+    struct outputs *outputs = &tokenize->streams.outputs;
     int64_t vocab_size = tokenizer_vocab_size(tokenize->tokenizer);
     int result = 0;
 
-    tokenize->outputs.bos = tokenize->bos ? tokenizer_bos(tokenize->tokenizer) : -1;
-    tokenize->outputs.eod = tokenize->eod ? tokenizer_eos(tokenize->tokenizer) : -1;
     if (tokenize->key_count == 1)
-        return outputs_add(&tokenize->outputs, tokenize->output, vocab_size, error);
+        return outputs_add(outputs, tokenize->output, vocab_size, NULL, error);
     for (int i = 0; i < tokenize->key_count && result == 0; i++) {
         char *prefix;
 
@@ -181,29 +201,12 @@ static int open_outputs(struct tokenize *tokenize, struct error *error)
                      tokenize->keys[i]) < 0)
             return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
         /* Roles are few. */
-        result = outputs_add(&tokenize->outputs, prefix, tokenize->chat && i > 0 ? 3 : vocab_size,
-                             error);
+        result =
+            outputs_add(outputs, prefix, tokenize->chat && i > 0 ? ROLE_ASSISTANT + 1 : vocab_size,
+                        NULL, error);
         free(prefix);
     }
     return result;
-}
-
-static int write_batch(struct tokenize *tokenize, const struct corpus_batch *batch,
-                       struct error *error)
-{
-    const int32_t *tokens[STREAMS_MOST];
-
-    for (int i = 0; i < STREAMS_MOST; i++)
-        tokens[i] = batch->streams[i].ids;
-    for (int64_t i = 0; i < batch->count; i++) {
-        const struct corpus_part *part = &batch->parts[i];
-        int result = part->problem ? report_bad_line(tokenize, batch, part, error)
-                                   : outputs_write(&tokenize->outputs, part, tokens, error);
-
-        if (result < 0)
-            return -1;
-    }
-    return 0;
 }
 
 static int start_encoder(struct tokenize *tokenize, struct error *error)
@@ -216,6 +219,124 @@ static int start_encoder(struct tokenize *tokenize, struct error *error)
     };
 
     return encoder_start(&tokenize->encoder, &work, tokenize->threads, error);
+}
+
+/* --- going on ----------------------------------------------------------------------------------*/
+
+static const char interrupted[] =
+    "mtllm-data: interrupted; the same command goes on where this one has come to\n";
+
+/* Is there a record, and everything that it speaks of? */
+static bool find_record(struct tokenize *tokenize, struct resume *resume, int inputs)
+{
+    const struct outputs *outputs = &tokenize->streams.outputs;
+
+    if (!*tokenize->digest ||
+        !resume_read(resume, tokenize->resume_path, tokenize->digest, outputs->count) ||
+        resume->position.input > inputs)
+        return false;
+    for (int i = 0; i < outputs->count; i++)
+        if (!token_writer_holds(outputs->writers[i], &resume->marks[i]))
+            return false;
+    return true;
+}
+
+/* Go on where an earlier run of the same command was, or begin anew. */
+static int begin(struct tokenize *tokenize, const struct command *command,
+                 const char *const *values, char *const *inputs, int count, struct error *error)
+{
+    static const char *const without[] = {"threads", "save-interval", NULL};
+    struct streams *streams = &tokenize->streams;
+    struct outputs *outputs = &streams->outputs;
+    struct resume resume;
+    bool found;
+
+    if (asprintf(&tokenize->resume_path, "%s.resume", token_writer_prefix(outputs->writers[0])) <
+        0) {
+        tokenize->resume_path = NULL;
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    }
+    if (corpus_has_files(tokenize->corpus) &&
+        resume_digest(tokenize->digest, command, values, without, inputs, count, error) < 0)
+        return -1;
+    found = find_record(tokenize, &resume, count);
+    /* First of all: what is written now is not what it speaks of. */
+    if (!found && resume_remove(tokenize->resume_path, error) < 0)
+        return -1;
+    for (int i = 0; i < outputs->count; i++)
+        if (token_writer_begin(outputs->writers[i], found ? &resume.marks[i] : NULL, error) < 0)
+            return -1;
+    if (!found)
+        return 0;
+    outputs_keep(outputs, interrupted);
+    streams->dropping = resume.dropping;
+    streams->empty = resume.empty;
+    streams->bad = resume.bad;
+    tokenize->begun = tokenize->done = resume.position;
+    log_info("%s: goes on behind %lld documents and %.2f MB of text", tokenize->output,
+             (long long)streams_documents(streams), 1e-6 * (double)resume.position.text_bytes);
+    return corpus_seek(tokenize->corpus, &resume.position, error);
+}
+
+/* Record how far it is, now and then: the longer that takes, the more seldom. */
+static int save(struct tokenize *tokenize, struct error *error)
+{
+    struct streams *streams = &tokenize->streams;
+    struct resume resume = {.position = tokenize->done,
+                            .dropping = streams->dropping,
+                            .empty = streams->empty,
+                            .bad = streams->bad,
+                            .streams = streams->outputs.count};
+    double begun_s = progress_elapsed_s(&tokenize->progress), ended_s;
+
+    if (!*tokenize->digest || begun_s < tokenize->next_save_s)
+        return 0;
+    for (int i = 0; i < resume.streams; i++)
+        if (token_writer_sync(streams->outputs.writers[i], &resume.marks[i], error) < 0)
+            return -1;
+    if (resume_write(&resume, tokenize->resume_path, tokenize->digest, error) < 0)
+        return -1;
+    outputs_keep(&streams->outputs, interrupted);
+    ended_s = progress_elapsed_s(&tokenize->progress);
+    if (tokenize->save_interval_s > 0)
+        tokenize->next_save_s = ended_s + fmax(tokenize->save_interval_s, 20 * (ended_s - begun_s));
+    return 0;
+}
+
+/* A file that cannot be written may be one that soon can. Input that is damaged has to change, and
+ * then nothing can be gone on with. */
+static void leave(struct tokenize *tokenize, const struct error *error)
+{
+    struct error ignored = {0};
+
+    if (!tokenize->resume_path || access(tokenize->resume_path, F_OK) < 0)
+        return;
+    if (error->status != EXIT_STATUS_DATA) {
+        log_info("the same command goes on where this one has come to");
+        return;
+    }
+    outputs_keep(&tokenize->streams.outputs, NULL);
+    resume_remove(tokenize->resume_path, &ignored);
+}
+
+/* -----------------------------------------------------------------------------------------------*/
+
+static int report_bad(void *context, const struct corpus_batch *batch,
+                      const struct corpus_part *part, struct error *error)
+{
+    struct tokenize *tokenize = context;
+    int64_t before = tokenize->streams.bad;
+
+    if (tokenize->strict)
+        return error_set(error, EXIT_STATUS_DATA, "%s:%lld: %s", batch->path, (long long)part->line,
+                         part->problem);
+    progress_clear(&tokenize->progress);
+    if (before < BAD_SHOWN)
+        log_warning("%s:%lld: %s; %s", batch->path, (long long)part->line, part->problem,
+                    part->first && part->last ? "skipped" : "the whole document is skipped");
+    if (before == BAD_SHOWN)
+        log_warning("further bad documents are only counted");
+    return 0;
 }
 
 /* Keep the threads supplied, and write what they have done. */
@@ -236,40 +357,46 @@ static int convert(struct tokenize *tokenize, struct error *error)
                 encoder_submit(tokenize->encoder);
         }
         found = encoder_oldest(tokenize->encoder, &batch, error);
-        if (found < 0 || (found > 0 && write_batch(tokenize, batch, error) < 0))
+        if (found <= 0)
+            return found;
+        if (streams_write(&tokenize->streams, batch, report_bad, tokenize, error) < 0)
             return -1;
-        if (found == 0)
-            return 0;
+        tokenize->done = batch->after;
         encoder_release(tokenize->encoder);
-        progress_update(&tokenize->progress, corpus_bytes_read(tokenize->corpus),
-                        outputs_documents(&tokenize->outputs));
+        if (save(tokenize, error) < 0)
+            return -1;
+        progress_update(&tokenize->progress, tokenize->done.file_bytes,
+                        streams_documents(&tokenize->streams));
     }
 }
 
 static int finish(struct tokenize *tokenize, struct error *error)
 {
+    const struct streams *streams = &tokenize->streams;
+    const struct token_writer *text = streams->outputs.writers[0];
     /* A role is no token, nor are roles a document. */
-    const struct token_writer *text = tokenize->outputs.streams[0].writer;
-    int64_t documents =
-        tokenize->chat ? token_writer_documents(text) : outputs_documents(&tokenize->outputs);
-    int64_t tokens =
-        tokenize->chat ? token_writer_tokens(text) : outputs_tokens(&tokenize->outputs);
-    double megabytes = 1e-6 * (double)corpus_bytes_read(tokenize->corpus), seconds;
+    long long documents =
+        tokenize->chat ? token_writer_documents(text) : streams_documents(streams);
+    long long tokens = tokenize->chat ? token_writer_tokens(text) : streams_tokens(streams);
+    double megabytes = 1e-6 * (double)tokenize->done.text_bytes;
+    double before = 1e-6 * (double)tokenize->begun.text_bytes, seconds;
 
     if (documents == 0)
         return error_set(error, EXIT_STATUS_DATA,
-                         "no document in the input (%lld empty, %lld bad lines); nothing written",
-                         (long long)tokenize->outputs.empty, (long long)tokenize->bad);
-    if (outputs_commit(&tokenize->outputs, error) < 0)
+                         "no document in the input (%lld empty, %lld bad ones); nothing written",
+                         (long long)streams->empty, (long long)streams->bad);
+    if (outputs_commit(&tokenize->streams.outputs, tokenize->resume_path, error) < 0)
         return -1;
     seconds = progress_elapsed_s(&tokenize->progress);
     printf("%s: %lld documents, %lld tokens (%s), %.2f MB of text in %.1f s (%.2f MB/s)",
-           tokenize->output, (long long)documents, (long long)tokens, token_writer_dtype_name(text),
-           megabytes, seconds, seconds > 0 ? megabytes / seconds : 0.0);
-    if (tokenize->outputs.empty > 0)
-        printf(", %lld empty documents skipped", (long long)tokenize->outputs.empty);
-    if (tokenize->bad > 0)
-        printf(", %lld bad lines skipped", (long long)tokenize->bad);
+           tokenize->output, documents, tokens, token_writer_dtype_name(text), megabytes - before,
+           seconds, seconds > 0 ? (megabytes - before) / seconds : 0.0);
+    if (before > 0)
+        printf(" after %.2f MB earlier", before);
+    if (streams->empty > 0)
+        printf(", %lld empty documents skipped", (long long)streams->empty);
+    if (streams->bad > 0)
+        printf(", %lld bad documents skipped", (long long)streams->bad);
     printf("\n");
     return 0;
 }
@@ -281,30 +408,25 @@ static int run(const struct command *command, const char *const *values, char *c
     int result = -1;
 
     if (parse(&tokenize, command, values, error) < 0 || load_tokenizer(&tokenize, error) < 0 ||
-        corpus_open(&tokenize.corpus, operands, operand_count, tokenize.format, tokenize.documents,
-                    tokenize.tokenizer, error) < 0)
+        open_corpus(&tokenize, operands, operand_count, error) < 0 ||
+        open_outputs(&tokenize, error) < 0 ||
+        begin(&tokenize, command, values, operands, operand_count, error) < 0 ||
+        start_encoder(&tokenize, error) < 0)
         goto out;
-    if (tokenize.key_count > 1 && corpus_has_text(tokenize.corpus)) {
-        error_set(error, EXIT_STATUS_USAGE,
-                  "%s: an input is plain text, which has no members; use --format=jsonl if it is"
-                  " none%s",
-                  tokenize.chat ? "--chat-template" : "--key",
-                  tokenize.chat ? "" : ", or one name");
-        goto out;
-    }
-    if (open_outputs(&tokenize, error) < 0 || start_encoder(&tokenize, error) < 0)
-        goto out;
-    progress_begin(&tokenize.progress, corpus_bytes(tokenize.corpus));
+    progress_begin(&tokenize.progress, corpus_bytes(tokenize.corpus), tokenize.begun.file_bytes);
     result = convert(&tokenize, error);
     progress_clear(&tokenize.progress);
     if (result == 0)
         result = finish(&tokenize, error);
 out:
+    if (result < 0)
+        leave(&tokenize, error);
     encoder_stop(tokenize.encoder);
-    outputs_close(&tokenize.outputs);
+    outputs_close(&tokenize.streams.outputs);
     corpus_close(tokenize.corpus);
     chat_close(tokenize.chat);
     tokenizer_close(tokenize.tokenizer);
+    free(tokenize.resume_path);
     free(tokenize.key_names);
     return result;
 }
@@ -325,7 +447,8 @@ static const struct option_entry options[] = {
     {"answer-key", "NAME", NULL, NULL, "the assistant's [output]"},
     {"system-key", "NAME", NULL, NULL, "and the system's"},
     {"threads", "N", NULL, NULL, "threads that encode; all processors if unset"},
-    {"strict", NULL, NULL, NULL, "stop at the first bad line of JSON"},
+    {"strict", NULL, NULL, NULL, "stop at the first bad document"},
+    {"save-interval", "SECONDS", NULL, "5", "how often to record what to go on from"},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -335,7 +458,8 @@ const struct command command_tokenize = {
     .least_operands = 1,
     .most_operands = 1 << 30,
     .help = "Turn plain text and JSON lines (.jsonl, .json, .ndjson) into a token file.\n"
-            "INPUT - is standard input.",
+            "Files may be compressed (.gz, .zst); INPUT - is standard input. After an interruption"
+            " the\nsame command goes on.",
     .options = options,
     .run = run,
 };
