@@ -28,7 +28,7 @@ check_PROGRAMS += tests/make_tokens
 tests_make_tokens_SOURCES = tests/make_tokens.c
 tests_make_tokens_LDADD = data/libdata.la core/libcore.la
 
-trainer_bats = tests/init.bats tests/layouts.bats tests/packing.bats tests/peers.bats tests/resume.bats tests/slurm/train.bats
+trainer_bats = tests/init.bats tests/instruct.bats tests/layouts.bats tests/packing.bats tests/peers.bats tests/resume.bats tests/slurm/train.bats
 TESTS += $(trainer_bats)
 EXTRA_DIST += $(trainer_bats) tests/common.bash
 
