@@ -429,6 +429,10 @@ static int refuse_role(const struct chat_template *template, const struct chat_m
                          "message %zu: with this template a system message comes first, or not at "
                          "all",
                          number);
+    snprintf(role, sizeof(role), "%s", message->role);
+    for (char *at = role; *at; at++)
+        if (iscntrl((unsigned char)*at))
+            *at = '?';
     for (size_t i = 0; i < template->role_count && used < sizeof(names); i++)
         used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s", i > 0 ? ", " : "",
                                  template->roles[i].name);

@@ -286,6 +286,7 @@ static void test_lines_refused(void **state)
         {"chatml", "{\"messages\": [{\"content\": \"user\"}]}", "message 1: no string \"role\""},
         {"chatml", "{\"messages\": [{\"role\": \"judge\", \"content\": \"\"}]}",
          "\"judge\" is not in the template, which has system, user, assistant, tool"},
+        {"chatml", "{\"messages\": [{\"role\": \"a\\nb\", \"content\": \"\"}]}", "role \"a?b\""},
         {"chatml", "{\"messages\": [{\"role\": \"user\", \"content\": \"\"}]}", "nothing in it"},
         {"chatml", "{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0}]}",
          "nothing in it"},
