@@ -338,8 +338,7 @@ static void list_templates(const char *directory, char *names, size_t size)
         free(entries);
 }
 
-/* NULL: an error. */
-static char *find_path(const char *name, struct error *error)
+char *chat_template_path(const char *name, struct error *error)
 {
     const char *directory = getenv("MTLLM_TEMPLATES");
     size_t length = strlen(name);
@@ -378,7 +377,7 @@ int chat_template_open(struct chat_template **result, const char *name,
     error->status = 0;
     if (!template)
         return out_of_memory(error);
-    template->path = find_path(name, error);
+    template->path = chat_template_path(name, error);
     if (template->path) {
         reader.path = template->path;
         rc = read_file(&reader);

@@ -13,6 +13,8 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "data/chat_template.h"
+
 enum { FORMAT_VERSION = 1, FILE_BYTES_MOST = 1 << 16 };
 
 /* --- the digest --------------------------------------------------------------------------------*/
@@ -49,9 +51,13 @@ static int add_file(XXH3_state_t *state, const char *path, struct error *error)
 /* Of a model's directory; a tokenizer.json by itself is read with its neighbour. */
 static int add_tokenizer_files(XXH3_state_t *state, const char *directory, struct error *error)
 {
-    static const char *const names[] = {"tokenizer.json", "tokenizer.model",
-                                        "tokenizer_config.json", "special_tokens_map.json",
-                                        "chat_template.jinja"};
+    static const char *const names[] = {"tokenizer.json",
+                                        "tokenizer.model",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "chat_template.jinja",
+                                        "added_tokens.json",
+                                        "vocab.json"};
     int result = 0;
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]) && result == 0; i++) {
@@ -65,6 +71,15 @@ static int add_tokenizer_files(XXH3_state_t *state, const char *directory, struc
     return result;
 }
 
+static int add_template(XXH3_state_t *state, const char *name, struct error *error)
+{
+    char *path = chat_template_path(name, error);
+    int result = path ? add_file(state, path, error) : -1;
+
+    free(path);
+    return result;
+}
+
 static int add_option(XXH3_state_t *state, const struct option_entry *option, const char *value,
                       struct error *error)
 {
@@ -74,6 +89,10 @@ static int add_option(XXH3_state_t *state, const struct option_entry *option, co
 
     add_text(state, option->name);
     add_text(state, value ? value : "unset");
+    if (value && strcmp(option->name, "chat-template") == 0)
+        return add_template(state, value, error);
+    if (value && *value == '@') /* a list of tokens */
+        return add_file(state, value + 1, error);
     if (!value || !option->value || strcmp(option->value, "PATH") != 0 || stat(value, &status) < 0)
         return 0;
     if (S_ISDIR(status.st_mode))
