@@ -23,8 +23,8 @@ struct resume {
 enum { RESUME_DIGEST_SIZE = 33 };
 
 /* Of the program, the options (but those named in `without`, a list that NULL ends), the content of
- * files that an option with a PATH names, of a tokenizer in such a directory, of a chat template and
- * of a list of tokens, and name, size and time of the inputs. Error: EXIT_STATUS_IO. */
+ * files that an option with a PATH names, of a tokenizer in such a directory, of a chat template
+ * and of a list of tokens, and name, size and time of the inputs. Error: EXIT_STATUS_IO. */
 int resume_digest(char digest[RESUME_DIGEST_SIZE], const struct command *command,
                   const char *const *values, const char *const *without, char *const *inputs,
                   int count, struct error *error);
