@@ -331,7 +331,7 @@ static void test_spans(void **state)
     (void)state;
 
     assert_int_equal(
-        tokenizer_encode_spans(tokenizer, text, sizeof(text) - 1, &list, &spans, &error), 0);
+        tokenizer_encode_spans(tokenizer, text, sizeof(text) - 1, NULL, &list, &spans, &error), 0);
     assert_int_equal(list.count, sizeof(expected) / sizeof(*expected));
     assert_memory_equal(spans, expected, sizeof(expected));
     assert_int_equal(tokenizer_find(tokenizer, "<|eot_id|>"), 3004);

@@ -63,7 +63,8 @@ static bool encode(const struct chat *chat, const struct tokenizer *tokenizer, c
 
 bool chat_accepts(const char *directory, const char *file, const uint8_t *data, size_t size)
 {
-    const struct chat_options options = {.template_name = file, .system_key = "system"};
+    const struct chat_options options = {
+        .template_name = file, .system_key = "system", .text_messages = size % 2 == 0};
     const struct tokenizer *tokenizer = open_tokenizer(directory);
     const uint8_t *end = memchr(data, '\0', size);
     size_t bytes = end ? (size_t)(end - data) : size;
