@@ -10,7 +10,7 @@
 #include <ini.h>
 #include <jansson.h>
 
-/* A key of the file: patterns are made when all is read, of the last value that a key was given. */
+/* A key of the file: patterns are made when all is read, since tokens are named in any order. */
 struct entry {
     char *section, *name, *text;
     int line;
@@ -44,6 +44,7 @@ struct reader {
     FILE *stream;
     const char *path;
     int line;
+    bool indented; /* the line is: it goes on with the key before */
     struct entry *list;
     size_t count;
     struct error *error;
@@ -78,6 +79,7 @@ static char *read_line(char *text, int size, void *user)
                   reader->line);
         return NULL;
     }
+    reader->indented = line && isspace((unsigned char)*line);
     return line;
 }
 
@@ -90,24 +92,55 @@ static struct entry *find_entry(const struct reader *reader, const char *section
     return NULL;
 }
 
+static const char *const whole_keys[] = {
+    "begin", "end", "tokens", "optional-tokens", "alternate", "default-system", NULL};
+static const char *const role_keys[] = {"text", "with-system", NULL};
+
+static const char *const *keys_of(const char *section)
+{
+    return strcmp(section, "template") == 0 ? whole_keys : role_keys;
+}
+
 static int check_key(const struct reader *reader, const char *section, const char *name)
 {
-    static const char *const whole[] = {
-        "begin", "end", "tokens", "optional-tokens", "alternate", "default-system", NULL};
-    static const char *const role[] = {"text", "with-system", NULL};
-    bool is_whole = strcmp(section, "template") == 0;
-
     if (!*section)
         return error_set(reader->error, EXIT_STATUS_DATA,
                          "%s:%d: %s: in no section; there are [template] and one for each role",
                          reader->path, reader->line, name);
-    for (const char *const *known = is_whole ? whole : role; *known; known++)
+    for (const char *const *known = keys_of(section); *known; known++)
         if (strcmp(*known, name) == 0)
             return 0;
     return error_set(reader->error, EXIT_STATUS_DATA, "%s:%d: unknown key %s; [%s] may have %s",
                      reader->path, reader->line, name, section,
-                     is_whole ? "begin, end, tokens, optional-tokens, alternate and default-system"
-                              : "text and with-system");
+                     keys_of(section) == whole_keys
+                         ? "begin, end, tokens, optional-tokens, alternate and default-system"
+                         : "text and with-system");
+}
+
+/* A line that goes on with the value of a key; inih takes every line for one that is indented. */
+static int read_more(const struct reader *reader, struct entry *entry, const char *text)
+{
+    char *longer;
+
+    if (!reader->indented)
+        return error_set(reader->error, EXIT_STATUS_DATA, "%s:%d: %s is there twice", reader->path,
+                         reader->line, entry->name);
+    for (const char *const *known = keys_of(entry->section); *known; known++) {
+        size_t length = strlen(*known);
+
+        if (strncmp(text, *known, length) == 0 &&
+            text[length + strspn(text + length, " \t")] == '=')
+            return error_set(
+                reader->error, EXIT_STATUS_DATA,
+                "%s:%d: %s behind spaces goes on with %s; put it where the line begins",
+                reader->path, reader->line, *known, entry->name);
+    }
+    /* Names of tokens are words. */
+    if (asprintf(&longer, strstr(entry->name, "tokens") ? "%s %s" : "%s%s", entry->text, text) < 0)
+        return out_of_memory(reader->error);
+    free(entry->text);
+    entry->text = longer;
+    return 0;
 }
 
 /* inih calls this for every key, and again for every line that goes on with one. */
@@ -115,16 +148,9 @@ static int read_key(void *user, const char *section, const char *name, const cha
 {
     struct reader *reader = user;
     struct entry *entry = find_entry(reader, section, name), *list;
-    char *longer;
 
-    if (entry) {
-        /* Names of tokens are words. */
-        if (asprintf(&longer, strstr(name, "tokens") ? "%s %s" : "%s%s", entry->text, text) < 0)
-            return out_of_memory(reader->error) == 0;
-        free(entry->text);
-        entry->text = longer;
-        return 1;
-    }
+    if (entry)
+        return read_more(reader, entry, text) == 0;
     if (check_key(reader, section, name) < 0)
         return 0;
     list = realloc(reader->list, (reader->count + 1) * sizeof(*list));
