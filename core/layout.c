@@ -1,5 +1,6 @@
 #include "core/layout.h"
 
+#include <math.h>
 #include <stdio.h>
 
 struct layout_place layout_place(const struct layout *layout, int rank)
@@ -21,9 +22,43 @@ int layout_kv_sharing(const struct layout *layout, const struct model *model)
     return layout->tp > model->kv_heads ? (int)(layout->tp / model->kv_heads) : 1;
 }
 
+/* What the head's products are worth in layers. Attention's own work, which depends on the length
+ * of sequences, is left out. */
+static double head_in_layers(const struct model *model)
+{
+    int64_t wide = (2 * model->heads + 2 * model->kv_heads) * model->head_dim;
+    int64_t mlp = (model->mlp == MODEL_MLP_SWIGLU ? 3 : 2) * model->ffn_size;
+
+    return (double)model->vocab_size / (double)(wide + mlp);
+}
+
+/* Layers of the last stage; all have one. */
+static int64_t last_layers(const struct layout *layout, const struct model *model)
+{
+    int64_t others = layout->pp - 1, best = 1;
+    double head = head_in_layers(model), least = INFINITY;
+
+    for (int64_t last = 1; last <= model->layers - others; last++) {
+        double most =
+            fmax((double)((model->layers - last + others - 1) / others), (double)last + head);
+
+        if (most <= least) {
+            least = most;
+            best = last;
+        }
+    }
+    return best;
+}
+
 int64_t layout_first_layer(const struct layout *layout, const struct model *model, int stage)
 {
-    return model->layers * stage / layout->pp;
+    int64_t others, stages = layout->pp - 1, smaller;
+
+    if (stage == 0 || stage == layout->pp)
+        return stage == 0 ? 0 : model->layers;
+    others = model->layers - last_layers(layout, model);
+    smaller = stages - others % stages; /* stages with a layer less */
+    return others / stages * stage + (stage > smaller ? stage - smaller : 0);
 }
 
 /* "1, 2, 4 or 8": the numbers up to `most` that fit the model, the larger ones left out of a long
@@ -43,11 +78,6 @@ static void list_numbers(int64_t most, bool (*fits)(const struct model *model, i
                                  : i + 1 < count ? ", "
                                                  : " or ",
                                  (long long)numbers[i]);
-}
-
-static bool pp_fits(const struct model *model, int64_t pp)
-{
-    return model->layers % pp == 0;
 }
 
 static const char *model_name(const struct settings *settings)
@@ -104,16 +134,14 @@ int layout_from_settings(struct layout *layout, const struct settings *settings,
         .dp = setting_is_set(settings, SETTING_DP) ? (int)setting_integer(settings, SETTING_DP) : 0,
     };
     if (model) {
-        char fitting[256];
-
         if (check_tp(layout, settings, model, prefix, error) < 0)
             return -1;
-        list_numbers(model->layers, pp_fits, model, fitting, sizeof(fitting));
-        if (!pp_fits(model, layout->pp))
+        if (layout->pp > model->layers)
             return error_set(error, EXIT_STATUS_CONFIGURATION,
-                             "%spp=%d: %s has %lld layers, which %d does not divide; use %s",
+                             "%spp=%d: %s has %lld layers, and every stage needs one; use at most "
+                             "%lld",
                              prefix, layout->pp, model_name(settings), (long long)model->layers,
-                             layout->pp, fitting);
+                             (long long)model->layers);
     }
     group = layout->tp * layout->pp;
     if (world == 0) {

@@ -30,8 +30,9 @@ int layout_rank(const struct layout *layout, struct layout_place place);
  * than heads. */
 int layout_kv_sharing(const struct layout *layout, const struct model *model);
 
-/* Layers [layout_first_layer(stage), layout_first_layer(stage + 1)) live on pipeline stage
- * `stage`. */
+/* Layers [layout_first_layer(stage), layout_first_layer(stage + 1)) live on pipeline stage `stage`:
+ * so divided that the stage with most work, the head counted with the last one's, has least; what
+ * does not divide is the later stages', which keep fewer microbatches in flight. */
 int64_t layout_first_layer(const struct layout *layout, const struct model *model, int stage);
 
 /* The layout that the settings ask for in a world of `world` ranks; `world` 0 where it is not

@@ -385,9 +385,50 @@ static void test_layout(void **state)
     assert_string_equal(error.text, "--llm-tp=3: codellama-34b has 8 key/value heads, which 3 does "
                                     "not divide; use 1, 2, 4, 8, 16, 32 or 64");
     argv[2] = "--tp=8";
-    argv[3] = "--pp=5";
+    argv[3] = "--pp=49";
     assert_int_equal(layout_of(4, argv, 0, &layout, &error), -1);
-    assert_non_null(strstr(error.text, "--llm-pp=5: codellama-34b has 48 layers"));
+    assert_non_null(strstr(error.text, "--llm-pp=49: codellama-34b has 48 layers"));
+}
+
+/* The most that a stage has to do, in layers, when the last one has `last` of them. */
+static double most_work(int64_t layers, int stages, int64_t last, double head)
+{
+    int64_t others = stages - 1;
+
+    return fmax(others ? (double)((layers - last + others - 1) / others) : 0, (double)last + head);
+}
+
+/* Every layer is on one stage, every stage has one, later ones no fewer than earlier ones but for
+ * the last, and no division has a stage that does most with less to do. */
+static void test_stages(void **state)
+{
+    struct model model = {.heads = 8, .kv_heads = 8, .head_dim = 8, .ffn_size = 128};
+    static const int64_t vocabularies[] = {10, 512, 2000, 9999};
+    (void)state;
+
+    for (int i = 0; i < 4; i++)
+        for (model.layers = 1; model.layers < 40; model.layers++)
+            for (int pp = 1; pp <= model.layers; pp++) {
+                struct layout layout = {1, pp, 1};
+                double head, most = 0;
+
+                model.vocab_size = vocabularies[i];
+                head = (double)model.vocab_size / (32 * 8 + 3 * 128);
+                assert_int_equal(layout_first_layer(&layout, &model, 0), 0);
+                assert_int_equal(layout_first_layer(&layout, &model, pp), model.layers);
+                for (int s = 0; s < pp; s++) {
+                    int64_t begin = layout_first_layer(&layout, &model, s);
+                    int64_t count = layout_first_layer(&layout, &model, s + 1) - begin;
+
+                    assert_true(count > 0);
+                    if (s > 0 && s < pp - 1)
+                        assert_true(count >= begin - layout_first_layer(&layout, &model, s - 1));
+                    most = fmax(most, (double)count + (s == pp - 1 ? head : 0));
+                }
+                for (int64_t last = pp == 1 ? model.layers : 1; last <= model.layers - pp + 1;
+                     last++)
+                    assert_true(most <= most_work(model.layers, pp, last, head) + 1e-9);
+            }
 }
 
 /* Every 16-bit pattern survives widening and narrowing; ties round to even; NaN stays NaN. */
@@ -433,7 +474,8 @@ int main(void)
         cmocka_unit_test(test_families_refuse), cmocka_unit_test(test_rope),
         cmocka_unit_test(test_presets),         cmocka_unit_test(test_write_reads_back),
         cmocka_unit_test(test_unknown_preset),  cmocka_unit_test(test_flops),
-        cmocka_unit_test(test_layout),          cmocka_unit_test(test_dtype),
+        cmocka_unit_test(test_layout),          cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_dtype),
     };
     char directory[] = "/tmp/mtllm-test-core-XXXXXX", models[4096];
 

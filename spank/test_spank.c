@@ -190,7 +190,7 @@ static void submission_is_refused(void **state)
         {{{"llm-model", "codellama-34b"}, {"llm-tp", "3"}},
          "mtllm: --llm-tp=3: codellama-34b has 8 key/value heads, which 3 does not divide; use 1, "
          "2, 4, 8, 16, 32 or 64"},
-        {{{"llm-model", "llama-tiny"}, {"llm-pp", "3"}}, "mtllm: --llm-pp=3: llama-tiny has 4"},
+        {{{"llm-model", "llama-tiny"}, {"llm-pp", "5"}}, "mtllm: --llm-pp=5: llama-tiny has 4"},
         {{{"llm-model", "gpt-9"}}, "mtllm: --llm-model=gpt-9: unknown model; known in "},
         {{{"llm-model", "./gpt-9.ini"}}, "gpt-9.ini: No such file"},
         {{{"llm-tp", "two"}}, "mtllm: --llm-tp=two: not a whole number"},

@@ -66,6 +66,15 @@ layouts() {
 @test "tp=4 pp=1, dp 1 to 2" { layouts 4 1; }
 @test "tp=4 pp=2, dp 1" { layouts 4 2; }
 
+@test "layers that stages do not divide: 5 on 2, 3 and 4" {
+    train 1 $model $run --layers=5 --micro-batch-size=8 --run-dir=one > log 2>&1
+    for pp in 2 3 4; do
+        rm -rf run
+        train $((2 * pp)) $model $run --layers=5 --tp=2 --pp=$pp --run-dir=run > log 2>&1
+        losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
+    done
+}
+
 @test "tied embeddings, tp=2 pp=2 dp=2" {
     train 1 $model $run --tied-embeddings=yes --micro-batch-size=8 --run-dir=one > log 2>&1
     train 8 $model $run --tied-embeddings=yes --tp=2 --pp=2 --run-dir=run > log 2>&1
