@@ -34,7 +34,7 @@ enum line_end {
 };
 
 struct sentencepiece_tokenizer {
-    struct tokenizer base;
+    struct tokenizer base = {};
     sentencepiece::SentencePieceProcessor processor;
     enum line_end line_end = LINE_END_UNKNOWN;
     int space_id = -1;                    /* of a lone U+2581 */
