@@ -22,7 +22,8 @@ struct chat_token {
 /* A conversation as text; all zeros is an empty one. */
 struct chat_text {
     char *text;
-    uint8_t *roles; /* [bytes] enum chat_role */
+    uint8_t *roles;   /* [bytes] enum chat_role */
+    uint8_t *written; /* [bytes] 1 for what messages say, 0 for the template's own */
     size_t bytes, room;
     struct chat_token *tokens;
     size_t token_count, token_room;

@@ -16,12 +16,13 @@ data_libdata_la_LIBADD = core/libcore.la $(XXHASH_LIBS) -lpthread -lm
 
 # SentencePiece is C++; only what tokenizes is linked with it.
 noinst_LTLIBRARIES += data/libtokenizer.la
-data_libtokenizer_la_SOURCES = \
+tokenizer_sources = \
 	data/chat.c data/chat.h \
 	data/chat_pattern.c data/chat_pattern.h \
 	data/chat_template.c data/chat_template.h \
 	data/new_tokens.c \
-	data/tokenizer.c data/tokenizer.h data/tokenizer_kind.h data/tokenizer_missing.c
+	data/tokenizer.c data/tokenizer.h data/tokenizer_kind.h
+data_libtokenizer_la_SOURCES = $(tokenizer_sources) data/tokenizer_missing.c
 data_libtokenizer_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS) $(INIH_CFLAGS)
 data_libtokenizer_la_LIBADD = core/libcore.la $(JANSSON_LIBS)
 sentencepiece_sources = data/sentencepiece.cc

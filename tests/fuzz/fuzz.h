@@ -24,6 +24,9 @@ void write_file(const char *path, const void *bytes, size_t size);
 
 extern char model_directory[200]; /* for files */
 
+/* Is the conversation taken by the template before it, which goes to a file? In conversations.c. */
+bool chat_accepts(const char *directory, const char *file, const uint8_t *data, size_t size);
+
 /* Targets of corpora.c: was the input accepted? */
 bool run_tokens(const uint8_t *data, size_t size);
 bool run_corpus(const uint8_t *data, size_t size);

@@ -11,7 +11,7 @@
 set -euo pipefail
 source=$(cd "$(dirname "$0")/../.." && pwd)
 clang=${CLANG:-clang} seconds=${FUZZ_SECONDS:-600} seed=${FUZZ_SEED:-0}
-targets=${FUZZ_TARGETS:-safetensors index config tokenizer encoder import tokens corpus resume}
+targets=${FUZZ_TARGETS:-safetensors index config tokenizer encoder chat import tokens corpus resume}
 sanitizers=("-fsanitize=fuzzer,address,undefined" -fno-sanitize-recover=all)
 
 probe() {
@@ -40,7 +40,7 @@ cd "$build/tests/fuzz"
 # --- build: everything again each time, it takes less than a minute --------------------------------
 mapfile -t flags < <(make -s --no-print-directory -C "$build" show-compiler-flags)
 mapfile -t parts < <(make -s --no-print-directory -C "$build" show-fuzz-parts)
-files=(tests/fuzz/readers.c tests/fuzz/corpora.c) libs=()
+files=(tests/fuzz/readers.c tests/fuzz/corpora.c tests/fuzz/conversations.c) libs=()
 for part in "${parts[@]}"; do
     case $part in
     *.c) files+=("$part") ;;
