@@ -9,9 +9,14 @@
 #include <stdint.h>
 
 #include "core/error.h"
+#include "data/source.h"
 
 /* Whose text it is, as the file of roles says it of each token. */
-enum chat_role { CHAT_ROLE_MARKUP, CHAT_ROLE_USER, CHAT_ROLE_TRAINED };
+enum chat_role {
+    CHAT_ROLE_MARKUP = ROLE_SYSTEM,
+    CHAT_ROLE_USER = ROLE_USER,
+    CHAT_ROLE_TRAINED = ROLE_ASSISTANT /* the greatest: it wins where a token holds several */
+};
 
 /* A token that stands in markup, not in what somebody wrote. */
 struct chat_token {
