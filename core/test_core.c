@@ -17,6 +17,7 @@
 #include "core/model.h"
 #include "core/rope.h"
 #include "core/settings.h"
+#include "core/token_names.h"
 
 static struct settings *settings_of(int argc, char **argv)
 {
@@ -466,6 +467,37 @@ static void test_dtype(void **state)
     }
 }
 
+static void test_token_names(void **state)
+{
+    static const char *const refused[] = {"",
+                                          ",",
+                                          "a,",
+                                          "a,b,a",
+                                          "\xc0\x80",
+                                          "\x80",
+                                          "\xe2\x82",
+                                          "\xed\xa0\x80",
+                                          "\xe0\x9f\xbf",
+                                          "\xff",
+                                          "\xf4\x90\x80\x80",
+                                          "@/nowhere/at/all"};
+    struct token_names names;
+    struct error error = {0};
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(refused) / sizeof(*refused); i++) {
+        assert_int_equal(token_names_parse(&names, refused[i], &error), -1);
+        assert_int_equal(error.status, *refused[i] == '@' ? EXIT_STATUS_DATA : EXIT_STATUS_USAGE);
+        assert_int_equal(strncmp(error.text, "add-tokens: ", 12), 0);
+    }
+    assert_int_equal(token_names_parse(&names, "<|a|>,\u20ac,\U0010ffff", &error), 0);
+    assert_int_equal(names.count, 3);
+    assert_string_equal(names.list[0], "<|a|>");
+    assert_string_equal(names.list[1], "\u20ac");
+    assert_string_equal(names.list[2], "\xf4\x8f\xbf\xbf");
+    token_names_destroy(&names);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -475,7 +507,7 @@ int main(void)
         cmocka_unit_test(test_presets),         cmocka_unit_test(test_write_reads_back),
         cmocka_unit_test(test_unknown_preset),  cmocka_unit_test(test_flops),
         cmocka_unit_test(test_layout),          cmocka_unit_test(test_stages),
-        cmocka_unit_test(test_dtype),
+        cmocka_unit_test(test_dtype),           cmocka_unit_test(test_token_names),
     };
     char directory[] = "/tmp/mtllm-test-core-XXXXXX", models[4096];
 

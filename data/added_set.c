@@ -77,28 +77,40 @@ static bool stands_alone(const char *text, size_t bytes, size_t begin, size_t en
     return end >= bytes || !is_word(next_character(text, bytes, end, &next));
 }
 
-/* The longest token that stands at text[at]; NULL when there is none. */
-static const struct added_token *find_at(const struct added_set *set, const char *text,
-                                         size_t bytes, size_t at)
+static bool is_written(const struct piece *text, size_t begin, size_t end, const uint8_t *written)
 {
-    unsigned char byte = (unsigned char)text[at];
+    while (begin < end && !written[text->origins[begin].begin])
+        begin++;
+    return begin < end;
+}
+
+/* The longest token that stands at text[at]; NULL when there is none. */
+static const struct added_token *find_at(const struct added_set *set, const struct piece *text,
+                                         size_t at, const uint8_t *written)
+{
+    unsigned char byte = (unsigned char)text->text[at];
 
     for (size_t i = set->first[byte]; i < set->first[byte + 1]; i++) {
         const struct added_token *token = &set->list[i];
 
-        if (token->bytes <= bytes - at && memcmp(token->text, text + at, token->bytes) == 0)
+        if (token->bytes <= text->bytes - at &&
+            memcmp(token->text, text->text + at, token->bytes) == 0 &&
+            !(written && is_written(text, at, at + token->bytes, written)))
             return token;
     }
     return NULL;
 }
 
-bool added_set_find(const struct added_set *set, const char *text, size_t bytes, size_t from,
-                    size_t *begin, size_t *end, int32_t *id)
+bool added_set_find(const struct added_set *set, const struct piece *piece, size_t from,
+                    const uint8_t *written, size_t *begin, size_t *end, int32_t *id)
 {
+    const char *text = piece->text;
+    size_t bytes = piece->bytes;
+
     if (set->count == 0)
         return false;
     for (size_t at = from; at < bytes;) {
-        const struct added_token *token = find_at(set, text, bytes, at);
+        const struct added_token *token = find_at(set, piece, at, written);
         size_t next;
 
         if (!token) {

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "core/error.h"
+#include "data/pieces.h"
 
 struct added_token {
     char *text; /* what is looked for */
@@ -28,9 +29,10 @@ int added_set_add(struct added_set *set, struct added_token token);
 void added_set_sort(struct added_set *set);
 void added_set_destroy(struct added_set *set);
 
-/* The next token in text[from..bytes), the leftmost and of those the longest, with the spaces that
- * it takes in; those before `from` are taken already. False when there is none. */
-bool added_set_find(const struct added_set *set, const char *text, size_t bytes, size_t from,
-                    size_t *begin, size_t *end, int32_t *id);
+/* The next token behind `from` in the text, the leftmost and of those the longest, with the spaces
+ * that it takes in; those before `from` are taken already. `written`, unless NULL, says of each
+ * byte that the text comes from whether it is no part of any token. False when there is none. */
+bool added_set_find(const struct added_set *set, const struct piece *text, size_t from,
+                    const uint8_t *written, size_t *begin, size_t *end, int32_t *id);
 
 #endif

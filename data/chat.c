@@ -10,6 +10,7 @@ struct chat {
     struct chat_template *template;
     const char *question_key, *answer_key, *system_key;
     int32_t bos, eod; /* -1: none */
+    bool text_messages;
 };
 
 static int out_of_memory(struct error *error)
@@ -29,6 +30,7 @@ int chat_open(struct chat **result, const struct chat_options *options,
     chat->question_key = options->question_key ? options->question_key : "input";
     chat->answer_key = options->answer_key ? options->answer_key : "output";
     chat->system_key = options->system_key;
+    chat->text_messages = options->text_messages;
     chat->bos = options->bos ? tokenizer_bos(tokenizer) : -1;
     chat->eod = options->eod ? tokenizer_eos(tokenizer) : -1;
     if (chat_template_open(&chat->template, options->template_name, tokenizer, error) < 0) {
@@ -203,7 +205,8 @@ static int encode_stretch(const struct chat *chat, const struct chat_text *text,
 
     if (end == begin)
         return 0;
-    rc = tokenizer_encode_spans(chat->tokenizer, text->text + begin, end - begin, tokens, &spans,
+    rc = tokenizer_encode_spans(chat->tokenizer, text->text + begin, end - begin,
+                                chat->text_messages ? text->written + begin : NULL, tokens, &spans,
                                 error);
     for (int64_t i = 0; rc == 0 && i < tokens->count - before; i++) {
         /* One without text counts for what follows; at the end there is nothing that could. */

@@ -20,7 +20,8 @@ struct chat_options {
     const char *template_name; /* of chat_template_open() */
     /* Members of a line without messages; each may be NULL: input, output, none. */
     const char *question_key, *answer_key, *system_key;
-    bool bos, eod; /* put the tokenizer's tokens around what the template makes, as markup */
+    bool text_messages; /* nothing in a message is a special token, whatever it looks like */
+    bool bos, eod;      /* put the tokenizer's tokens around what the template makes, as markup */
 };
 
 /* Tokenizer and options must outlive the chat, which several threads may use at once. Errors as of

@@ -263,6 +263,7 @@ void chat_text_destroy(struct chat_text *text)
 {
     free(text->text);
     free(text->roles);
+    free(text->written);
     free(text->tokens);
     *text = (struct chat_text){0};
 }
@@ -293,31 +294,50 @@ static size_t space_bytes(const char *text, size_t bytes, bool at_end)
     return 0;
 }
 
-static int append(struct chat_text *text, const char *more, size_t bytes, enum chat_role role)
+static int reserve(struct chat_text *text, size_t room)
 {
-    if (text->bytes + bytes > text->room) {
-        size_t room = 2 * (text->bytes + bytes) + 256;
-        char *letters = realloc(text->text, room);
-        uint8_t *roles;
+    char *letters = realloc(text->text, room);
+    uint8_t *roles = realloc(text->roles, room), *written = realloc(text->written, room);
 
-        if (letters)
-            text->text = letters;
-        roles = letters ? realloc(text->roles, room) : NULL;
-        if (!roles)
-            return -1;
+    if (letters)
+        text->text = letters;
+    if (roles)
         text->roles = roles;
-        text->room = room;
+    if (written)
+        text->written = written;
+    if (!letters || !roles || !written)
+        return -1;
+    text->room = room;
+    return 0;
+}
+
+/* Text that is somebody's. */
+struct words {
+    const char *text;
+    size_t bytes;
+    enum chat_role role;
+    bool written; /* in a message */
+};
+
+static int append(struct chat_text *text, const struct words *words)
+{
+    size_t bytes = text->bytes + words->bytes;
+
+    if (bytes > text->room && reserve(text, 2 * bytes + 256) < 0)
+        return -1;
+    if (words->bytes > 0) {
+        memcpy(text->text + text->bytes, words->text, words->bytes);
+        memset(text->roles + text->bytes, words->role, words->bytes);
+        memset(text->written + text->bytes, words->written, words->bytes);
     }
-    if (bytes > 0) {
-        memcpy(text->text + text->bytes, more, bytes);
-        memset(text->roles + text->bytes, role, bytes);
-    }
-    text->bytes += bytes;
+    text->bytes = bytes;
     return 0;
 }
 
 static int append_token(struct chat_text *text, const struct chat_step *step)
 {
+    const struct words words = {step->text, step->bytes, CHAT_ROLE_MARKUP, false};
+
     if (text->token_count == text->token_room) {
         size_t room = 2 * text->token_room + 16;
         struct chat_token *tokens = realloc(text->tokens, room * sizeof(*tokens));
@@ -329,20 +349,19 @@ static int append_token(struct chat_text *text, const struct chat_step *step)
     }
     text->tokens[text->token_count++] =
         (struct chat_token){text->bytes, text->bytes + step->bytes, step->id};
-    return append(text, step->text, step->bytes, CHAT_ROLE_MARKUP);
+    return append(text, &words);
 }
 
 /* Text within {trim} up to here: what it begins with is left out while there is nothing yet. */
-static int append_trimmed(struct chat_text *text, const char *more, size_t bytes,
-                          enum chat_role role, size_t trim)
+static int append_trimmed(struct chat_text *text, struct words words, size_t trim)
 {
     size_t space;
 
-    while (text->bytes == trim && (space = space_bytes(more, bytes, false)) > 0) {
-        more += space;
-        bytes -= space;
+    while (text->bytes == trim && (space = space_bytes(words.text, words.bytes, false)) > 0) {
+        words.text += space;
+        words.bytes -= space;
     }
-    return append(text, more, bytes, role);
+    return append(text, &words);
 }
 
 int chat_pattern_expand(const struct chat_pattern *pattern, const struct chat_values *values,
@@ -359,13 +378,18 @@ int chat_pattern_expand(const struct chat_pattern *pattern, const struct chat_va
             rc = append_token(text, step);
             break;
         case STEP_TEXT:
-            rc = append_trimmed(text, step->text, step->bytes, CHAT_ROLE_MARKUP, trim);
+            rc = append_trimmed(
+                text, (struct words){step->text, step->bytes, CHAT_ROLE_MARKUP, false}, trim);
             break;
         case STEP_CONTENT:
-            rc = append_trimmed(text, values->content, values->content_bytes, values->role, trim);
+            rc = append_trimmed(
+                text, (struct words){values->content, values->content_bytes, values->role, true},
+                trim);
             break;
         case STEP_SYSTEM:
-            rc = append_trimmed(text, values->system, values->system_bytes, CHAT_ROLE_MARKUP, trim);
+            rc = append_trimmed(
+                text, (struct words){values->system, values->system_bytes, CHAT_ROLE_MARKUP, true},
+                trim);
             break;
         case STEP_TRAIN:
             train = text->bytes;

@@ -9,9 +9,14 @@
 #include <stdint.h>
 
 #include "core/error.h"
+#include "data/source.h"
 
 /* Whose text it is, as the file of roles says it of each token. */
-enum chat_role { CHAT_ROLE_MARKUP, CHAT_ROLE_USER, CHAT_ROLE_TRAINED };
+enum chat_role {
+    CHAT_ROLE_MARKUP = ROLE_SYSTEM,
+    CHAT_ROLE_USER = ROLE_USER,
+    CHAT_ROLE_TRAINED = ROLE_ASSISTANT /* the greatest: it wins where a token holds several */
+};
 
 /* A token that stands in markup, not in what somebody wrote. */
 struct chat_token {
@@ -22,7 +27,8 @@ struct chat_token {
 /* A conversation as text; all zeros is an empty one. */
 struct chat_text {
     char *text;
-    uint8_t *roles; /* [bytes] enum chat_role */
+    uint8_t *roles;   /* [bytes] enum chat_role */
+    uint8_t *written; /* [bytes] 1 for what messages say, 0 for the template's own */
     size_t bytes, room;
     struct chat_token *tokens;
     size_t token_count, token_room;

@@ -1,5 +1,6 @@
 #include "data/chat_template.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,8 +8,9 @@
 #include <unistd.h>
 
 #include <ini.h>
+#include <jansson.h>
 
-/* A key of the file: patterns are made when all is read, of the last value that a key was given. */
+/* A key of the file: patterns are made when all is read, since tokens are named in any order. */
 struct entry {
     char *section, *name, *text;
     int line;
@@ -42,10 +44,22 @@ struct reader {
     FILE *stream;
     const char *path;
     int line;
+    bool indented; /* the line is: it goes on with the key before */
     struct entry *list;
     size_t count;
     struct error *error;
 };
+
+static bool is_text(const char *line)
+{
+    json_t *text = json_string(line); /* NULL when it is no UTF-8 */
+
+    json_decref(text);
+    for (; text && *line; line++)
+        if (iscntrl((unsigned char)*line) && !isspace((unsigned char)*line))
+            return false;
+    return text != NULL;
+}
 
 /* Lines for inih, which neither says where it is nor takes lines of any length. */
 static char *read_line(char *text, int size, void *user)
@@ -60,6 +74,12 @@ static char *read_line(char *text, int size, void *user)
                   reader->path, reader->line, size - 2);
         return NULL;
     }
+    if (line && !is_text(line)) {
+        error_set(reader->error, EXIT_STATUS_DATA, "%s:%d: not text in UTF-8", reader->path,
+                  reader->line);
+        return NULL;
+    }
+    reader->indented = line && isspace((unsigned char)*line);
     return line;
 }
 
@@ -72,24 +92,55 @@ static struct entry *find_entry(const struct reader *reader, const char *section
     return NULL;
 }
 
+static const char *const whole_keys[] = {
+    "begin", "end", "tokens", "optional-tokens", "alternate", "default-system", NULL};
+static const char *const role_keys[] = {"text", "with-system", NULL};
+
+static const char *const *keys_of(const char *section)
+{
+    return strcmp(section, "template") == 0 ? whole_keys : role_keys;
+}
+
 static int check_key(const struct reader *reader, const char *section, const char *name)
 {
-    static const char *const whole[] = {
-        "begin", "end", "tokens", "optional-tokens", "alternate", "default-system", NULL};
-    static const char *const role[] = {"text", "with-system", NULL};
-    bool is_whole = strcmp(section, "template") == 0;
-
     if (!*section)
         return error_set(reader->error, EXIT_STATUS_DATA,
                          "%s:%d: %s: in no section; there are [template] and one for each role",
                          reader->path, reader->line, name);
-    for (const char *const *known = is_whole ? whole : role; *known; known++)
+    for (const char *const *known = keys_of(section); *known; known++)
         if (strcmp(*known, name) == 0)
             return 0;
     return error_set(reader->error, EXIT_STATUS_DATA, "%s:%d: unknown key %s; [%s] may have %s",
                      reader->path, reader->line, name, section,
-                     is_whole ? "begin, end, tokens, optional-tokens, alternate and default-system"
-                              : "text and with-system");
+                     keys_of(section) == whole_keys
+                         ? "begin, end, tokens, optional-tokens, alternate and default-system"
+                         : "text and with-system");
+}
+
+/* A line that goes on with the value of a key; inih takes every line for one that is indented. */
+static int read_more(const struct reader *reader, struct entry *entry, const char *text)
+{
+    char *longer;
+
+    if (!reader->indented)
+        return error_set(reader->error, EXIT_STATUS_DATA, "%s:%d: %s is there twice", reader->path,
+                         reader->line, entry->name);
+    for (const char *const *known = keys_of(entry->section); *known; known++) {
+        size_t length = strlen(*known);
+
+        if (strncmp(text, *known, length) == 0 &&
+            text[length + strspn(text + length, " \t")] == '=')
+            return error_set(
+                reader->error, EXIT_STATUS_DATA,
+                "%s:%d: %s behind spaces goes on with %s; put it where the line begins",
+                reader->path, reader->line, *known, entry->name);
+    }
+    /* Names of tokens are words. */
+    if (asprintf(&longer, strstr(entry->name, "tokens") ? "%s %s" : "%s%s", entry->text, text) < 0)
+        return out_of_memory(reader->error);
+    free(entry->text);
+    entry->text = longer;
+    return 0;
 }
 
 /* inih calls this for every key, and again for every line that goes on with one. */
@@ -97,16 +148,9 @@ static int read_key(void *user, const char *section, const char *name, const cha
 {
     struct reader *reader = user;
     struct entry *entry = find_entry(reader, section, name), *list;
-    char *longer;
 
-    if (entry) {
-        /* Names of tokens are words. */
-        if (asprintf(&longer, strstr(name, "tokens") ? "%s %s" : "%s%s", entry->text, text) < 0)
-            return out_of_memory(reader->error) == 0;
-        free(entry->text);
-        entry->text = longer;
-        return 1;
-    }
+    if (entry)
+        return read_more(reader, entry, text) == 0;
     if (check_key(reader, section, name) < 0)
         return 0;
     list = realloc(reader->list, (reader->count + 1) * sizeof(*list));
@@ -320,8 +364,8 @@ static void list_templates(const char *directory, char *names, size_t size)
         free(entries);
 }
 
-/* NULL: an error. */
-static char *find_path(const char *name, struct error *error)
+/* The path of its file, to be freed. NULL: an error. */
+static char *find_template(const char *name, struct error *error)
 {
     const char *directory = getenv("MTLLM_TEMPLATES");
     size_t length = strlen(name);
@@ -360,7 +404,7 @@ int chat_template_open(struct chat_template **result, const char *name,
     error->status = 0;
     if (!template)
         return out_of_memory(error);
-    template->path = find_path(name, error);
+    template->path = find_template(name, error);
     if (template->path) {
         reader.path = template->path;
         rc = read_file(&reader);
@@ -408,7 +452,7 @@ static bool is_system(const struct chat_message *message)
 static int refuse_role(const struct chat_template *template, const struct chat_message *message,
                        size_t number, struct error *error)
 {
-    char names[256] = "";
+    char names[256] = "", role[64];
     size_t used = 0;
 
     if (is_system(message))
@@ -416,12 +460,16 @@ static int refuse_role(const struct chat_template *template, const struct chat_m
                          "message %zu: with this template a system message comes first, or not at "
                          "all",
                          number);
+    snprintf(role, sizeof(role), "%s", message->role);
+    for (char *at = role; *at; at++)
+        if (iscntrl((unsigned char)*at))
+            *at = '?';
     for (size_t i = 0; i < template->role_count && used < sizeof(names); i++)
         used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s", i > 0 ? ", " : "",
                                  template->roles[i].name);
     return error_set(error, EXIT_STATUS_DATA,
-                     "message %zu: the role \"%.100s\" is not in the template, which has %s",
-                     number, message->role, names);
+                     "message %zu: the role \"%s\" is not in the template, which has %s", number,
+                     role, names);
 }
 
 /* Whose turn it is, when it is somebody's: *turn counts the messages of user and assistant. */

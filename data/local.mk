@@ -16,12 +16,13 @@ data_libdata_la_LIBADD = core/libcore.la $(XXHASH_LIBS) -lpthread -lm
 
 # SentencePiece is C++; only what tokenizes is linked with it.
 noinst_LTLIBRARIES += data/libtokenizer.la
-data_libtokenizer_la_SOURCES = \
+tokenizer_sources = \
 	data/chat.c data/chat.h \
 	data/chat_pattern.c data/chat_pattern.h \
 	data/chat_template.c data/chat_template.h \
 	data/new_tokens.c \
-	data/tokenizer.c data/tokenizer.h data/tokenizer_kind.h data/tokenizer_missing.c
+	data/tokenizer.c data/tokenizer.h data/tokenizer_kind.h
+data_libtokenizer_la_SOURCES = $(tokenizer_sources) data/tokenizer_missing.c
 data_libtokenizer_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS) $(INIH_CFLAGS)
 data_libtokenizer_la_LIBADD = core/libcore.la $(JANSSON_LIBS)
 sentencepiece_sources = data/sentencepiece.cc
@@ -74,9 +75,23 @@ data_mtllm_data_LDADD = data/libdata.la data/libtokenizer.la $(JANSSON_LIBS) $(Z
 if HAVE_CMOCKA
 check_PROGRAMS += data/test_data
 TESTS += data/test_data
-data_test_data_SOURCES = data/test_data.c data/test_sha256.c data/test_sha256.h
+data_test_data_SOURCES = data/test_data.c
 data_test_data_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 data_test_data_LDADD = data/libdata.la $(CMOCKA_LIBS)
+
+check_PROGRAMS += data/test_dataset data/test_samples data/test_source
+TESTS += data/test_dataset data/test_samples data/test_source
+test_rows_sources = data/test_rows.c data/test_rows.h
+data_test_dataset_SOURCES = data/test_dataset.c $(test_rows_sources) \
+	data/test_sha256.c data/test_sha256.h
+data_test_dataset_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+data_test_dataset_LDADD = data/libdata.la $(CMOCKA_LIBS)
+data_test_samples_SOURCES = data/test_samples.c $(test_rows_sources)
+data_test_samples_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+data_test_samples_LDADD = data/libdata.la $(CMOCKA_LIBS)
+data_test_source_SOURCES = data/test_source.c $(test_rows_sources)
+data_test_source_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+data_test_source_LDADD = data/libdata.la $(CMOCKA_LIBS)
 
 check_PROGRAMS += data/test_tokenizer
 TESTS += data/test_tokenizer

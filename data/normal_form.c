@@ -91,6 +91,16 @@ static int append_normal(utf8proc_option_t option, const struct piece *piece, si
     return rc;
 }
 
+/* What is ASCII stays as it is, but for the last character, which a mark may follow. */
+static size_t ascii_end(const struct piece *piece, size_t begin, size_t end)
+{
+    size_t at = begin;
+
+    while (at < end && (unsigned char)piece->text[at] < 0x80)
+        at++;
+    return at > begin && at < end ? at - 1 : at;
+}
+
 /* Text without characters that are left alone. */
 static int append_stretch(utf8proc_option_t option, const struct piece *piece, size_t begin,
                           size_t end, struct pieces *to)
@@ -100,11 +110,12 @@ static int append_stretch(utf8proc_option_t option, const struct piece *piece, s
     if (!to->tracked)
         return append_normal(option, piece, begin, end, to);
     for (size_t at = to->bytes, next; rc == 0 && begin < end; begin = next, at = to->bytes) {
-        next = composed_end(option, piece, begin, end);
-        if (next == begin + 1) { /* a character of ASCII */
+        next = ascii_end(piece, begin, end);
+        if (next > begin) {
             rc = pieces_take(to, piece, begin, next);
             continue;
         }
+        next = composed_end(option, piece, begin, end);
         rc = append_normal(option, piece, begin, next, to);
         if (rc == 0)
             set_origins(option, to, at, piece, begin, next);

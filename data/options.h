@@ -7,7 +7,7 @@
 
 #include "core/error.h"
 
-enum { OPTIONS_MOST = 16 };
+enum { OPTIONS_MOST = 24 };
 
 struct option_entry {
     const char *name;          /* "split-documents"; NULL ends a table */

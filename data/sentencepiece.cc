@@ -244,7 +244,7 @@ int encode_part(const struct tokenizer *base, const char *text, size_t bytes, bo
     return 0;
 }
 
-int encode_spans(const struct tokenizer *base, const char *text, size_t bytes,
+int encode_spans(const struct tokenizer *base, const char *text, size_t bytes, const uint8_t *,
                  struct token_list *list, struct token_span **spans, struct error *error)
 {
     try {

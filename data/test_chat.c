@@ -176,6 +176,10 @@ static void test_templates_refused(void **state)
         {"text = {content}\n", "in no section", EXIT_STATUS_DATA},
         {"[user]\nwith-system = {content}\n", "[user] has no text", EXIT_STATUS_DATA},
         {"[template]\nalternate = maybe\n", "neither yes nor no", EXIT_STATUS_DATA},
+        {"[user]\ntext = a\n[user]\ntext = b\n", ":4: text is there twice", EXIT_STATUS_DATA},
+        {"[user]\n  text = a\n  with-system = b\n", ":3: with-system behind spaces",
+         EXIT_STATUS_DATA},
+        {"[user]\ntext = \xff\n", ":2: not text in UTF-8", EXIT_STATUS_DATA},
         {"[template]\nnonsense\n", ":2: not a section", EXIT_STATUS_DATA},
         {"[template]\ntokens = <|im_end|> <|missing|>\n", "no token <|missing|>",
          EXIT_STATUS_CONFIGURATION},
@@ -286,6 +290,7 @@ static void test_lines_refused(void **state)
         {"chatml", "{\"messages\": [{\"content\": \"user\"}]}", "message 1: no string \"role\""},
         {"chatml", "{\"messages\": [{\"role\": \"judge\", \"content\": \"\"}]}",
          "\"judge\" is not in the template, which has system, user, assistant, tool"},
+        {"chatml", "{\"messages\": [{\"role\": \"a\\nb\", \"content\": \"\"}]}", "role \"a?b\""},
         {"chatml", "{\"messages\": [{\"role\": \"user\", \"content\": \"\"}]}", "nothing in it"},
         {"chatml", "{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0}]}",
          "nothing in it"},
@@ -330,7 +335,7 @@ static void test_spans(void **state)
     (void)state;
 
     assert_int_equal(
-        tokenizer_encode_spans(tokenizer, text, sizeof(text) - 1, &list, &spans, &error), 0);
+        tokenizer_encode_spans(tokenizer, text, sizeof(text) - 1, NULL, &list, &spans, &error), 0);
     assert_int_equal(list.count, sizeof(expected) / sizeof(*expected));
     assert_memory_equal(spans, expected, sizeof(expected));
     assert_int_equal(tokenizer_find(tokenizer, "<|eot_id|>"), 3004);

@@ -60,6 +60,46 @@ chat() {
     done
 }
 
+# begun ARGUMENT...: tokenize, interrupted after it has recorded how far it came.
+begun() {
+    rm -f out-*
+    "$program" tokenize --tokenizer="$model" --output=out --save-interval=0 "$@" chats.jsonl \
+        >/dev/null 2>&1 3>&- &
+    for i in {1..600}; do
+        [ ! -s out-text.resume ] || break
+        sleep 0.05
+    done
+    kill "$!"
+    ! wait "$!"
+    [ -s out-text.resume ]
+}
+
+@test "the same command goes on, unless the template or a list of tokens changed" {
+    for i in {1..60000}; do
+        printf '{"input": "What is %d?", "output": "It is %d, and not %d."}\n' $i $((i * i)) $i
+    done > chats.jsonl
+    sed 's/^text = {bos}/text = {bos}<|x|>/' "$MTLLM_TEMPLATES/llama2.ini" > own.ini
+    echo "<|x|>" > tokens
+    own=(--chat-template=own.ini --add-tokens=@tokens)
+    chat "${own[@]}"
+    sha256sum out-text.bin out-text.idx out-role.bin out-role.idx > sums
+    begun "${own[@]}"
+    run chat "${own[@]}"
+    [[ $output == *"goes on behind"* ]]
+    sha256sum --quiet -c sums
+    [ "$(ls out-* | wc -l)" -eq 4 ]
+    begun "${own[@]}"
+    echo "# another" >> own.ini
+    run chat "${own[@]}"
+    [[ $output != *"goes on behind"* ]]
+    sha256sum --quiet -c sums
+    begun "${own[@]}"
+    echo "<|y|>" >> tokens
+    run chat "${own[@]}"
+    [[ $output != *"goes on behind"* ]]
+    sha256sum --quiet -c sums
+}
+
 @test "tokens around a conversation, and keys" {
     echo '{"q": "Hi", "a": "Yes", "s": "Be"}' > chats.jsonl
     chat --bos=yes --eod=yes --question-key=q --answer-key=a --system-key=s

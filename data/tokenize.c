@@ -88,6 +88,7 @@ static int parse_chat(struct tokenize *tokenize, const struct command *command,
     chat->question_key = option_value(command, values, "question-key");
     chat->answer_key = option_value(command, values, "answer-key");
     chat->system_key = option_value(command, values, "system-key");
+    chat->text_messages = strcmp(option_value(command, values, "message-tokens"), "text") == 0;
     chat->bos = tokenize->bos;
     chat->eod = eod && strcmp(eod, "yes") == 0;
     if (chat->template_name) {
@@ -474,6 +475,8 @@ static const struct option_entry options[] = {
     {"question-key", "NAME", NULL, NULL, "where a line has no messages: the user's [input]"},
     {"answer-key", "NAME", NULL, NULL, "the assistant's [output]"},
     {"system-key", "NAME", NULL, NULL, "and the system's"},
+    {"message-tokens", "HOW", "special|text", "special",
+     "what looks like a special token in a message is: special|text"},
     {"threads", "N", NULL, NULL, "threads that encode; all processors if unset"},
     {"strict", NULL, NULL, NULL, "stop at the first bad document"},
     {"save-interval", "SECONDS", NULL, "5", "how often to record what to go on from"},

@@ -154,13 +154,14 @@ int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t
 }
 
 int tokenizer_encode_spans(const struct tokenizer *tokenizer, const char *text, size_t bytes,
-                           struct token_list *list, struct token_span **spans, struct error *error)
+                           const uint8_t *written, struct token_list *list,
+                           struct token_span **spans, struct error *error)
 {
     *spans = NULL;
     if (bytes > TOKENIZER_BYTES_MOST)
         return error_set(error, EXIT_STATUS_DATA, "%zu bytes of text; at most %d can be encoded",
                          bytes, TOKENIZER_BYTES_MOST);
-    return tokenizer->kind->encode_spans(tokenizer, text, bytes, list, spans, error);
+    return tokenizer->kind->encode_spans(tokenizer, text, bytes, written, list, spans, error);
 }
 
 int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, int64_t count,

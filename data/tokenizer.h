@@ -78,9 +78,11 @@ int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t
  * text must be UTF-8. A token that holds a part of a character comes from all of it; one without
  * text of its own, such as the space that some models begin with, from what follows or from
  * nothing. For a tokenizer.json these are the offsets of Hugging Face's tokenizers (in bytes, and
- * before a post-processor trims them), for SentencePiece the library's. */
+ * before a post-processor trims them), for SentencePiece the library's. `written`, unless NULL, has
+ * a 1 for each byte that is text, whatever it looks like, and a 0 where tokens are found. */
 int tokenizer_encode_spans(const struct tokenizer *tokenizer, const char *text, size_t bytes,
-                           struct token_list *list, struct token_span **spans, struct error *error);
+                           const uint8_t *written, struct token_list *list,
+                           struct token_span **spans, struct error *error);
 
 /* As tokenizer_encode() by parts, for documents that do not fit in memory. The first part of the
  * document that `text` continues ends at the returned position. `whole`: the document ends at

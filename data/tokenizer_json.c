@@ -35,6 +35,7 @@ struct work {
     struct pieces_pair pair;
     struct pieces utf8, text; /* the document where it was none; normalized */
     struct spans *spans;      /* NULL: not asked for */
+    const uint8_t *written;   /* where no token is looked for; NULL: anywhere */
 };
 
 /* What tokens come from, as long as the list of them. */
@@ -94,7 +95,7 @@ static int begin_piece(struct pieces_pair *pair, const char *text, size_t bytes)
 /* As many of the tokens as there are. */
 static struct token_span *add_spans(struct spans *spans, size_t count)
 {
-    if (spans->count + count > spans->room) {
+    if (spans->count + count >= spans->room) { /* also for none: NULL is an error */
         size_t room = 2 * (spans->count + count) + 64;
         struct token_span *list = realloc(spans->list, room * sizeof(*list));
 
@@ -185,7 +186,7 @@ static int encode_around(const struct json_tokenizer *tokenizer, struct work *wo
     int32_t id;
 
     while (done < whole.bytes) {
-        bool found = added_set_find(set, whole.text, whole.bytes, done, &begin, &end, &id);
+        bool found = added_set_find(set, &whole, done, work->written, &begin, &end, &id);
         struct piece text = pieces_slice(pieces, done, (found ? begin : whole.bytes) - done);
 
         if (text.bytes > 0 && between(tokenizer, work, &text, begins && done == 0, list, error) < 0)
@@ -255,7 +256,8 @@ static void begin_origins(struct pieces *pieces)
 }
 
 static int encode_spans(const struct tokenizer *base, const char *text, size_t bytes,
-                        struct token_list *list, struct token_span **result, struct error *error)
+                        const uint8_t *written, struct token_list *list, struct token_span **result,
+                        struct error *error)
 {
     const struct json_tokenizer *tokenizer = self(base);
     struct work *work = get_work(tokenizer);
@@ -265,6 +267,7 @@ static int encode_spans(const struct tokenizer *base, const char *text, size_t b
     if (!work)
         return out_of_memory(error);
     set_tracked(work, &spans);
+    work->written = written;
     pieces_clear(&work->utf8);
     rc = pieces_append(&work->utf8, text, bytes);
     if (rc < 0) {
@@ -275,6 +278,7 @@ static int encode_spans(const struct tokenizer *base, const char *text, size_t b
                            error);
     }
     set_tracked(work, NULL);
+    work->written = NULL;
     free(spans.ends);
     if (rc < 0)
         free(spans.list);

@@ -16,7 +16,8 @@ struct tokenizer_kind {
     int (*encode_part)(const struct tokenizer *tokenizer, const char *text, size_t bytes,
                        bool first, struct token_list *list, struct error *error);
     int (*encode_spans)(const struct tokenizer *tokenizer, const char *text, size_t bytes,
-                        struct token_list *list, struct token_span **spans, struct error *error);
+                        const uint8_t *written, struct token_list *list, struct token_span **spans,
+                        struct error *error);
     /* A token of its own from now on, for find() and where text is looked through for tokens.
      * Returns its id, another than the one given if its text is in the vocabulary; -1: out of
      * memory. */

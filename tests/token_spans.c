@@ -16,7 +16,7 @@ static int print_spans(const struct tokenizer *tokenizer, const json_t *text, st
     struct token_list list = {0};
     struct token_span *spans;
     int rc = tokenizer_encode_spans(tokenizer, json_string_value(text), json_string_length(text),
-                                    &list, &spans, error);
+                                    NULL, &list, &spans, error);
 
     printf("[");
     for (int64_t i = 0; rc == 0 && i < list.count; i++)

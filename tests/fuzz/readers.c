@@ -7,8 +7,11 @@
  *   config       config.json: hf_config_read(), and what is written of it is read again
  *   tokenizer    tokenizer.model, tokenizer.json, and generation_config.json's token ids
  *   encoder      tokenizer.json as mtllm-data reads it: texts are encoded, ids decoded
+ *   chat         a chat template, a NUL, and a line of JSON: the tokens of a conversation
  *   import       config.json, a NUL, and a file's header: the whole of hf-to-h5
  *   tokens, corpus, resume    of mtllm-data, see corpora.c
+ *   order        a file that keeps the order of samples
+ *   rows         options and token files, also with roles: a few samples are read
  *
  * Beyond crashes, what is accepted must keep its promises, and what is refused must name its file
  * and leave nothing. A header comes as 8 bytes of the file's size (little-endian) and the file's
@@ -48,8 +51,8 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t room);
 enum header_layout { SIZE_FIELD = 8, HEADER_FIELD = 8, BEFORE_HEADER = SIZE_FIELD + HEADER_FIELD };
 
 /* Below FUZZ_DIRECTORY, which the script makes and removes. */
-char model_directory[200];
-static char run_directory[200], file_path[300], config_path[300];
+char model_directory[200], run_directory[200];
+static char file_path[300], config_path[300];
 static const struct target *target;
 static bool must_accept;
 static uint64_t inputs, accepted;
@@ -295,10 +298,33 @@ static void encode_and_decode(const struct tokenizer *tokenizer, const char *tex
     free(back);
 }
 
+/* The ids are the same with what they come from, which follows the text. */
+static void encode_spans(const struct tokenizer *tokenizer, const char *text, size_t bytes)
+{
+    struct token_list plain = {0}, list = {0};
+    struct token_span *spans = NULL;
+    struct error error = {0};
+
+    if (tokenizer_encode(tokenizer, text, bytes, &plain, &error) == 0) {
+        check(tokenizer_encode_spans(tokenizer, text, bytes, NULL, &list, &spans, &error) == 0);
+        check(list.count == plain.count);
+        check(list.count == 0 ||
+              memcmp(list.ids, plain.ids, (size_t)list.count * sizeof(*list.ids)) == 0);
+    }
+    for (int64_t i = 0; i < list.count; i++)
+        check(spans[i].begin <= spans[i].end && spans[i].end <= bytes &&
+              (i == 0 || spans[i].begin >= spans[i - 1].begin));
+    free(plain.ids);
+    free(list.ids);
+    free(spans);
+}
+
 static bool run_encoder(const uint8_t *data, size_t size)
 {
     static const char mixed[] = "The end, 123 <x> \xe2\x96\x81"
                                 "ab  \n\xc3\x85\xcc\x81 \xff\xc3 a";
+    static const char marks[] =
+        "e\xcc\x81 \xef\xac\x83 <x> \xec\xa2\x87\xcc\xa3\xcc\x84 o\xcc\x84\xcc\xa3";
     static const char same[] = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab";
     struct tokenizer *tokenizer;
     struct error error = {0};
@@ -312,9 +338,16 @@ static bool run_encoder(const uint8_t *data, size_t size)
     for (int i = 0; i < 2; i++) {
         encode_and_decode(tokenizer, mixed, sizeof(mixed)); /* with its NUL */
         encode_and_decode(tokenizer, same, sizeof(same) - 1);
+        encode_spans(tokenizer, marks, sizeof(marks)); /* with its NUL */
+        encode_spans(tokenizer, same, sizeof(same) - 1);
     }
     tokenizer_close(tokenizer);
     return true;
+}
+
+static bool run_chat(const uint8_t *data, size_t size)
+{
+    return chat_accepts(model_directory, file_path, data, size);
 }
 
 static bool run_import(const uint8_t *data, size_t size)
@@ -371,6 +404,13 @@ static struct span header(const uint8_t *data, size_t size)
     return header_after(data, size, 0);
 }
 
+static struct span behind_template(const uint8_t *data, size_t size)
+{
+    const uint8_t *end = memchr(data, '\0', size);
+
+    return (struct span){end && rand() % 2 ? (size_t)(end - data) + 1 : size, size};
+}
+
 static struct span config_or_header(const uint8_t *data, size_t size)
 {
     const uint8_t *end = memchr(data, '\0', size);
@@ -391,10 +431,13 @@ static const struct target {
     {"config", run_config, whole, "config.json"},
     {"tokenizer", run_tokenizer, whole, "tokenizer.json"},
     {"encoder", run_encoder, whole, "tokenizer.json"},
+    {"chat", run_chat, behind_template, "template.ini"},
     {"import", run_import, config_or_header, "model.safetensors"},
     {"tokens", run_tokens, nothing, "tokens"},
     {"corpus", run_corpus, nothing, "text"},
     {"resume", run_resume, whole, "out.resume"},
+    {"order", run_order, nothing, "order"},
+    {"rows", run_rows, nothing, "rows"},
 };
 
 static json_t *odd_value(void)
@@ -618,7 +661,8 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned
     memcpy(data + json.begin, text, length);
     free(text);
     /* A header's own length and the file's follow, most of the time. */
-    if (target->json != whole && json.begin >= BEFORE_HEADER && rand() % 16) {
+    if (target->json != whole && target->json != behind_template && json.begin >= BEFORE_HEADER &&
+        rand() % 16) {
         uint64_t more = (uint64_t)length - (json.end - json.begin);
 
         add_to_field(data + json.begin - BEFORE_HEADER, more);

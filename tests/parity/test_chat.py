@@ -107,6 +107,21 @@ class Chat(harness.Parity):
         self.assertEqual(different[:2], [])
         self.assertGreater(learned, len(chats))
 
+    def assert_only_of_template(self, what, chats, special, expected, found):
+        """Special tokens are those of the same conversation with nothing in its messages; without
+        any that look so in the messages, all is as it is else."""
+        bare = [[{**message, "content": "x"} for message in messages] for messages in chats]
+        plain = 0
+        for messages, empty, (ids, mask) in zip(chats, bare, found):
+            self.assertEqual([id_ for id_ in ids if id_ in special],
+                             [id_ for id_ in expected(empty)[0] if id_ in special], messages)
+            if not any(word in message["content"] for message in messages
+                       for word in ("<", "[", "extra")):
+                plain += 1
+                self.assertEqual((ids, mask), expected(messages), messages)
+        print(f"{what}: {plain} of {len(chats)} conversations have no special tokens")
+        self.assertGreater(plain, 3)
+
     def compare(self, kind):
         tokenizer, special = tokenizer_kinds.train(kind)
         if kind == "gpt2":  # Mistral has them since version 0.3
@@ -124,9 +139,15 @@ class Chat(harness.Parity):
                     return_assistant_tokens_mask=True)
                 return out["input_ids"], out["assistant_masks"]
 
+            added = f"--add-tokens={','.join(HEADERS)}"
             self.assert_same(f"{kind}, {name}", chats, expected,
-                             self.tokenize(self.directory / "hf", name, chats,
-                                           f"--add-tokens={','.join(HEADERS)}"))
+                             self.tokenize(self.directory / "hf", name, chats, added))
+
+            found = self.tokenize(self.directory / "hf", name, chats, added,
+                                  "--message-tokens=text")
+            special = set(reference.all_special_ids) | set(reference.added_tokens_decoder)
+            self.assert_only_of_template(f"{kind}, {name}, messages are text", chats, special,
+                                         expected, found)
 
     def test_sentencepiece(self):
         """Only the template's tokens are tokens: what looks like one in a message is text."""
