@@ -198,7 +198,7 @@ for target in $targets; do
         [ "$seed" = 0 ] || { corpus=fixed; rm -rf fixed; mkdir fixed; }
         options=(-max_total_time="$seconds" -seed="$seed" -dict="$source/tests/fuzz/words.dict")
         # Little that is compressed can be much, and a frame may ask for 2 GiB in which to look back.
-        options+=(-malloc_limit_mb=4096 -max_len=$([ "$target" = corpus ] && echo 1024 || echo 65536))
+        options+=(-malloc_limit_mb=4096 -max_len="$([ "$target" = corpus ] && echo 1024 || echo 65536)")
         options+=(-timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=1)
         ../readers --target="$target" "${options[@]}" "$corpus" seeds > fuzz.log 2>&1 ||
             { tail -n 60 fuzz.log; echo "fuzz: $target: see $PWD" >&2; exit 1; }
