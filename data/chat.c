@@ -49,6 +49,11 @@ void chat_close(struct chat *chat)
     free(chat);
 }
 
+const char *chat_template_file(const struct chat *chat)
+{
+    return chat_template_path(chat->template);
+}
+
 /* --- messages --------------------------------------------------------------------------------- */
 
 /* How the members of a message are called. */

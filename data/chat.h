@@ -28,7 +28,8 @@ struct chat_options {
  * chat_template_open(). */
 int chat_open(struct chat **chat, const struct chat_options *options,
               const struct tokenizer *tokenizer, struct error *error);
-void chat_close(struct chat *chat); /* NULL is allowed */
+void chat_close(struct chat *chat);                      /* NULL is allowed */
+const char *chat_template_file(const struct chat *chat); /* the template's path */
 
 /* Append the tokens of a conversation, and as many roles: 2 for what the model learns to write, 1
  * for what others than it and the system wrote, 0 for all else. A token that holds some of several

@@ -364,7 +364,8 @@ static void list_templates(const char *directory, char *names, size_t size)
         free(entries);
 }
 
-char *chat_template_path(const char *name, struct error *error)
+/* NULL: an error. */
+static char *find_path(const char *name, struct error *error)
 {
     const char *directory = getenv("MTLLM_TEMPLATES");
     size_t length = strlen(name);
@@ -403,7 +404,7 @@ int chat_template_open(struct chat_template **result, const char *name,
     error->status = 0;
     if (!template)
         return out_of_memory(error);
-    template->path = chat_template_path(name, error);
+    template->path = find_path(name, error);
     if (template->path) {
         reader.path = template->path;
         rc = read_file(&reader);
@@ -434,6 +435,11 @@ void chat_template_close(struct chat_template *template)
     chat_words_destroy(&template->words);
     free(template->path);
     free(template);
+}
+
+const char *chat_template_path(const struct chat_template *template)
+{
+    return template->path;
 }
 
 /* --- rendering -------------------------------------------------------------------------------- */

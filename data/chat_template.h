@@ -19,9 +19,8 @@ struct chat_template;
  * EXIT_STATUS_CONFIGURATION (the tokenizer lacks a token). */
 int chat_template_open(struct chat_template **chat_template, const char *name,
                        const struct tokenizer *tokenizer, struct error *error);
-/* The path of that file, to be freed. NULL: an error. */
-char *chat_template_path(const char *name, struct error *error);
-void chat_template_close(struct chat_template *chat_template); /* NULL is allowed */
+void chat_template_close(struct chat_template *chat_template);             /* NULL is allowed */
+const char *chat_template_path(const struct chat_template *chat_template); /* of its file */
 
 struct chat_message {
     const char *role, *content;

@@ -5,7 +5,7 @@
 #include "data/options.h"
 
 extern const struct command command_tokenize; /* tokenize.c */
-extern const struct command command_info;     /* inspect.c */
+extern const struct command command_info;     /* info.c */
 extern const struct command command_show;     /* show.c */
 extern const struct command command_merge;    /* merge.c */
 extern const struct command command_split;    /* split.c */

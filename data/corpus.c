@@ -108,6 +108,10 @@ int corpus_open(struct corpus **result, const struct corpus_request *request, st
     if (!corpus)
         return no_memory("input", error);
     corpus->request = *request;
+    if (make_room(&corpus->text, &corpus->room, 0, READ_BYTES) < 0) {
+        corpus_close(corpus);
+        return no_memory("input", error);
+    }
     for (int i = 0; i < request->count; i++)
         if (check_input(corpus, request->inputs[i], error) < 0) {
             corpus_close(corpus);
@@ -241,7 +245,7 @@ static int add_part(struct corpus_batch *batch, const char *text, size_t bytes,
         batch->parts = parts;
         batch->capacity = capacity;
     }
-    if (make_room(&batch->text, &batch->room, batch->bytes, bytes) < 0)
+    if (make_room(&batch->text, &batch->room, batch->bytes, bytes + 1) < 0) /* never NULL */
         return -1;
     if (bytes > 0)
         memcpy(batch->text + batch->bytes, text, bytes);
@@ -258,12 +262,13 @@ static int add_too_long(struct corpus_batch *batch, const char *what, int64_t li
 {
     struct corpus_part part = {.first = true, .last = true, .line = line};
 
-    if (add_part(batch, NULL, 0, &part) < 0 ||
-        asprintf(&batch->parts[batch->count - 1].problem,
-                 "this %s is longer than %d bytes, the most there may be", what,
+    if (asprintf(&part.problem, "this %s is longer than %d bytes, the most there may be", what,
                  CORPUS_LINE_BYTES_MOST) < 0)
         return -1;
-    return 0;
+    if (add_part(batch, NULL, 0, &part) == 0)
+        return 0;
+    free(part.problem);
+    return -1;
 }
 
 /* The next line without its end, until more is read. 1: done; 0: there is no more. A line that is

@@ -194,11 +194,30 @@ int64_t dataset_samples(const struct dataset *dataset)
     return dataset->count;
 }
 
+/* The part that a sample comes from, and its number there. */
+static const struct samples *find_sample(const struct dataset *dataset, int64_t i, int64_t *local)
+{
+    *local = dataset->chosen ? dataset->locals[i] : i;
+    return &dataset->parts[dataset->chosen ? dataset->chosen[i] : 0];
+}
+
+double dataset_fill(const struct dataset *dataset)
+{
+    int64_t seq_length = dataset->options.seq_length, places = 0, local;
+
+    for (int64_t i = 0; i < dataset->count; i++) {
+        const struct samples *samples = find_sample(dataset, i, &local);
+
+        places += samples_places(samples, local, seq_length);
+    }
+    return (double)places / ((double)dataset->count * (double)seq_length);
+}
+
 int dataset_read(const struct dataset *dataset, int64_t i, struct dataset_row *row,
                  struct error *error)
 {
-    int part = dataset->chosen ? dataset->chosen[i] : 0;
-    int64_t local = dataset->locals ? dataset->locals[i] : i;
+    int64_t local;
+    const struct samples *samples = find_sample(dataset, i, &local);
 
-    return samples_read(&dataset->parts[part], local, &dataset->options, row, error);
+    return samples_read(samples, local, &dataset->options, row, error);
 }

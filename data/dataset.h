@@ -80,6 +80,9 @@ int dataset_open(struct dataset **dataset, const struct data_source *source,
                  struct error *error);
 void dataset_close(struct dataset *dataset);
 int64_t dataset_samples(const struct dataset *dataset);
+/* Share of the places of all samples that have a target, what is left being padding. Looks at every
+ * sample. */
+double dataset_fill(const struct dataset *dataset);
 
 /* Sample i < dataset_samples(). Every token must be in [0, vocab_size): EXIT_STATUS_DATA naming
  * file, document and token otherwise. May be called by several threads at once. */

@@ -18,6 +18,7 @@
 #endif
 #ifdef HAVE_ZSTD
 #include <zstd.h>
+#include <zstd_errors.h>
 #endif
 
 enum { FILE_BYTES = 256 << 10 };
@@ -46,6 +47,7 @@ struct compression {
     ssize_t (*decode)(struct input *input, char *bytes, size_t size, struct error *error);
 };
 
+#if defined(HAVE_ZLIB) || defined(HAVE_ZSTD)
 static int damaged(const struct input *input, const char *what, struct error *error)
 {
     return error_set(error, EXIT_STATUS_DATA,
@@ -53,6 +55,7 @@ static int damaged(const struct input *input, const char *what, struct error *er
                      input->compression->name, what,
                      (long long)(input->file_offset - (int64_t)(input->file_end - input->file_at)));
 }
+#endif
 
 #ifdef HAVE_ZLIB
 static int gzip_open(struct input *input)
@@ -132,6 +135,9 @@ static ssize_t zstd_decode(struct input *input, char *bytes, size_t size, struct
         return 0;
     status = ZSTD_decompressStream(input->stream, &out, &in);
     input->file_at = in.pos;
+    if (ZSTD_getErrorCode(status) == ZSTD_error_memory_allocation)
+        return error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory for its window",
+                         input->path);
     if (ZSTD_isError(status))
         return damaged(input, ZSTD_getErrorName(status), error);
     input->frame_open = status != 0;

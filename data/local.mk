@@ -52,8 +52,8 @@ data_mtllm_data_SOURCES = \
 	data/commands.h \
 	data/corpus.c data/corpus.h \
 	data/encoder.c data/encoder.h \
+	data/info.c \
 	data/input.c data/input.h \
-	data/inspect.c \
 	data/merge.c \
 	data/mtllm_data.c \
 	data/options.c data/options.h \
@@ -75,9 +75,23 @@ data_mtllm_data_LDADD = data/libdata.la data/libtokenizer.la $(JANSSON_LIBS) $(Z
 if HAVE_CMOCKA
 check_PROGRAMS += data/test_data
 TESTS += data/test_data
-data_test_data_SOURCES = data/test_data.c data/test_sha256.c data/test_sha256.h
+data_test_data_SOURCES = data/test_data.c
 data_test_data_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 data_test_data_LDADD = data/libdata.la $(CMOCKA_LIBS)
+
+check_PROGRAMS += data/test_dataset data/test_samples data/test_source
+TESTS += data/test_dataset data/test_samples data/test_source
+test_rows_sources = data/test_rows.c data/test_rows.h
+data_test_dataset_SOURCES = data/test_dataset.c $(test_rows_sources) \
+	data/test_sha256.c data/test_sha256.h
+data_test_dataset_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+data_test_dataset_LDADD = data/libdata.la $(CMOCKA_LIBS)
+data_test_samples_SOURCES = data/test_samples.c $(test_rows_sources)
+data_test_samples_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+data_test_samples_LDADD = data/libdata.la $(CMOCKA_LIBS)
+data_test_source_SOURCES = data/test_source.c $(test_rows_sources)
+data_test_source_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+data_test_source_LDADD = data/libdata.la $(CMOCKA_LIBS)
 
 check_PROGRAMS += data/test_tokenizer
 TESTS += data/test_tokenizer

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -196,12 +197,9 @@ static int store(const struct order *order, const char *directory, const struct 
 
 void order_store(const struct order *order, const char *directory, const struct order_key *key)
 {
-    static bool said;
+    static atomic_flag said = ATOMIC_FLAG_INIT; /* parts are opened by several threads */
 
-    if (store(order, directory, key) == 0)
-        return;
-    if (!said)
+    if (store(order, directory, key) < 0 && !atomic_flag_test_and_set(&said))
         log_warning("%s: cannot keep the order of samples: %s; every start makes it anew",
                     directory, strerror(errno));
-    said = true;
 }

@@ -13,8 +13,6 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "data/chat_template.h"
-
 enum { FORMAT_VERSION = 1, FILE_BYTES_MOST = 1 << 16 };
 
 /* --- the digest --------------------------------------------------------------------------------*/
@@ -48,7 +46,7 @@ static int add_file(XXH3_state_t *state, const char *path, struct error *error)
     return result;
 }
 
-/* Of a model's directory; a tokenizer.json by itself is read with its neighbour. */
+/* Of a model's directory; a tokenizer.json by itself is read with its neighbours. */
 static int add_tokenizer_files(XXH3_state_t *state, const char *directory, struct error *error)
 {
     static const char *const names[] = {"tokenizer.json",
@@ -71,35 +69,20 @@ static int add_tokenizer_files(XXH3_state_t *state, const char *directory, struc
     return result;
 }
 
-static int add_template(XXH3_state_t *state, const char *name, struct error *error)
-{
-    char *path = chat_template_path(name, error);
-    int result = path ? add_file(state, path, error) : -1;
-
-    free(path);
-    return result;
-}
-
-static int add_option(XXH3_state_t *state, const struct option_entry *option, const char *value,
-                      struct error *error)
+/* What is there: whatever reads it has found out whether that is enough. */
+static int add_path(XXH3_state_t *state, const char *path, struct error *error)
 {
     struct stat status;
     char *copy;
     int result;
 
-    add_text(state, option->name);
-    add_text(state, value ? value : "unset");
-    if (value && strcmp(option->name, "chat-template") == 0)
-        return add_template(state, value, error);
-    if (value && *value == '@') /* a list of tokens */
-        return add_file(state, value + 1, error);
-    if (!value || !option->value || strcmp(option->value, "PATH") != 0 || stat(value, &status) < 0)
+    if (stat(path, &status) < 0)
         return 0;
     if (S_ISDIR(status.st_mode))
-        return add_tokenizer_files(state, value, error);
-    if (add_file(state, value, error) < 0)
+        return add_tokenizer_files(state, path, error);
+    if (add_file(state, path, error) < 0)
         return -1;
-    copy = strdup(value);
+    copy = strdup(path);
     if (!copy)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     result = add_tokenizer_files(state, dirname(copy), error);
@@ -130,23 +113,38 @@ static bool is_among(const char *name, const char *const *names)
     return false;
 }
 
-int resume_digest(char digest[RESUME_DIGEST_SIZE], const struct command *command,
-                  const char *const *values, const char *const *without, char *const *inputs,
-                  int count, struct error *error)
+static int add_request(XXH3_state_t *state, const struct resume_request *request,
+                       struct error *error)
+{
+    const struct option_entry *options = request->command->options;
+
+    add_text(state, MTLLM_VERSION);
+    for (int i = 0; options[i].name; i++) {
+        if (is_among(options[i].name, request->without))
+            continue;
+        add_text(state, options[i].name);
+        add_text(state, request->values[i] ? request->values[i] : "unset");
+    }
+    for (int i = 0; i < request->file_count; i++)
+        if (request->files[i] && add_path(state, request->files[i], error) < 0)
+            return -1;
+    for (int i = 0; i < request->input_count; i++)
+        if (add_input(state, request->inputs[i], error) < 0)
+            return -1;
+    return 0;
+}
+
+int resume_digest(char digest[RESUME_DIGEST_SIZE], const struct resume_request *request,
+                  struct error *error)
 {
     XXH3_state_t *state = XXH3_createState();
     XXH128_hash_t hash;
-    int result = 0;
+    int result;
 
     if (!state)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     XXH3_128bits_reset(state);
-    add_text(state, MTLLM_VERSION);
-    for (int i = 0; command->options[i].name && result == 0; i++)
-        if (!is_among(command->options[i].name, without))
-            result = add_option(state, &command->options[i], values[i], error);
-    for (int i = 0; i < count && result == 0; i++)
-        result = add_input(state, inputs[i], error);
+    result = add_request(state, request, error);
     hash = XXH3_128bits_digest(state);
     snprintf(digest, RESUME_DIGEST_SIZE, "%016llx%016llx", (unsigned long long)hash.high64,
              (unsigned long long)hash.low64);

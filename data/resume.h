@@ -22,12 +22,21 @@ struct resume {
 /* 32 hexadecimal digits and a NUL: a digest of all that the output depends on. */
 enum { RESUME_DIGEST_SIZE = 33 };
 
-/* Of the program, the options (but those named in `without`, a list that NULL ends), the content of
- * files that an option with a PATH names, of a tokenizer in such a directory, of a chat template
- * and of a list of tokens, and name, size and time of the inputs. Error: EXIT_STATUS_IO. */
-int resume_digest(char digest[RESUME_DIGEST_SIZE], const struct command *command,
-                  const char *const *values, const char *const *without, char *const *inputs,
-                  int count, struct error *error);
+struct resume_request {
+    const struct command *command;
+    const char *const *values;  /* of its options */
+    const char *const *without; /* names of options that change nothing; NULL ends them */
+    /* Files that are read beside the inputs, by their content; of a directory or a tokenizer.json,
+     * those of its tokenizer. */
+    const char *const *files; /* [file_count]; NULL is none */
+    int file_count;
+    char *const *inputs; /* [input_count] by name, size and time */
+    int input_count;
+};
+
+/* Of the program and the request. Error: EXIT_STATUS_IO, EXIT_STATUS_SYSTEM. */
+int resume_digest(char digest[RESUME_DIGEST_SIZE], const struct resume_request *request,
+                  struct error *error);
 
 /* True when the file at `path` is there, whole, and of the same digest and number of streams. */
 bool resume_read(struct resume *resume, const char *path, const char *digest, int streams);

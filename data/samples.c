@@ -212,19 +212,26 @@ static int make_order(struct samples *samples, enum dataset_split which, const i
     return order_conversations(&samples->order, samples->part, which, bounds, options, error);
 }
 
-/* All that the order follows from. */
+/* All that the order follows from, and nothing else: the bounds and not the split that they are
+ * from, and what is wanted of another set only where that is drawn first. */
 static struct order_key key_of(const struct samples *samples, enum dataset_split which,
-                               const struct dataset_options *options)
+                               const int64_t bounds[4], const struct dataset_options *options)
 {
+    bool in_turn = samples->part->roles && !options->packing && options->split;
+    int64_t wanted[3] = {0};
     char text[512];
 
+    for (int s = in_turn ? DATASET_TRAIN : (int)which; s <= (int)which; s++)
+        wanted[s] = options->samples[s];
     snprintf(text, sizeof(text),
-             "samples 1 %016llx %s %s %d %d of %s length %lld seed %u samples %lld %lld %lld",
+             "samples 2 %016llx %s %s %s %d of %lld %lld %lld %lld length %lld most %lld seed %u "
+             "samples %lld %lld %lld",
              (unsigned long long)token_file_index_hash(samples->part->tokens),
-             samples->part->roles ? "roles" : "text", options->packing ? "packed" : "", (int)which,
-             options->nonempty_splits, options->split ? options->split : "all",
-             (long long)options->seq_length, options->seed, (long long)options->samples[0],
-             (long long)options->samples[1], (long long)options->samples[2]);
+             samples->part->roles ? "roles" : "text", options->packing ? "packed" : "",
+             options->split ? "divided" : "whole", (int)which, (long long)bounds[0],
+             (long long)bounds[1], (long long)bounds[2], (long long)bounds[3],
+             (long long)options->seq_length, (long long)dataset_sequences_most(options->seq_length),
+             options->seed, (long long)wanted[0], (long long)wanted[1], (long long)wanted[2]);
     return order_key_of(text);
 }
 
@@ -251,7 +258,7 @@ int samples_open(struct samples *samples, const struct data_part *part, enum dat
     *samples = (struct samples){.part = part, .running = !part->roles && !options->packing};
     if (find_bounds(bounds, part, which, options, error) < 0)
         return -1;
-    key = key_of(samples, which, options);
+    key = key_of(samples, which, bounds, options);
     if (!options->cache || !order_load(&samples->order, options->cache, &key)) {
         if (make_order(samples, which, bounds, options, error) < 0)
             return -1;
@@ -416,6 +423,22 @@ static int read_pieces(const struct samples *samples, int64_t i,
         row->positions[t] = options->packing ? k : (int32_t)t;
     }
     return 0;
+}
+
+int64_t samples_places(const struct samples *samples, int64_t i, int64_t seq_length)
+{
+    const int64_t *starts = samples->order.arrays[ROW_STARTS];
+    const struct piece *pieces = samples->order.arrays[ROW_PIECES];
+    int64_t places = 0;
+
+    if (samples->running)
+        return seq_length;
+    for (int64_t p = starts[i]; p < starts[i + 1]; p++) {
+        int64_t tokens = piece_tokens(samples->part, &pieces[p], seq_length);
+
+        places += tokens > 0 ? tokens - 1 : 0;
+    }
+    return places;
 }
 
 int samples_read(const struct samples *samples, int64_t i, const struct dataset_options *options,

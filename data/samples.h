@@ -28,6 +28,9 @@ int samples_open(struct samples *samples, const struct data_part *part, enum dat
                  const struct dataset_options *options, struct error *error);
 void samples_close(struct samples *samples);
 
+/* Places of sample i that have a target. */
+int64_t samples_places(const struct samples *samples, int64_t i, int64_t seq_length);
+
 /* As dataset_read(). */
 int samples_read(const struct samples *samples, int64_t i, const struct dataset_options *options,
                  struct dataset_row *row, struct error *error);

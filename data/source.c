@@ -133,7 +133,7 @@ int data_source_open(struct data_source *source, const char *text, struct error 
 {
     char *name = NULL;
     /* A name may hold spaces, if it is that of files. */
-    bool whole = has_index(text, "", &name) || !strpbrk(text, " \t");
+    bool whole = has_index(text, "", &name) || !strpbrk(text, " \t\n\v\f\r");
     const char *at = text;
     double sum = 0;
     int result;
@@ -145,6 +145,11 @@ int data_source_open(struct data_source *source, const char *text, struct error 
     else
         while ((result = add_next(source, &at, error)) > 0)
             ;
+    if (result == 0 && source->count == 0)
+        result = error_set(error, EXIT_STATUS_USAGE,
+                           "\"%s\" names no data: give a PREFIX or \"WEIGHT PREFIX WEIGHT PREFIX "
+                           "...\"",
+                           text);
     if (result < 0) {
         data_source_close(source);
         return -1;

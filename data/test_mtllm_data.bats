@@ -290,8 +290,8 @@ END
     needs_sentencepiece
     printf 'a\n\nbb cc dd\n' >text
     tokenize --output=out --split-documents=line text
-    [ "$("$program" info out | awk '{ print $1 }' | tr '\n' ' ')" = \
-        "prefix documents sequences tokens dtype shortest mean longest size " ]
+    [ "$("$program" info out | awk 'NF && $2 != "-" { print $1 }' | tr '\n' ' ')" = \
+        "prefix documents sequences tokens dtype shortest mean longest size length " ]
     "$program" info --json out >info.json
     tokens=$("$program" info out | awk '$1 == "tokens" { print $2 }')
     grep -q "\"documents\": 2, .*\"tokens\": $tokens, \"dtype\": \"uint16\"" info.json

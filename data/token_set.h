@@ -13,8 +13,8 @@ struct token_set {
     int count;
 };
 
-/* The pair if there is no PREFIX.idx and it is there. Errors as of token_file_open(), and
- * EXIT_STATUS_DATA for two files whose documents have not the same lengths. */
+/* Errors as of data_part_open(), and EXIT_STATUS_DATA for a pair with other documents in the one
+ * than in the other. */
 int token_set_open(struct token_set *set, const char *prefix, struct error *error);
 void token_set_close(struct token_set *set); /* all zeros is nothing */
 

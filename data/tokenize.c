@@ -222,10 +222,39 @@ static int start_encoder(struct tokenize *tokenize, struct error *error)
     return encoder_start(&tokenize->encoder, &work, tokenize->threads, error);
 }
 
+/* Roles are no documents, nor are they tokens. */
+static int64_t documents_written(const struct tokenize *tokenize)
+{
+    const struct streams *streams = &tokenize->streams;
+
+    return tokenize->chat ? token_writer_documents(streams->outputs.writers[0])
+                          : streams_documents(streams);
+}
+
 /* --- going on ----------------------------------------------------------------------------------*/
 
 static const char interrupted[] =
     "mtllm-data: interrupted; the same command goes on where this one has come to\n";
+
+static int make_digest(struct tokenize *tokenize, const struct command *command,
+                       const char *const *values, char *const *inputs, int count,
+                       struct error *error)
+{
+    static const char *const without[] = {"threads", "save-interval", NULL};
+    const char *add_tokens = tokenize->add_tokens;
+    const char *const files[] = {tokenize->tokenizer_path,
+                                 add_tokens && *add_tokens == '@' ? add_tokens + 1 : NULL,
+                                 tokenize->chat ? chat_template_file(tokenize->chat) : NULL};
+    const struct resume_request request = {.command = command,
+                                           .values = values,
+                                           .without = without,
+                                           .files = files,
+                                           .file_count = sizeof(files) / sizeof(files[0]),
+                                           .inputs = inputs,
+                                           .input_count = count};
+
+    return resume_digest(tokenize->digest, &request, error);
+}
 
 /* Is there a record, and everything that it speaks of? */
 static bool find_record(struct tokenize *tokenize, struct resume *resume, int inputs)
@@ -246,7 +275,6 @@ static bool find_record(struct tokenize *tokenize, struct resume *resume, int in
 static int begin(struct tokenize *tokenize, const struct command *command,
                  const char *const *values, char *const *inputs, int count, struct error *error)
 {
-    static const char *const without[] = {"threads", "save-interval", NULL};
     struct streams *streams = &tokenize->streams;
     struct outputs *outputs = &streams->outputs;
     struct resume resume;
@@ -258,24 +286,25 @@ static int begin(struct tokenize *tokenize, const struct command *command,
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     }
     if (corpus_has_files(tokenize->corpus) &&
-        resume_digest(tokenize->digest, command, values, without, inputs, count, error) < 0)
+        make_digest(tokenize, command, values, inputs, count, error) < 0)
         return -1;
     found = find_record(tokenize, &resume, count);
     /* First of all: what is written now is not what it speaks of. */
     if (!found && resume_remove(tokenize->resume_path, error) < 0)
         return -1;
+    if (found)
+        outputs_keep(outputs, interrupted);
     for (int i = 0; i < outputs->count; i++)
         if (token_writer_begin(outputs->writers[i], found ? &resume.marks[i] : NULL, error) < 0)
             return -1;
     if (!found)
         return 0;
-    outputs_keep(outputs, interrupted);
     streams->dropping = resume.dropping;
     streams->empty = resume.empty;
     streams->bad = resume.bad;
     tokenize->begun = tokenize->done = resume.position;
     log_info("%s: goes on behind %lld documents and %.2f MB of text", tokenize->output,
-             (long long)streams_documents(streams), 1e-6 * (double)resume.position.text_bytes);
+             (long long)documents_written(tokenize), 1e-6 * (double)resume.position.text_bytes);
     return corpus_seek(tokenize->corpus, &resume.position, error);
 }
 
@@ -367,7 +396,7 @@ static int convert(struct tokenize *tokenize, struct error *error)
         if (save(tokenize, error) < 0)
             return -1;
         progress_update(&tokenize->progress, tokenize->done.file_bytes,
-                        streams_documents(&tokenize->streams));
+                        documents_written(tokenize));
     }
 }
 
@@ -375,9 +404,7 @@ static int finish(struct tokenize *tokenize, struct error *error)
 {
     const struct streams *streams = &tokenize->streams;
     const struct token_writer *text = streams->outputs.writers[0];
-    /* A role is no token, nor are roles a document. */
-    long long documents =
-        tokenize->chat ? token_writer_documents(text) : streams_documents(streams);
+    long long documents = documents_written(tokenize);
     long long tokens = tokenize->chat ? token_writer_tokens(text) : streams_tokens(streams);
     double megabytes = 1e-6 * (double)tokenize->done.text_bytes;
     double before = 1e-6 * (double)tokenize->begun.text_bytes, seconds;

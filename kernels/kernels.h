@@ -196,6 +196,13 @@ struct kernels {
                                  const float *sum, const float *target, int64_t first,
                                  int64_t count, int64_t stride, int64_t rows, bool backward);
 
+    /* --- dropout: y[n] = x[n] / (1 - rate), or 0 with probability `rate` in [0, 1) -------------
+     * y may be x. Which elements are dropped follows from the seed, the place in the model and the
+     * index of each among all that ever pass there, of which x[0] has `first` (philox.h has the
+     * mapping): it can be done once more, and backward is the same of the gradient. */
+    void (*dropout)(struct stream *stream, void *y, const void *x, int64_t n, double rate,
+                    uint64_t seed, uint32_t place, int64_t first);
+
     /* --- elementwise and optimizer ----------------------------------------------------------- */
     /* y[n] += x[n], both act */
     void (*add)(struct stream *stream, void *y, const void *x, int64_t n);

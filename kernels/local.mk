@@ -8,6 +8,7 @@ kernels_libkernels_la_SOURCES = \
 	kernels/cpu/cpu.c kernels/cpu/cpu.h \
 	kernels/cpu/cross_entropy.c \
 	kernels/cpu/embedding.c \
+	kernels/cpu/dropout.c \
 	kernels/cpu/gelu.c \
 	kernels/cpu/linear.c \
 	kernels/cpu/norm.c \
@@ -60,6 +61,7 @@ cuda_sources = \
 	kernels/cuda/cross_entropy.cu \
 	kernels/cuda/elementwise.cu \
 	kernels/cuda/embedding.cu \
+	kernels/cuda/dropout.cu \
 	kernels/cuda/gelu.cu \
 	kernels/cuda/linear.cu \
 	kernels/cuda/module.cu \

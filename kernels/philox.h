@@ -20,6 +20,11 @@
  *   To fp16: up, away from zero, where the 32 bits, taken as a fraction of 2^32, are below the part
  *   of the way to the next number up that the float has gone.
  *   NaN stays NaN, infinity infinity.
+ *
+ * Dropout at a place of the model, i the element's index among all that ever pass there:
+ *   key     = {seed, seed >> 32}
+ *   counter = {i / 4, (i / 4) >> 32, place, 2^31}
+ *   x[0..3] = philox(counter, key); the element is dropped where x[i % 4] < rate 2^32
  */
 #ifndef MTLLM_KERNELS_PHILOX_H
 #define MTLLM_KERNELS_PHILOX_H

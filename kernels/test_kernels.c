@@ -380,6 +380,39 @@ static double gelu_loss(const double *inputs, const void *problem)
     return loss;
 }
 
+/* As many are dropped as asked for, the others scaled; any division of the elements gives the same,
+ * other places and seeds something else. */
+static void test_dropout(void **state)
+{
+    enum { N = 40001, FIRST = 1000003, CUT = 12347 };
+    const struct kernels *k = kernels_cpu(2);
+    float *x = random_array(N, 1), *y = poisoned_array(N), *parts = poisoned_array(N);
+    int64_t dropped = 0, same_place = 0, same_seed = 0;
+    (void)state;
+
+    k->dropout(NULL, y, x, N, 0.3, 7, 5, FIRST);
+    for (int64_t i = 0; i < N; i++) {
+        dropped += y[i] == 0;
+        assert_true(y[i] == 0 || fabsf(y[i] - x[i] / 0.7F) <= 1e-6F * fabsf(x[i]));
+    }
+    assert_true(fabs((double)dropped / N - 0.3) < 0.01); /* four standard deviations */
+    k->dropout(NULL, parts, x, CUT, 0.3, 7, 5, FIRST);
+    k->dropout(NULL, parts + CUT, x + CUT, N - CUT, 0.3, 7, 5, FIRST + CUT);
+    check_same_bits(parts, y, N);
+    k->dropout(NULL, parts, x, N, 0.3, 7, 6, FIRST);
+    for (int64_t i = 0; i < N; i++)
+        same_place += (parts[i] == 0) == (y[i] == 0);
+    k->dropout(NULL, parts, x, N, 0.3, 8, 5, FIRST);
+    for (int64_t i = 0; i < N; i++)
+        same_seed += (parts[i] == 0) == (y[i] == 0);
+    assert_true(fabs((double)same_place / N - 0.58) < 0.01 &&
+                fabs((double)same_seed / N - 0.58) < 0.01); /* 0.3^2 + 0.7^2 */
+    k->dropout(NULL, y, y, N, 0, 7, 5, FIRST);
+    free(x);
+    free(y);
+    free(parts);
+}
+
 static void check_gelu(const struct kernels *k, int64_t n, float spread)
 {
     float *x = random_array(n, spread), *dy = random_array(n, 1), *y = poisoned_array(n);
@@ -518,7 +551,7 @@ int main(void)
         cmocka_unit_test(test_bias),      cmocka_unit_test(test_rope),
         cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_extremes),
         cmocka_unit_test(test_swiglu),    cmocka_unit_test(test_gelu),
-        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_dropout),   cmocka_unit_test(test_threads),
     };
 
     for (size_t i = 0; i < COUNT(tests); i++)

@@ -66,6 +66,30 @@ layouts() {
 @test "tp=4 pp=1, dp 1 to 2" { layouts 4 1; }
 @test "tp=4 pp=2, dp 1" { layouts 4 2; }
 
+@test "dropout: any layout, computed again or not; LIMA's; none in validations" {
+    for how in "" --lima-dropout=yes "--family=falcon --parallel-norms=2"; do
+        dropping="--hidden-dropout=0.2 $how"
+        rm -rf one run again
+        train 1 $model $run $dropping --micro-batch-size=8 --run-dir=one > log 2>&1
+        ! diff -q <(losses one/metrics.jsonl) <(losses "$(reference)")
+        for layout in "2 1 1" "1 2 1" "1 1 4" "2 2 2"; do
+            set -- $layout
+            rm -rf run
+            train $(($1 * $2 * $3)) $model $run $dropping --tp=$1 --pp=$2 --dp=$3 \
+                --run-dir=run > log 2>&1
+            losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
+        done
+        recomputed run $dropping
+    done
+    rm -rf one
+    train 1 $model $run --hidden-dropout=0.5 --run-dir=one > log 2>&1
+    for rate in 0 0.5; do
+        train 1 $model $run --hidden-dropout=$rate --resume=one --eval-only=yes > eval-$rate 2>&1
+        grep 'validation loss' eval-$rate
+    done
+    diff <(grep 'validation loss' eval-0) <(grep 'validation loss' eval-0.5)
+}
+
 @test "layers that stages do not divide: 5 on 2, 3 and 4" {
     train 1 $model $run --layers=5 --micro-batch-size=8 --run-dir=one > log 2>&1
     for pp in 2 3 4; do

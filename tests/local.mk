@@ -28,6 +28,11 @@ check_PROGRAMS += tests/make_tokens
 tests_make_tokens_SOURCES = tests/make_tokens.c
 tests_make_tokens_LDADD = data/libdata.la core/libcore.la
 
+# How long a run waits for its data: make tests/bench/start && tests/bench/start.
+EXTRA_PROGRAMS = tests/bench/start
+tests_bench_start_SOURCES = tests/bench/start.c
+tests_bench_start_LDADD = data/libdata.la core/libcore.la
+
 trainer_bats = tests/init.bats tests/instruct.bats tests/layouts.bats tests/packing.bats tests/peers.bats tests/resume.bats tests/slurm/train.bats
 TESTS += $(trainer_bats)
 EXTRA_DIST += $(trainer_bats) tests/common.bash
@@ -40,6 +45,12 @@ tests_model_tool_SOURCES = tests/model_tool.c
 tests_model_tool_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
 tests_model_tool_LDADD = ckpt/libhf.la $(JANSSON_LIBS)
 
+check_PROGRAMS += tests/decode_tokens
+tests_decode_tokens_SOURCES = tests/decode_tokens.c
+nodist_EXTRA_tests_decode_tokens_SOURCES = data/links_with_cxx.cc
+tests_decode_tokens_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
+tests_decode_tokens_LDADD = data/libdata.la data/libtokenizer.la $(JANSSON_LIBS)
+
 check_PROGRAMS += tests/token_spans
 tests_token_spans_SOURCES = tests/token_spans.c
 nodist_EXTRA_tests_token_spans_SOURCES = data/links_with_cxx.cc
@@ -47,7 +58,7 @@ tests_token_spans_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
 tests_token_spans_LDADD = data/libtokenizer.la $(JANSSON_LIBS)
 
 # Comparison with transformers; needs the network the first time.
-EXTRA_DIST += tests/parity/run.sh tests/parity/requirements.txt tests/parity/harness.py \
+EXTRA_DIST += tests/parity/run.sh tests/parity/requirements.txt tests/parity/harness.py tests/parity/corpus.py \
 	tests/parity/tokenizer_kinds.py tests/parity/test_add_tokens.py tests/parity/test_chat.py \
 	tests/parity/test_layouts.py tests/parity/test_logits.py tests/parity/test_round_trip.py \
 	tests/parity/test_tokenizers.py tests/parity/test_training.py
@@ -56,13 +67,15 @@ check-hf: all
 	$(AM_V_at)srcdir='$(srcdir)' builddir='$(abs_builddir)' $(SHELL) $(srcdir)/tests/parity/run.sh
 
 # What reads Hugging Face models, under clang's fuzzer: FUZZ_SECONDS for each target.
-EXTRA_DIST += tests/fuzz/conversations.c tests/fuzz/readers.c tests/fuzz/readers.h \
+EXTRA_DIST += tests/fuzz/conversations.c tests/fuzz/corpora.c tests/fuzz/fuzz.h tests/fuzz/readers.c \
 	tests/fuzz/run.sh tests/fuzz/words.dict
 .PHONY: check-fuzz show-fuzz-parts
 check-fuzz: all
 	$(AM_V_at)$(SHELL) $(srcdir)/tests/fuzz/run.sh '$(abs_builddir)'
 show-fuzz-parts:
-	@printf '%s\n' $(tokenizer_sources) $(tokenizer_json_sources) $(ckpt_libconvert_la_SOURCES) $(ckpt_libckpt_la_SOURCES) \
+	@printf '%s\n' $(tokenizer_sources) \
+		data/corpus.c data/encoder.c data/input.c data/resume.c data/token_file.c data/utf8.c \
+		$(ZLIB_LIBS) $(ZSTD_LIBS) $(tokenizer_json_sources) $(ckpt_libconvert_la_SOURCES) $(ckpt_libckpt_la_SOURCES) \
 		$(ckpt_libhf_la_SOURCES) $(ckpt_libdisk_la_SOURCES) \
 		$(core_libcore_without_inih_la_SOURCES) $(INIH_LIBS) $(HDF5_LIBS) $(JANSSON_LIBS) \
 		$(XXHASH_LIBS) $(ONIGURUMA_LIBS) $(UTF8PROC_LIBS) -lpthread -lm

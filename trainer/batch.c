@@ -111,13 +111,13 @@ int batch_read(struct batch *batch, const struct dataset *dataset, int64_t first
     batch->weight_sum = 0;
     batch->target_count = 0;
     for (int64_t m = 0; m < batch->microbatches; m++) {
-        clear_sequences(&batch->sequences[m]);
-        for (int64_t i = 0; i < batch->micro_batch; i++) {
-            int64_t sample = first + (m * layout->dp + dp) * batch->micro_batch + i;
+        int64_t sample = first + (m * layout->dp + dp) * batch->micro_batch;
 
-            if (read_row(batch, dataset, sample, m, i, error) < 0)
+        clear_sequences(&batch->sequences[m]);
+        batch->sequences[m].first_row = sample * batch->seq_length;
+        for (int64_t i = 0; i < batch->micro_batch; i++)
+            if (read_row(batch, dataset, sample + i, m, i, error) < 0)
                 return -1;
-        }
     }
     return 0;
 }

@@ -16,8 +16,9 @@
 struct batch_sequences {
     int count;
     int64_t longest; /* rows */
-    int32_t *
-        starts; /* [count + 1] of [micro_batch * seq_length + 1]: first row of each, then the end */
+    /* [count + 1] of [micro_batch * seq_length + 1]: first row of each, then the end */
+    int32_t *starts;
+    int64_t first_row; /* of the microbatch among all rows of the run */
 };
 
 struct batch {

@@ -141,6 +141,7 @@ static void block_inner(struct stage *stage, int64_t layer, struct block_activat
     if (!is_parallel(stage)) {
         attention_outer(stage, layer, block);
         stage_sum_over_tp(stage, stage->scratch.branch);
+        stage_drop(stage, block->slot, DROPOUT_ATTENTION, layer, stage->scratch.branch);
         stage_norm_forward(stage, &second, block->middle, stage->scratch.branch, block->input);
     } else if (stage->model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS) {
         stage_norm_forward(stage, &second, NULL, block->input, NULL);
@@ -156,6 +157,7 @@ static void *block_forward(struct stage *stage, int64_t layer, struct block_acti
         attention_outer(stage, layer, block);
     mlp_outer(stage, layer, block);
     stage_sum_over_tp(stage, stage->scratch.branch);
+    stage_drop(stage, block->slot, DROPOUT_MLP, layer, stage->scratch.branch);
     return is_parallel(stage) ? block->input : block->middle;
 }
 
@@ -301,14 +303,16 @@ static void parallel_backward(struct stage *stage, int64_t layer,
     const struct norm first = input_norm(layer, block), second = mlp_norm(layer, block);
     bool two = stage->model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS;
     void *dsecond = stage->scratch.branch, *dfirst = two ? stage->scratch.dnormed : dsecond;
+    const void *dbranches;
 
-    mlp_backward(stage, layer, block, gradient);
+    dbranches = stage_dropped(stage, block->slot, DROPOUT_MLP, layer, gradient);
+    mlp_backward(stage, layer, block, dbranches);
     input_backward(stage, layer, &mlp, dsecond, false);
     if (two)
         weight_backward_beside_sum(stage, layer, &mlp, dsecond);
     else
         weight_backward(stage, layer, &mlp);
-    attention_backward(stage, layer, block, gradient);
+    attention_backward(stage, layer, block, dbranches);
     input_backward(stage, layer, &attention, dfirst, !two);
     weight_backward_beside_sum(stage, layer, &attention, dfirst);
     if (two)
@@ -323,9 +327,11 @@ static void sequential_backward(struct stage *stage, int64_t layer,
     const struct branch_input attention = attention_input(stage, block);
     const struct norm first = input_norm(layer, block), second = mlp_norm(layer, block);
 
-    mlp_backward(stage, layer, block, gradient);
+    mlp_backward(stage, layer, block,
+                 stage_dropped(stage, block->slot, DROPOUT_MLP, layer, gradient));
     branch_backward(stage, layer, &mlp, &second, block->middle, gradient);
-    attention_backward(stage, layer, block, gradient);
+    attention_backward(stage, layer, block,
+                       stage_dropped(stage, block->slot, DROPOUT_ATTENTION, layer, gradient));
     branch_backward(stage, layer, &attention, &first, block->input, gradient);
 }
 

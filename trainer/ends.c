@@ -19,6 +19,7 @@ void embedding_forward(struct stage *stage, struct slot *slot)
                                       stage_weight(stage, embedding->offset), n->vocab_first,
                                       n->vocab_count, n->rows, n->hidden);
     stage_sum_over_tp(stage, output);
+    stage_drop(stage, slot, DROPOUT_EMBEDDING, -1, output);
 }
 
 void embedding_backward(struct stage *stage, struct slot *slot)
@@ -26,6 +27,7 @@ void embedding_backward(struct stage *stage, struct slot *slot)
     const struct stage_sizes *n = &stage->sizes;
     const struct parameter *embedding = parameters_find(&stage->parameters, TENSOR_EMBEDDING, -1);
 
+    stage_drop(stage, slot, DROPOUT_EMBEDDING, -1, slot->gradient);
     stage->kernels->embedding_backward(stage->stream, stage->gradients + embedding->offset,
                                        slot->tokens, slot->gradient, n->vocab_first, n->vocab_count,
                                        n->rows, n->hidden);

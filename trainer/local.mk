@@ -50,6 +50,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/contact.c trainer/contact.h \
 	trainer/data.c \
 	trainer/device.c trainer/device.h \
+	trainer/dropout.c \
 	trainer/evaluate.c \
 	trainer/feed.c trainer/feed.h \
 	trainer/loss_scale.c trainer/loss_scale.h \

@@ -32,6 +32,8 @@ static void load(const struct walk *walk, struct slot *slot, int64_t m)
         .sequences = batch->sequences[m].count,
         .longest = batch->sequences[m].longest,
         .starts = batch->sequences[m].starts,
+        .first_row = batch->sequences[m].first_row,
+        .training = walk->training,
     };
 
     stage_load(walk->stage, slot, &microbatch);

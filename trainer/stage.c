@@ -122,6 +122,8 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     scratch->dwide = take(arena, n->rows * larger(n->mlp_width, n->qkv_width), act);
     scratch->dmixed = take(arena, n->rows * larger(n->ffn, n->mixed_width), act);
     scratch->attention = take(arena, (int64_t)stage->kernels->attention_workspace(&attention), 1);
+    if (stage->dropout.rate > 0)
+        scratch->dropped = take(arena, n->rows * n->hidden, act);
     if (stage->recompute_layers > 0)
         lay_out_block(stage, &scratch->again, arena);
     if (!stage->last)
@@ -254,6 +256,7 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         .seq_length = work->seq_length,
         .sequences = work->sequences,
         .recompute = work->recompute,
+        .dropout = work->dropout,
         .first_layer = layout_first_layer(layout, model, place.pp),
         .first = place.pp == 0,
         .last = place.pp == layout->pp - 1,
@@ -363,6 +366,8 @@ void stage_load(struct stage *stage, struct slot *slot, const struct microbatch 
     slot->attention = attention_of(stage, microbatch->sequences, microbatch->longest);
     slot->attention.starts = microbatch->starts;
     slot->attention.device_starts = slot->starts;
+    slot->first_row = microbatch->first_row;
+    slot->training = microbatch->training;
 }
 
 static void sum_over_tp(struct stage *stage, void *buffer, struct stream *stream)

@@ -51,6 +51,8 @@ struct slot {
     int32_t *positions; /* [rows] device */
     int32_t *starts;    /* [sequences + 1] device */
     struct attention_shape attention; /* of what is in it */
+    int64_t first_row;                /* among all rows of the run */
+    bool training;
     struct block_activations *blocks;
     void *output;   /* [rows, hidden] for the next stage; on the last the final residual stream */
     void *gradient; /* [rows, hidden] of output on the way back, of the input at the end */
@@ -75,6 +77,7 @@ struct scratch {
     void *dwide;                    /* [rows, max(mlp_width, qkv_width)] */
     void *dmixed;                   /* [rows, max(ffn, mixed_width)] */
     void *attention;                /* what its backward works in */
+    void *dropped;                  /* [rows, hidden] a branch's gradient; NULL without dropout */
     void *final_normed;             /* [rows, hidden] */
     float *final_mean;              /* [rows] */
     float *final_rstd;              /* [rows] */
@@ -89,6 +92,14 @@ struct scratch {
  * unless blocks are parallel, of norms; or, in some layers, everything. The bits are the same. */
 enum recompute { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL };
 
+/* Dropout of the embedding's output and of what each branch adds to the residual stream. LIMA's
+ * (Zhou et al., 2023) grows from nothing in the first layer to `rate` in the last. */
+struct stage_dropout {
+    double rate;
+    bool lima;
+    uint64_t seed;
+};
+
 struct stage {
     const struct kernels *kernels;
     struct stream *stream;
@@ -99,6 +110,7 @@ struct stage {
     int64_t micro_batch, seq_length, sequences, first_layer, layers;
     enum recompute recompute;
     int64_t recompute_layers; /* the first of the stage, of which only the input is kept */
+    struct stage_dropout dropout;
     bool first, last;
     struct stage_sizes sizes;
     struct parameters parameters;
@@ -137,6 +149,7 @@ struct stage_work {
     enum stage_state state;
     enum recompute recompute;
     int64_t recompute_layers; /* of a stage, with RECOMPUTE_FULL; more than it has: all */
+    struct stage_dropout dropout;
 };
 
 /* Lay out and allocate everything, and settle how products are computed. model, layout and groups
@@ -162,6 +175,8 @@ struct microbatch {
     int sequences;
     int64_t longest;       /* rows of the longest sequence */
     const int32_t *starts; /* [sequences + 1] */
+    int64_t first_row;     /* among all rows of the run */
+    bool training;         /* dropout applies */
 };
 void stage_load(struct stage *stage, struct slot *slot, const struct microbatch *microbatch);
 
@@ -175,6 +190,23 @@ void stage_sum_end(struct stage *stage);
  * last one they are summed over replicas, while backward goes on: always the same ranges in the
  * same order, from the end of the model to its beginning. */
 void stage_gradients_done(struct stage *stage, int64_t offset);
+
+/* --- dropout (dropout.c) --- */
+
+/* The rate behind the branches of a layer, or behind the embedding (-1), of a model of that many
+ * layers. */
+double stage_dropout_rate(const struct stage_dropout *dropout, int64_t layers, int64_t layer);
+
+/* Where in the model something is dropped. */
+enum dropout_place { DROPOUT_ATTENTION, DROPOUT_MLP, DROPOUT_EMBEDDING };
+
+/* In place; nothing where there is no dropout, or no training. `layer` -1 for the embedding. */
+void stage_drop(struct stage *stage, const struct slot *slot, enum dropout_place place,
+                int64_t layer, void *x);
+/* The gradient of what went into dropout from that of what came out: `gradient` itself, or
+ * scratch.dropped. */
+const void *stage_dropped(struct stage *stage, const struct slot *slot, enum dropout_place place,
+                          int64_t layer, const void *gradient);
 
 /* --- norms (norm.c): y and statistics of s = x + residual; sum[rows, hidden] = s. residual may be
  * NULL: then s = x, and sum is not written. */

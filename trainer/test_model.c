@@ -2,7 +2,8 @@
  *
  * Golden models (tests/golden/models): logits within 1e-4; the loss and gradient norm of 50 steps
  * of AdamW within 1e-4 and 1e-3 relative, and the logits after them. Also: weights start the same
- * whatever the layout, and every rank's parts tile every tensor. */
+ * whatever the layout, and every rank's parts tile every tensor; gradients with dropout are those
+ * of the loss with dropout. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -90,7 +91,11 @@ static void golden_open(struct golden *golden, const char *name)
 {
     const char *source = getenv("srcdir");
     char path[600];
-    const struct stage_work work = {BATCH, LENGTH, BATCH, 1, STAGE_TRAINS, RECOMPUTE_NONE, 0};
+    const struct stage_work work = {.micro_batch = BATCH,
+                                    .seq_length = LENGTH,
+                                    .sequences = BATCH,
+                                    .microbatches = 1,
+                                    .state = STAGE_TRAINS};
     struct error error = {0};
 
     *golden = (struct golden){.layout = {1, 1, 1}, .world = {.size = 1}};
@@ -236,7 +241,8 @@ static const struct model small = {
     .init_std = 0.02,
 };
 
-static const struct stage_work evaluation = {1, 8, 1, 1, STAGE_EVALUATES, RECOMPUTE_NONE, 0};
+static const struct stage_work evaluation = {
+    .micro_batch = 1, .seq_length = 8, .sequences = 1, .microbatches = 1, .state = STAGE_EVALUATES};
 
 /* Put the initial weights of one rank into the whole model's, by tensor; every element once. */
 static void gather_rank(const struct layout *layout, int rank, const struct parameters *whole,
@@ -305,11 +311,106 @@ static void test_layouts_start_alike(void **state)
     stage_destroy(&stage);
 }
 
+/* The loss with dropout, the same every time, and gradients of it. */
+static double dropping_loss(struct stage *stage, const struct batch *batch)
+{
+    *stage->loss_sum = 0;
+    optimizer_zero_gradients(stage);
+    pipeline_train(stage, batch);
+    return *stage->loss_sum;
+}
+
+/* How far the change of the loss in a random direction is from what the gradient says, relative. */
+static double direction_error(struct stage *stage, const struct batch *batch, double step)
+{
+    float *weights = stage->weights;
+    int64_t count = stage->parameters.elements;
+    float *direction = calloc((size_t)count, sizeof(float)), *kept = calloc((size_t)count, 4);
+    double slope = 0, losses[2];
+
+    assert_true(direction && kept);
+    memcpy(kept, weights, (size_t)count * sizeof(float));
+    (void)dropping_loss(stage, batch);
+    for (int64_t i = 0; i < count; i++) {
+        direction[i] = (float)((double)random() / RAND_MAX - 0.5);
+        slope += (double)direction[i] * (double)stage->gradients[i];
+    }
+    for (int side = 0; side < 2; side++) {
+        for (int64_t i = 0; i < count; i++)
+            weights[i] = kept[i] + direction[i] * (float)(side ? step : -step);
+        losses[side] = dropping_loss(stage, batch);
+    }
+    memcpy(weights, kept, (size_t)count * sizeof(float));
+    free(direction);
+    free(kept);
+    return fabs((losses[1] - losses[0]) / (2 * step) / slope - 1);
+}
+
+static void test_dropout_gradient(void **state)
+{
+    static const enum model_family families[] = {MODEL_FAMILY_LLAMA, MODEL_FAMILY_FALCON};
+    const struct layout layout = {1, 1, 1};
+    const struct world world = {.size = 1};
+    struct stage_work work = {.micro_batch = 2,
+                              .seq_length = 8,
+                              .sequences = 2,
+                              .microbatches = 1,
+                              .state = STAGE_TRAINS,
+                              .dropout = {.rate = 0.4, .seed = 9}};
+    struct error error = {0};
+    (void)state;
+
+    for (int i = 0; i < 4; i++) {
+        struct model model = small;
+        struct comm_groups groups;
+        struct stage stage;
+        struct batch batch;
+
+        model_set_family(&model, families[i / 2]);
+        model.block = i < 2 ? MODEL_BLOCK_SEQUENTIAL : MODEL_BLOCK_PARALLEL;
+        model.init_std = 0.3;
+        work.dropout.lima = i % 2;
+        check(comm_open(&groups, &world, &layout, kernels_cpu(1), &error), &error);
+        check(stage_create(&stage, kernels_cpu(1), &model, &layout, (struct layout_place){0},
+                           &groups, &work, &error),
+              &error);
+        check(batch_create(&batch, stage.kernels, 1, 2, 8, &error), &error);
+        stage_randomize(&stage, 11);
+        batch.sequences[0].first_row = 64;
+        for (int t = 0; t < 16; t++) {
+            batch.tokens[t] = (int32_t)(random() % model.vocab_size);
+            batch.targets[t] = (int32_t)(random() % model.vocab_size);
+            batch.weights[t] = 1.0F / 16;
+        }
+        for (int k = 0; k < 4; k++)
+            assert_true(direction_error(&stage, &batch, 1e-3) < 0.01);
+        batch_destroy(&batch);
+        stage_destroy(&stage);
+        comm_close(&groups);
+    }
+}
+
+/* Reference: of 4 layers and a rate of 0.3. */
+static void test_dropout_rates(void **state)
+{
+    const struct stage_dropout lima = {.rate = 0.3, .lima = true}, plain = {.rate = 0.3};
+    (void)state;
+
+    for (int layer = 0; layer < 4; layer++) {
+        assert_true(fabs(stage_dropout_rate(&lima, 4, layer) - 0.1 * layer) < 1e-15);
+        assert_true(stage_dropout_rate(&plain, 4, layer) == 0.3);
+    }
+    assert_true(stage_dropout_rate(&lima, 4, -1) == 0);
+    assert_true(stage_dropout_rate(&plain, 4, -1) == 0.3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),
         cmocka_unit_test(test_layouts_start_alike),
+        cmocka_unit_test(test_dropout_gradient),
+        cmocka_unit_test(test_dropout_rates),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

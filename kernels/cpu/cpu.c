@@ -242,6 +242,7 @@ const struct kernels *kernels_cpu(int threads)
         .attention_backward = cpu_attention_backward,
         .swiglu_forward = cpu_swiglu_forward,
         .swiglu_backward = cpu_swiglu_backward,
+        .dropout = cpu_dropout,
         .gelu_forward = cpu_gelu_forward,
         .gelu_backward = cpu_gelu_backward,
         .embedding_forward = cpu_embedding_forward,

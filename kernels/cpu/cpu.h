@@ -70,6 +70,8 @@ void cpu_swiglu_backward(struct stream *stream, void *dgate_up, void *y, const v
                          const void *gate_up, int64_t rows, int64_t f);
 
 /* gelu.c */
+void cpu_dropout(struct stream *stream, void *y, const void *x, int64_t n, double rate,
+                 uint64_t seed, uint32_t place, int64_t first);
 void cpu_gelu_forward(struct stream *stream, void *y, const void *x, int64_t n);
 void cpu_gelu_backward(struct stream *stream, void *dx, void *y, const void *dy, const void *x,
                        int64_t n);

@@ -175,6 +175,9 @@ void cuda_swiglu_backward(struct stream *stream, void *dgate_up, void *y, const 
                           const void *gate_up, int64_t rows, int64_t f);
 
 /* gelu.cu */
+template <class T>
+void cuda_dropout(struct stream *stream, void *y, const void *x, int64_t n, double rate,
+                  uint64_t seed, uint32_t place, int64_t first);
 template <class T> void cuda_gelu_forward(struct stream *stream, void *y, const void *x, int64_t n);
 template <class T>
 void cuda_gelu_backward(struct stream *stream, void *dx, void *y, const void *dy, const void *x,

@@ -289,6 +289,7 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.attention_backward = cuda_attention_backward<T>;
     table.swiglu_forward = cuda_swiglu_forward<T>;
     table.swiglu_backward = cuda_swiglu_backward<T>;
+    table.dropout = cuda_dropout<T>;
     table.gelu_forward = cuda_gelu_forward<T>;
     table.gelu_backward = cuda_gelu_backward<T>;
     table.embedding_forward = cuda_embedding_forward<T>;

@@ -122,6 +122,33 @@ static void test_swiglu(int64_t rows, int64_t f)
     free_all((struct twin[]){gate_up, dy, y[0], y[1], dgate_up[0], dgate_up[1], again}, 7);
 }
 
+static void check_dropout(int64_t n, int64_t from, int64_t first)
+{
+    struct twin x = twin_random("x", n + from, act(), 1), y[2] = {copied(&x), copied(&x)};
+    void *in_place = element_of(&y[1], from);
+
+    cuda->fill(NULL, element_of(&y[0], from), act(), NAN, n);
+    cuda->dropout(NULL, element_of(&y[0], from), element_of(&x, from), n, 0.3, 0x123456789abc, 17,
+                  first);
+    cuda->dropout(NULL, in_place, in_place, n, 0.3, 0x123456789abc, 17, first);
+    cpu->dropout(NULL, y[0].host + from, x.host + from, n, 0.3, 0x123456789abc, 17, first);
+    twin_compare("dropout", &y[0], tolerance());
+    twin_same_bits("dropout, in place", &y[0], &y[1]);
+    free_all((struct twin[]){x, y[0], y[1]}, 3);
+}
+
+/* Also beyond 2^32 groups, and where groups of four are cut. */
+static void test_dropout(void)
+{
+    static const int64_t counts[] = {1, 5, 4096, 100003}, firsts[] = {0, 3, 4, (1LL << 35) + 8};
+
+    for (size_t i = 0; i < 4; i++)
+        for (size_t j = 0; j < 4; j++) {
+            check_dropout(counts[i], 0, firsts[j]);
+            check_dropout(counts[i], 3, firsts[j]);
+        }
+}
+
 /* From element `from` on, so that vectors may not fit. */
 static void check_gelu(int64_t n, int64_t from)
 {
@@ -438,6 +465,7 @@ static void test(void)
     test_layernorm_starts();
     test_rope();
     test_gelu();
+    test_dropout();
     test_bias();
     test_elementwise();
     test_embedding();

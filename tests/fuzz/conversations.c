@@ -1,7 +1,7 @@
 #include <string.h>
 
 #include "data/chat.h"
-#include "tests/fuzz/readers.h"
+#include "tests/fuzz/fuzz.h"
 
 static const char tokenizer_json[] =
     "{\"added_tokens\": [{\"id\": 300, \"content\": \"<s>\"}, {\"id\": 301, \"content\": \"</s>\","

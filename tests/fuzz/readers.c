@@ -1,4 +1,4 @@
-/* A fuzzer (clang's libFuzzer) over everything that reads a Hugging Face model:
+/* A fuzzer (clang's libFuzzer) over everything that reads a Hugging Face model, or text and tokens:
  *
  *     readers --target=TARGET [--accept] [LIBFUZZER'S OPTION]... CORPUS...
  *
@@ -9,6 +9,7 @@
  *   encoder      tokenizer.json as mtllm-data reads it: texts are encoded, ids decoded
  *   chat         a chat template, a NUL, and a line of JSON: the tokens of a conversation
  *   import       config.json, a NUL, and a file's header: the whole of hf-to-h5
+ *   tokens, corpus, resume    of mtllm-data, see corpora.c
  *
  * Beyond crashes, what is accepted must keep its promises, and what is refused must name its file
  * and leave nothing. A header comes as 8 bytes of the file's size (little-endian) and the file's
@@ -38,7 +39,7 @@
 #include "ckpt/hf_tokenizer.h"
 #include "ckpt/safetensors.h"
 #include "data/tokenizer_kind.h"
-#include "tests/fuzz/readers.h"
+#include "tests/fuzz/fuzz.h"
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -48,13 +49,13 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t room);
 enum header_layout { SIZE_FIELD = 8, HEADER_FIELD = 8, BEFORE_HEADER = SIZE_FIELD + HEADER_FIELD };
 
 /* Below FUZZ_DIRECTORY, which the script makes and removes. */
-static char model_directory[200], run_directory[200], file_path[300], config_path[300];
+char model_directory[200];
+static char run_directory[200], file_path[300], config_path[300];
 static const struct target *target;
 static bool must_accept;
 static uint64_t inputs, accepted;
 
-/* A refusal is bad data, and names the file that it is about in one line of readable text. */
-static void check_refusal(const struct error *error, const char *path)
+void check_refusal(const struct error *error, const char *path)
 {
     if (error->status != EXIT_STATUS_DATA || strncmp(error->text, path, strlen(path)) != 0)
         fprintf(stderr, "status %d: %s\n", error->status, error->text);
@@ -378,6 +379,12 @@ static struct span whole(const uint8_t *data, size_t size)
     return (struct span){0, size};
 }
 
+static struct span nothing(const uint8_t *data, size_t size)
+{
+    (void)data, (void)size;
+    return (struct span){0, 0};
+}
+
 static struct span header_after(const uint8_t *data, size_t size, size_t begin)
 {
     uint64_t length;
@@ -424,6 +431,9 @@ static const struct target {
     {"encoder", run_encoder, whole, "tokenizer.json"},
     {"chat", run_chat, behind_template, "template.ini"},
     {"import", run_import, config_or_header, "model.safetensors"},
+    {"tokens", run_tokens, nothing, "tokens"},
+    {"corpus", run_corpus, nothing, "text"},
+    {"resume", run_resume, whole, "out.resume"},
 };
 
 static json_t *odd_value(void)

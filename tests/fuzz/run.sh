@@ -1,5 +1,5 @@
 #!/bin/bash
-# Fuzzes what reads Hugging Face models, under AddressSanitizer and UndefinedBehaviorSanitizer;
+# Fuzzes what reads Hugging Face models, text and tokens, under AddressSanitizer and UndefinedBehaviorSanitizer;
 # make check-fuzz runs it. What the targets are is said in readers.c.
 #
 #   run.sh --probe     succeed if this machine's clang can do it
@@ -11,7 +11,7 @@
 set -euo pipefail
 source=$(cd "$(dirname "$0")/../.." && pwd)
 clang=${CLANG:-clang} seconds=${FUZZ_SECONDS:-600} seed=${FUZZ_SEED:-0}
-targets=${FUZZ_TARGETS:-safetensors index config tokenizer encoder chat import}
+targets=${FUZZ_TARGETS:-safetensors index config tokenizer encoder chat import tokens corpus resume}
 sanitizers=("-fsanitize=fuzzer,address,undefined" -fno-sanitize-recover=all)
 
 probe() {
@@ -40,7 +40,7 @@ cd "$build/tests/fuzz"
 # --- build: everything again each time, it takes less than a minute --------------------------------
 mapfile -t flags < <(make -s --no-print-directory -C "$build" show-compiler-flags)
 mapfile -t parts < <(make -s --no-print-directory -C "$build" show-fuzz-parts)
-files=(tests/fuzz/readers.c tests/fuzz/conversations.c) libs=()
+files=(tests/fuzz/readers.c tests/fuzz/conversations.c tests/fuzz/corpora.c) libs=()
 for part in "${parts[@]}"; do
     case $part in
     *.c) files+=("$part") ;;
@@ -85,6 +85,31 @@ seeds() { # TARGET
             > seeds/json
         cp "$models/llama-mha/generation_config.json" seeds/generation
         echo '{"eos_token_id": [2, 7], "pad_token_id": 0}' > seeds/generation-list
+        return
+        ;;
+    tokens) # two documents, of two tokens and of one
+        printf '\x14MMIDIDX\0\0\1\0\0\0\0\0\0\0\x08' > seeds/two
+        { number 2; number 3; printf '\2\0\0\0\1\0\0\0'; number 0; number 4; number 0; number 1
+            number 2; printf '\1\0\2\0\3\0'; } >> seeds/two
+        return
+        ;;
+    corpus)
+        printf '\x08one\n\ntwo\nthree' > seeds/paragraphs
+        printf '\x10one\xff\n\ntwo\nthree' > seeds/lines
+        printf '\x21{"text": "one", "a": "two"}\n{"text": 1}\n{"text": "\\u0000"}\n' > seeds/json
+        { printf '\x02'; printf 'one\ntwo\n' | gzip; printf 'three' | gzip; } > seeds/gzip
+        { printf '\x04'; echo '{"text": "one"}' | gzip; } > seeds/json-gzip
+        command -v zstd > /dev/null || return 0
+        { printf '\x03'; printf 'one\ntwo\n' | zstd; printf 'three' | zstd; } > seeds/zstd
+        { printf '\x05'; echo '{"text": "one"}' | zstd; } > seeds/json-zstd
+        return
+        ;;
+    resume)
+        cat > seeds/record << 'END'
+{"version":1,"digest":"d","streams":[{"tokens":7,"sequences":2,"open_tokens":1},{"tokens":7,
+"sequences":2,"open_tokens":0}],"position":{"input":0,"offset":5,"line":2,"text_bytes":5,
+"file_bytes":5,"document_begun":false},"dropping":false,"empty":0,"bad":1}
+END
         return
         ;;
     encoder)
@@ -150,7 +175,9 @@ for target in $targets; do
         ../readers --target="$target" --accept seeds/* > seeds.log 2>&1 || { cat seeds.log; exit 1; }
         [ "$seed" = 0 ] || { corpus=fixed; rm -rf fixed; mkdir fixed; }
         options=(-max_total_time="$seconds" -seed="$seed" -dict="$source/tests/fuzz/words.dict")
-        options+=(-max_len=65536 -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=1)
+        # Little that is compressed can be much, and a frame may ask for 2 GiB in which to look back.
+        options+=(-malloc_limit_mb=4096 -max_len=$([ "$target" = corpus ] && echo 1024 || echo 65536))
+        options+=(-timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=1)
         ../readers --target="$target" "${options[@]}" "$corpus" seeds > fuzz.log 2>&1 ||
             { tail -n 60 fuzz.log; echo "fuzz: $target: see $PWD" >&2; exit 1; }
         tail -n 400 fuzz.log | grep -a ' cov: ' | tail -n 1

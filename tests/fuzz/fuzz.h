@@ -1,12 +1,14 @@
 /* What the targets of the fuzzer share. */
-#ifndef MTLLM_TESTS_FUZZ_READERS_H
-#define MTLLM_TESTS_FUZZ_READERS_H
+#ifndef MTLLM_TESTS_FUZZ_H
+#define MTLLM_TESTS_FUZZ_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+
+#include "core/error.h"
 
 #define check(condition)                                                                           \
     do {                                                                                           \
@@ -16,9 +18,15 @@
         }                                                                                          \
     } while (0)
 
+/* A refusal is bad data, and names the file that it is about in one line of readable text. */
+void check_refusal(const struct error *error, const char *path);
 void write_file(const char *path, const void *bytes, size_t size);
 
-/* Is the conversation taken by the template before it, which goes to a file? In conversations.c. */
-bool chat_accepts(const char *directory, const char *file, const uint8_t *data, size_t size);
+extern char model_directory[200]; /* for files */
+
+/* Targets of corpora.c: was the input accepted? */
+bool run_tokens(const uint8_t *data, size_t size);
+bool run_corpus(const uint8_t *data, size_t size);
+bool run_resume(const uint8_t *data, size_t size);
 
 #endif
