@@ -364,8 +364,8 @@ static void list_templates(const char *directory, char *names, size_t size)
         free(entries);
 }
 
-/* NULL: an error. */
-static char *find_path(const char *name, struct error *error)
+/* The path of its file, to be freed. NULL: an error. */
+static char *find_template(const char *name, struct error *error)
 {
     const char *directory = getenv("MTLLM_TEMPLATES");
     size_t length = strlen(name);
@@ -404,7 +404,7 @@ int chat_template_open(struct chat_template **result, const char *name,
     error->status = 0;
     if (!template)
         return out_of_memory(error);
-    template->path = find_path(name, error);
+    template->path = find_template(name, error);
     if (template->path) {
         reader.path = template->path;
         rc = read_file(&reader);

@@ -76,6 +76,15 @@ static int list_conversations(struct documents *documents, const struct data_par
     return 0;
 }
 
+static int no_documents(const struct data_part *part, enum dataset_split which,
+                        const struct dataset_options *options, struct error *error)
+{
+    return error_set(error, EXIT_STATUS_DATA,
+                     "%s: split \"%s\" gives %s none of %lld documents; give it a larger share",
+                     token_file_prefix(part->tokens), options->split ? options->split : "1",
+                     split_names[which], (long long)token_file_sequences(part->tokens));
+}
+
 /* --- their order ------------------------------------------------------------------------------ */
 
 static int too_few(const struct data_part *part, enum dataset_split which, const int64_t bounds[4],
@@ -183,6 +192,7 @@ static int order_packed(struct order *order, const struct data_part *part, enum 
                         struct error *error)
 {
     int64_t first = part->roles ? 0 : bounds[which];
+    int64_t most = dataset_sequences_most(options->seq_length);
     struct documents documents = {0};
     struct random_state random;
     int result;
@@ -196,8 +206,7 @@ static int order_packed(struct order *order, const struct data_part *part, enum 
     if (result == 0)
         result = packing_build(order, part, documents.list + bounds[which] - first,
                                bounds[which + 1] - bounds[which], options->samples[which],
-                               options->seq_length, dataset_sequences_most(options->seq_length) - 1,
-                               &random, error);
+                               options->seq_length, most > 1 ? most - 1 : 1, &random, error);
     free(documents.list);
     return result;
 }
@@ -207,6 +216,8 @@ static int make_order(struct samples *samples, enum dataset_split which, const i
 {
     if (samples->running)
         return order_running(&samples->order, samples->part, which, bounds, options, error);
+    if (bounds[which + 1] == bounds[which])
+        return no_documents(samples->part, which, options, error);
     if (options->packing)
         return order_packed(&samples->order, samples->part, which, bounds, options, error);
     return order_conversations(&samples->order, samples->part, which, bounds, options, error);

@@ -129,18 +129,29 @@ static int add_next(struct data_source *source, const char **text, struct error 
     return result;
 }
 
+/* A name may hold spaces, if it is that of files. */
+static bool is_one(const char *text)
+{
+    static const char *const endings[] = {"", "-text"};
+    bool found = *text && !strpbrk(text, " \t\n\v\f\r");
+
+    for (int i = 0; i < 2 && !found; i++) {
+        char *name = NULL;
+
+        found = has_index(text, endings[i], &name);
+        free(name);
+    }
+    return found;
+}
+
 int data_source_open(struct data_source *source, const char *text, struct error *error)
 {
-    char *name = NULL;
-    /* A name may hold spaces, if it is that of files. */
-    bool whole = has_index(text, "", &name) || !strpbrk(text, " \t\n\v\f\r");
     const char *at = text;
     double sum = 0;
     int result;
 
-    free(name);
     *source = (struct data_source){0};
-    if (whole)
+    if (is_one(text))
         result = add_part(source, 1, text, error);
     else
         while ((result = add_next(source, &at, error)) > 0)

@@ -119,8 +119,8 @@ interrupted() {
         ! grep -q 'goes on behind' log || went_on=$((went_on + 1))
         [ "$status" -ne 0 ] || break
         [ "$status" -eq $((128 + $(kill -l "$signal"))) ]
-        # A signal may come before anything else is done.
-        [ "$signal" = KILL ] || ! grep -q 'goes on behind' log ||
+        # A signal may come before anything else is done, or behind it all.
+        [ "$signal" = KILL ] || [ -e out.idx ] || ! grep -q 'goes on behind' log ||
             grep -q '^mtllm-data: interrupted; the same command goes on' log
         times=$((times + 1))
         [ "$times" -lt 100 ]

@@ -67,15 +67,15 @@ check-hf: all
 	$(AM_V_at)srcdir='$(srcdir)' builddir='$(abs_builddir)' $(SHELL) $(srcdir)/tests/parity/run.sh
 
 # What reads Hugging Face models, under clang's fuzzer: FUZZ_SECONDS for each target.
-EXTRA_DIST += tests/fuzz/conversations.c tests/fuzz/corpora.c tests/fuzz/fuzz.h tests/fuzz/readers.c \
-	tests/fuzz/run.sh tests/fuzz/words.dict
+EXTRA_DIST += tests/fuzz/conversations.c tests/fuzz/corpora.c tests/fuzz/fuzz.h \
+	tests/fuzz/readers.c tests/fuzz/run.sh tests/fuzz/rows.c tests/fuzz/words.dict
 .PHONY: check-fuzz show-fuzz-parts
 check-fuzz: all
 	$(AM_V_at)$(SHELL) $(srcdir)/tests/fuzz/run.sh '$(abs_builddir)'
 show-fuzz-parts:
-	@printf '%s\n' $(tokenizer_sources) \
-		data/corpus.c data/encoder.c data/input.c data/resume.c data/token_file.c data/utf8.c \
-		$(ZLIB_LIBS) $(ZSTD_LIBS) $(tokenizer_json_sources) $(ckpt_libconvert_la_SOURCES) $(ckpt_libckpt_la_SOURCES) \
+	@printf '%s\n' $(tokenizer_sources) data/corpus.c data/encoder.c data/input.c data/resume.c \
+		data/utf8.c $(data_libdata_la_SOURCES) $(ZLIB_LIBS) $(ZSTD_LIBS) $(tokenizer_json_sources) \
+		$(ckpt_libconvert_la_SOURCES) $(ckpt_libckpt_la_SOURCES) \
 		$(ckpt_libhf_la_SOURCES) $(ckpt_libdisk_la_SOURCES) \
 		$(core_libcore_without_inih_la_SOURCES) $(INIH_LIBS) $(HDF5_LIBS) $(JANSSON_LIBS) \
 		$(XXHASH_LIBS) $(ONIGURUMA_LIBS) $(UTF8PROC_LIBS) -lpthread -lm

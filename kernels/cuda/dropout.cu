@@ -1,5 +1,5 @@
-/* Dropout; kernels/cpu/dropout.c is the explanation, philox.h the mapping. A thread has the elements of
- * one counter: four, or at the ends of the array fewer. */
+/* Dropout; kernels/cpu/dropout.c is the explanation, philox.h the mapping. A thread has the
+ * elements of one counter: four, or at the ends of the array fewer. */
 #include "kernels/cuda/memory.h"
 
 #include "kernels/philox.h"
@@ -21,8 +21,7 @@ static __global__ void drop(T *y, const T *x, const struct dropout dropout)
     uint64_t group = (uint64_t)(dropout.first / GROUP + at);
     int64_t begin = (int64_t)group * GROUP - dropout.first;
     const uint32_t key[2] = {(uint32_t)dropout.seed, (uint32_t)(dropout.seed >> 32)};
-    const uint32_t counter[4] = {(uint32_t)group, (uint32_t)(group >> 32), dropout.place,
-                                 1U << 31};
+    const uint32_t counter[4] = {(uint32_t)group, (uint32_t)(group >> 32), dropout.place, 1U << 31};
     uint32_t numbers[GROUP];
 
     if (begin >= dropout.n)
@@ -52,12 +51,8 @@ template <class T>
 void cuda_dropout(struct stream *stream, void *y, const void *x, int64_t n, double rate,
                   uint64_t seed, uint32_t place, int64_t first)
 {
-    struct dropout dropout = {seed,
-                              first,
-                              n,
-                              place,
-                              (uint32_t)(rate * 4294967296.0),
-                              (float)(1 / (1 - rate))};
+    struct dropout dropout = {
+        seed, first, n, place, (uint32_t)(rate * 4294967296.0), (float)(1 / (1 - rate))};
     int64_t groups = (first + n - 1) / GROUP - first / GROUP + 1;
     bool vectors = first % GROUP == 0 && n % GROUP == 0 &&
                    ((uintptr_t)x | (uintptr_t)y) % (GROUP * sizeof(T)) == 0;

@@ -22,11 +22,17 @@
 void check_refusal(const struct error *error, const char *path);
 void write_file(const char *path, const void *bytes, size_t size);
 
-extern char model_directory[200]; /* for files */
+extern char model_directory[200], run_directory[200]; /* for files; the latter is to be made */
+
+/* Is the conversation taken by the template before it, which goes to a file? In conversations.c. */
+bool chat_accepts(const char *directory, const char *file, const uint8_t *data, size_t size);
 
 /* Targets of corpora.c: was the input accepted? */
 bool run_tokens(const uint8_t *data, size_t size);
 bool run_corpus(const uint8_t *data, size_t size);
 bool run_resume(const uint8_t *data, size_t size);
+/* Targets of rows.c. */
+bool run_order(const uint8_t *data, size_t size);
+bool run_rows(const uint8_t *data, size_t size);
 
 #endif

@@ -10,6 +10,8 @@
  *   chat         a chat template, a NUL, and a line of JSON: the tokens of a conversation
  *   import       config.json, a NUL, and a file's header: the whole of hf-to-h5
  *   tokens, corpus, resume    of mtllm-data, see corpora.c
+ *   order        a file that keeps the order of samples
+ *   rows         options and token files, also with roles: a few samples are read
  *
  * Beyond crashes, what is accepted must keep its promises, and what is refused must name its file
  * and leave nothing. A header comes as 8 bytes of the file's size (little-endian) and the file's
@@ -49,8 +51,8 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t room);
 enum header_layout { SIZE_FIELD = 8, HEADER_FIELD = 8, BEFORE_HEADER = SIZE_FIELD + HEADER_FIELD };
 
 /* Below FUZZ_DIRECTORY, which the script makes and removes. */
-char model_directory[200];
-static char run_directory[200], file_path[300], config_path[300];
+char model_directory[200], run_directory[200];
+static char file_path[300], config_path[300];
 static const struct target *target;
 static bool must_accept;
 static uint64_t inputs, accepted;
@@ -434,6 +436,8 @@ static const struct target {
     {"tokens", run_tokens, nothing, "tokens"},
     {"corpus", run_corpus, nothing, "text"},
     {"resume", run_resume, whole, "out.resume"},
+    {"order", run_order, nothing, "order"},
+    {"rows", run_rows, nothing, "rows"},
 };
 
 static json_t *odd_value(void)

@@ -11,7 +11,7 @@
 set -euo pipefail
 source=$(cd "$(dirname "$0")/../.." && pwd)
 clang=${CLANG:-clang} seconds=${FUZZ_SECONDS:-600} seed=${FUZZ_SEED:-0}
-targets=${FUZZ_TARGETS:-safetensors index config tokenizer encoder chat import tokens corpus resume}
+targets=${FUZZ_TARGETS:-safetensors index config tokenizer encoder chat import tokens corpus resume order rows}
 sanitizers=("-fsanitize=fuzzer,address,undefined" -fno-sanitize-recover=all)
 
 probe() {
@@ -40,7 +40,7 @@ cd "$build/tests/fuzz"
 # --- build: everything again each time, it takes less than a minute --------------------------------
 mapfile -t flags < <(make -s --no-print-directory -C "$build" show-compiler-flags)
 mapfile -t parts < <(make -s --no-print-directory -C "$build" show-fuzz-parts)
-files=(tests/fuzz/readers.c tests/fuzz/conversations.c tests/fuzz/corpora.c) libs=()
+files=(tests/fuzz/readers.c tests/fuzz/corpora.c tests/fuzz/conversations.c tests/fuzz/rows.c) libs=()
 for part in "${parts[@]}"; do
     case $part in
     *.c) files+=("$part") ;;
@@ -67,6 +67,18 @@ tensors() {
     head -c $((8 + $(od -An -t u8 -N 8 "$1"))) "$1"
 }
 
+# sequences: index and data with their lengths before them, of 3, 2 and 4 tokens
+sequences() {
+    local i
+    printf '\x66\0MMIDIDX\0\0'
+    number 1
+    printf '\x08'
+    number 3; number 4
+    printf '\3\0\0\0\2\0\0\0\4\0\0\0'
+    for i in 0 6 10 0 1 2 3; do number $i; done
+    printf '\x12\0\1\0\2\0\2\0\0\0\1\0\2\0\1\0\2\0\2\0'
+}
+
 seeds() { # TARGET
     local name models=$source/tests/golden/models
     case $1 in
@@ -91,6 +103,27 @@ seeds() { # TARGET
         printf '\x14MMIDIDX\0\0\1\0\0\0\0\0\0\0\x08' > seeds/two
         { number 2; number 3; printf '\2\0\0\0\1\0\0\0'; number 0; number 4; number 0; number 1
             number 2; printf '\1\0\2\0\3\0'; } >> seeds/two
+        return
+        ;;
+    chat)
+        for name in llama2 plain mistral; do
+            {
+                cat "$source/etc/templates/$name.ini"
+                printf '\0{"messages": [{"role": "system", "content": " b"}, {"role": "user", %s' \
+                    '"content": "a"}, {"role": "assistant", "content": "ab <s>a", "weight": 1}]}'
+            } > "seeds/$name"
+        done
+        { cat "$source/etc/templates/plain.ini"; printf '\0{"input": "a", "output": "b"}'; } > seeds/pair
+        return
+        ;;
+    order) # arrays of 4, 0 and 65 bytes; the target puts in key and hashes
+        { head -c 24 /dev/zero; number 4; number 0; number 65; head -c 208 /dev/zero; } > seeds/three
+        return
+        ;;
+    rows)
+        for name in 0 1 2 3 8 9 10 11 24 59; do
+            { printf "\\x$(printf %02x $((name | 32)))\\1\\6"; sequences; sequences; } > "seeds/$name"
+        done
         return
         ;;
     corpus)
@@ -132,17 +165,6 @@ END
  "_": 2, "_a": 3, "<0x41>": 4}, "merges": [["_", "a"]]}, "post_processor": {"single":
  [{"SpecialToken": {"id": "?"}}]}}
 END
-        return
-        ;;
-    chat)
-        for name in llama2 plain mistral; do
-            {
-                cat "$source/etc/templates/$name.ini"
-                printf '\0{"messages": [{"role": "system", "content": " b"}, {"role": "user", %s' \
-                    '"content": "a"}, {"role": "assistant", "content": "ab <s>a", "weight": 1}]}'
-            } > "seeds/$name"
-        done
-        { cat "$source/etc/templates/plain.ini"; printf '\0{"input": "a", "output": "b"}'; } > seeds/pair
         return
         ;;
     esac

@@ -46,12 +46,15 @@ if [[ $parts == *" bits "* ]]; then
     expect "stopped and resumed: the same bits" same_run first stopped 200
     expect "how products are computed is recorded" [ -s stopped/products/00000.txt ]
 
+    train 1 again "${small[@]}" --recompute=full; expect "computes layers again" [ $? = 0 ]
+    expect "recompute=full: the same bits" same_run first again 200
+
     train 1 state "${small[@]}" --optimizer-state=bf16; expect "trains with bf16 state" [ $? = 0 ]
     train 1 state2 "${small[@]}" --optimizer-state=bf16
     expect "bf16 state: the same bits" same_run state state2 200
     expect "bf16 state: loss near that of fp32 state" near state first 0.02 200
     train 1 half "${small[@]}" --dtype=fp16; expect "trains in fp16" [ $? = 0 ]
-    rm -rf first second stopped state state2
+    rm -rf first second stopped again state state2
 fi
 
 if [[ $parts == *" losses "* ]]; then
@@ -87,6 +90,7 @@ if [[ $parts == *" families "* ]]; then
     on_both yarn --rope-scaling=yarn --rope-factor=4 --rope-original-positions=64 --mlp-bias=yes \
         --qkv-bias=yes --output-bias=yes
     on_both llama3 --rope-scaling=llama3 --rope-factor=8 --rope-original-positions=64
+    on_both dropout --hidden-dropout=0.1 --recompute=full --recompute-layers=2
     on_both dynamic --rope-scaling=dynamic --rope-factor=2 --max-positions=64
 fi
 
