@@ -49,9 +49,13 @@ static int add_file(XXH3_state_t *state, const char *path, struct error *error)
 /* Of a model's directory; a tokenizer.json by itself is read with its neighbours. */
 static int add_tokenizer_files(XXH3_state_t *state, const char *directory, struct error *error)
 {
-    static const char *const names[] = {"tokenizer.json", "tokenizer.model",
-                                        "tokenizer_config.json", "special_tokens_map.json",
-                                        "chat_template.jinja"};
+    static const char *const names[] = {"tokenizer.json",
+                                        "tokenizer.model",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "chat_template.jinja",
+                                        "added_tokens.json",
+                                        "vocab.json"};
     int result = 0;
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]) && result == 0; i++) {
