@@ -39,8 +39,8 @@ static int64_t last_layers(const struct layout *layout, const struct model *mode
     double head = head_in_layers(model), least = INFINITY;
 
     for (int64_t last = 1; last <= model->layers - others; last++) {
-        double most =
-            fmax((double)((model->layers - last + others - 1) / others), (double)last + head);
+        int64_t largest = (model->layers - last + others - 1) / others;
+        double most = fmax((double)largest, (double)last + head);
 
         if (most <= least) {
             least = most;

@@ -396,7 +396,9 @@ static double most_work(int64_t layers, int stages, int64_t last, double head)
 {
     int64_t others = stages - 1;
 
-    return fmax(others ? (double)((layers - last + others - 1) / others) : 0, (double)last + head);
+    int64_t largest = others ? (layers - last + others - 1) / others : 0;
+
+    return fmax((double)largest, (double)last + head);
 }
 
 /* Every layer is on one stage, every stage has one, later ones no fewer than earlier ones but for

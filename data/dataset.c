@@ -10,6 +10,9 @@
 #include "data/blend.h"
 #include "data/samples.h"
 
+/* So that no number of bytes overflows. */
+#define SAMPLES_MOST (INT64_MAX >> 16)
+
 struct dataset {
     struct dataset_options options;
     struct samples *parts; /* [part_count] of those that have documents for the set */
@@ -148,11 +151,16 @@ int dataset_open(struct dataset **result, const struct data_source *source,
     *result = NULL;
     if (!dataset)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    pthread_mutex_init(&opening.mutex, NULL);
+    if (options->samples[which] > SAMPLES_MOST) {
+        error_set(error, EXIT_STATUS_CONFIGURATION, "%lld samples are more than can be counted",
+                  (long long)options->samples[which]);
+        goto out;
+    }
     dataset->options = *options;
     dataset->parts = calloc((size_t)source->count, sizeof(*dataset->parts));
     dataset->weights = calloc((size_t)source->count, sizeof(*dataset->weights));
     opening.sources = calloc((size_t)source->count, sizeof(struct data_part *));
-    pthread_mutex_init(&opening.mutex, NULL);
     if (!dataset->parts || !dataset->weights || !opening.sources) {
         error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
         goto out;

@@ -74,7 +74,8 @@ struct dataset;
 
 /* At least options->samples[which] samples of `source`, which must outlive the dataset. The same
  * samples in the same order for the same files and options. Error: EXIT_STATUS_DATA,
- * EXIT_STATUS_USAGE (the split), EXIT_STATUS_SYSTEM. */
+ * EXIT_STATUS_USAGE (the split), EXIT_STATUS_CONFIGURATION (more samples than can be counted),
+ * EXIT_STATUS_SYSTEM. */
 int dataset_open(struct dataset **dataset, const struct data_source *source,
                  enum dataset_split which, const struct dataset_options *options,
                  struct error *error);

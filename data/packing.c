@@ -1,5 +1,6 @@
 #include "data/packing.h"
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,6 +111,7 @@ static int append_rows(struct order *order, const struct packing *packing, const
     int64_t *starts, *next;
     struct piece *pieces;
 
+    assert(packing->rows > 0);
     order->bytes[ROW_STARTS] += packing->rows * (int64_t)sizeof(int64_t);
     order->bytes[ROW_PIECES] += packing->count * (int64_t)sizeof(struct piece);
     starts = realloc(order->arrays[ROW_STARTS], (size_t)order->bytes[ROW_STARTS]);
@@ -177,10 +179,10 @@ static int prepare(struct packing *packing, const struct data_part *part, const 
         packing->count += divide(part, documents[i], packing->seq_length, NULL);
     if (packing->count == 0 || packing->count > INT32_MAX)
         return 0;
-    packing->pieces = malloc((size_t)packing->count * sizeof(*packing->pieces));
-    packing->places = malloc((size_t)packing->count * sizeof(*packing->places));
-    packing->turns = malloc((size_t)packing->count * sizeof(*packing->turns));
-    packing->row_of = malloc((size_t)packing->count * sizeof(*packing->row_of));
+    packing->pieces = calloc((size_t)packing->count, sizeof(*packing->pieces));
+    packing->places = calloc((size_t)packing->count, sizeof(*packing->places));
+    packing->turns = calloc((size_t)packing->count, sizeof(*packing->turns));
+    packing->row_of = calloc((size_t)packing->count, sizeof(*packing->row_of));
     if (!packing->pieces || !packing->places || !packing->turns || !packing->row_of)
         return -1;
     for (int64_t i = 0, at = 0; i < count; i++)

@@ -255,10 +255,11 @@ static bool test_model(const char *name, const struct model *model, int64_t seq_
 
 static void open_cuda(enum dtype dtype)
 {
-    const struct cuda_options options = {.dtype = dtype, .attention = "auto"};
-    struct error error = {0};
+    static struct cuda_options options = {.attention = "auto"};
+    static struct error error;
     const struct cuda_module *module = cuda_module_load(&error);
 
+    options.dtype = dtype;
     if (!module || module->device_count() == 0) {
         printf("no GPU here\n");
         exit(77);

@@ -5,7 +5,7 @@
 # usage: tests/gpu/training.sh [BUILD_DIRECTORY] [PART...]
 #
 #   PART   bits: the same twice, and when stopped; losses: against the CPU; families: the same for a
-#          small model of every kind; init: from a Hugging Face directory. All by default
+#          small model of every kind; dropout; init: from a Hugging Face directory. All by default
 #
 # MTLLM_GPU_MODEL (tinyllama-1.1b) and MTLLM_GPU_LENGTH (128) say what is compared with the CPU;
 # MTLLM_GPU_DATA is a PREFIX of tokens to compare bf16 with fp32 on, instead of made-up ones.
@@ -13,7 +13,7 @@ set -u
 # shellcheck source=tests/gpu/common.sh
 . "$(dirname "$0")/common.sh"
 shift
-parts=" ${*:-bits losses families init} "
+parts=" ${*:-bits losses families dropout init} "
 model=${MTLLM_GPU_MODEL:-tinyllama-1.1b} length=${MTLLM_GPU_LENGTH:-128}
 
 "$build_dir/tests/make_tokens" data 32000 3000 1
@@ -90,8 +90,11 @@ if [[ $parts == *" families "* ]]; then
     on_both yarn --rope-scaling=yarn --rope-factor=4 --rope-original-positions=64 --mlp-bias=yes \
         --qkv-bias=yes --output-bias=yes
     on_both llama3 --rope-scaling=llama3 --rope-factor=8 --rope-original-positions=64
-    on_both dropout --hidden-dropout=0.1 --recompute=full --recompute-layers=2
     on_both dynamic --rope-scaling=dynamic --rope-factor=2 --max-positions=64
+fi
+
+if [[ $parts == *" dropout "* ]]; then
+    on_both dropout --hidden-dropout=0.1 --recompute=full --recompute-layers=2
 fi
 
 if [[ $parts == *" init "* ]]; then
