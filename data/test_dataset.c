@@ -313,6 +313,10 @@ static void test_conversation_order(void **state)
     static const int32_t lengths[10] = {9, 2, 7, 3, 8, 2, 4, 5, 6, 7};
     static const int train[] = {5, 8, 4, 7, 0, 1, 9, 2, 5, 1, 8, 2}, valid[] = {6, 6}, test[] = {3},
                      whole[] = {4, 0, 1, 2, 3, 3, 2};
+    static const int even[3][6] = {{1, 7, 9, 2, 2}, {8, 5, 4, 0, 8, 5}, {3, 6, 6}};
+    static const int64_t samples[3] = {5, 6, 3};
+    struct dataset *none;
+    struct error error = {0};
     struct data_source ten = corpus_open("ten", lengths, 10, true);
     struct data_source five = corpus_open("five-chat", lengths, 5, true);
     struct dataset_options options = {
@@ -328,6 +332,16 @@ static void test_conversation_order(void **state)
     assert_documents(&ten, DATASET_TRAIN, &options, train, 12);
     assert_documents(&ten, DATASET_VALID, &options, valid, 2);
     assert_documents(&ten, DATASET_TEST, &options, test, 1);
+    /* What the sets before have drawn tells; these are numpy's. */
+    options.split = "4,4,2";
+    memcpy(options.samples, samples, sizeof(samples));
+    for (int which = DATASET_TRAIN; which <= DATASET_TEST; which++)
+        assert_documents(&ten, (enum dataset_split)which, &options, even[which],
+                         (int)samples[which]);
+    options.split = "1,0,0";
+    assert_int_equal(dataset_open(&none, &ten, DATASET_VALID, &options, &error), -1);
+    assert_int_equal(error.status, EXIT_STATUS_DATA);
+    assert_non_null(strstr(error.text, "gives validation none of 10 documents"));
     options.split = NULL;
     for (int which = DATASET_TRAIN; which <= DATASET_TEST; which++) {
         memset(options.samples, 0, sizeof(options.samples));

@@ -48,7 +48,7 @@ same() {
     run tokenize --output=none --key=title,body good.jsonl "$source_dir/README.md"
     [ "$status" -eq 64 ]
     [[ $output == *"an input is plain text"* ]]
-    for keys in a,b,a 'a,' ',' a,b/c a,b,c,d,e,f,g,h,i; do
+    for keys in 'a,b,a' 'a,' ',' 'a,b/c' a,b,c,d,e,f,g,h,i; do
         run tokenize --output=none --key=$keys good.jsonl
         [ "$status" -eq 64 ]
     done
