@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/log.h"
+
 static int no_memory(const char *text, struct error *error)
 {
     return error_set(error, EXIT_STATUS_SYSTEM, "%s: out of memory", text);
@@ -48,11 +50,14 @@ int data_part_open(struct data_part *part, const char *prefix, struct error *err
 {
     char *plain = NULL, *text = NULL, *role = NULL;
     bool is_plain = has_index(prefix, "", &plain);
-    bool is_pair =
-        !is_plain && has_index(prefix, "-text", &text) && has_index(prefix, "-role", &role);
+    bool is_pair = has_index(prefix, "-text", &text) && has_index(prefix, "-role", &role);
     int result;
 
-    if (is_pair) {
+    if (is_plain && is_pair)
+        log_warning("%s.idx is read and the pair %s.idx and %s.idx, which is there too, is not: no "
+                    "token has a role",
+                    plain, text, role);
+    if (is_pair && !is_plain) {
         result = token_file_open(&part->tokens, text, error);
         if (result == 0)
             result = token_file_open(&part->roles, role, error);

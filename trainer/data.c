@@ -120,7 +120,12 @@ static int open_set(struct training *t, enum dataset_split set, struct dataset_o
                          "and --test-data is given",
                          setting_table[source_settings[set]].name);
     options.split = divided ? setting_text(t->settings, SETTING_SPLIT) : NULL;
-    return dataset_open(&t->sets[set], &t->sources[from], set, &options, error);
+    if (dataset_open(&t->sets[set], &t->sources[from], set, &options, error) < 0)
+        return -1;
+    if (options.packing && t->world->rank == 0 && set == DATASET_TRAIN)
+        log_info("packed rows of %lld tokens are filled to %.1f %%", (long long)t->seq_length,
+                 100 * dataset_fill(t->sets[set]));
+    return 0;
 }
 
 static int open_sets(struct training *t, const struct dataset_options *options, struct error *error)
