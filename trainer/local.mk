@@ -64,6 +64,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/run_directory.c trainer/run_directory.h \
 	trainer/saver.c trainer/saver.h \
 	trainer/stage.c trainer/stage.h \
+	trainer/step_list.c trainer/step_list.h \
 	trainer/team.c trainer/team.h \
 	trainer/train.c trainer/training.c trainer/training.h
 trainer_libtraining_la_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS)

@@ -28,7 +28,8 @@ enum step_sum {
 struct step {
     double loss, norm, lr, seconds, data_wait_s;
     int64_t tokens;
-    bool skipped;
+    bool skipped;     /* no update was made */
+    bool passed_over; /* none was to be made: skip-steps */
     enum stop_reason stop;
 };
 
@@ -63,9 +64,10 @@ static int next_batch(struct training *t, struct step *step, struct batch **batc
     return 0;
 }
 
-/* Gradients of the mean loss over the global batch, summed over replicas. */
-static int compute_gradients(struct training *t, struct step *step, double sums[SUM_COUNT],
-                             struct error *error)
+/* The mean loss over the global batch and, unless the step is passed over, its gradients, summed
+ * over replicas. */
+static int compute(struct training *t, struct step *step, double sums[SUM_COUNT],
+                   struct error *error)
 {
     struct stage *stage = &t->stage;
     const struct kernels *k = stage->kernels;
@@ -74,14 +76,22 @@ static int compute_gradients(struct training *t, struct step *step, double sums[
 
     if (next_batch(t, step, &batch, error) < 0)
         return -1;
-    optimizer_zero_gradients(stage);
     k->zero(stage->stream, stage->loss_sum, sizeof(double));
-    pipeline_train(stage, batch);
-    optimizer_reduce_gradients(stage);
+    if (step->passed_over) {
+        pipeline_evaluate(stage, batch, NULL, NULL);
+    } else {
+        optimizer_zero_gradients(stage);
+        pipeline_train(stage, batch);
+        optimizer_reduce_gradients(stage);
+    }
     k->to_host(stage->stream, &loss, stage->loss_sum, sizeof(loss));
+    if (k->stream_sync(stage->stream, error) < 0)
+        return -1;
     if (stage->last && t->place.tp == 0)
         sums[SUM_LOSS] = loss;
-    return optimizer_squared_norm(&t->optimizer, stage, &sums[SUM_SQUARED_NORM], error);
+    return step->passed_over
+               ? 0
+               : optimizer_squared_norm(&t->optimizer, stage, &sums[SUM_SQUARED_NORM], error);
 }
 
 static void tell_saver_event(const struct training *t, enum saver_event event)
@@ -99,8 +109,11 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     int64_t updates = t->progress.step - t->progress.skipped;
     int memory;
 
-    *step = (struct step){.lr = lr_at(&t->schedule, updates * t->global_batch)};
-    if (compute_gradients(t, step, sums, error) < 0)
+    *step = (struct step){
+        .lr = lr_at(&t->schedule, updates * t->global_batch),
+        .passed_over = step_list_contains(&t->skip, t->progress.step + 1),
+    };
+    if (compute(t, step, sums, error) < 0)
         return -1;
     sums[SUM_SIGNALLED] = reason > STOP_TIME_LIMIT;
     sums[SUM_TIME_UP] = reason == STOP_TIME_LIMIT;
@@ -114,7 +127,7 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     tell_saver_event(t, saver_advance(t->saver, &sums[SUM_SAVER]));
     step->loss = sums[SUM_LOSS] / t->progress.loss_scale;
     step->norm = sqrt(sums[SUM_SQUARED_NORM]) / t->progress.loss_scale;
-    step->skipped = !isfinite(step->norm) || !isfinite(step->loss);
+    step->skipped = step->passed_over || !isfinite(step->norm) || !isfinite(step->loss);
     if (step->skipped) {
         t->progress.skipped++;
     } else {
@@ -123,7 +136,8 @@ static int run_step(struct training *t, struct step *step, struct error *error)
                          weight_decay_at(&t->decay, updates * t->global_batch), updates + 1,
                          step->norm, t->progress.loss_scale);
     }
-    loss_scale_update(&t->scale, &t->progress, step->skipped);
+    if (!step->passed_over)
+        loss_scale_update(&t->scale, &t->progress, step->skipped);
     if (t->stage.kernels->stream_sync(t->stage.stream, error) < 0)
         return -1;
     t->progress.step++;
@@ -150,7 +164,8 @@ static void report_step(struct training *t, const struct step *step)
     metrics_set(&row, METRIC_STEP, (double)t->progress.step);
     metrics_set(&row, METRIC_LOSS, step->loss);
     metrics_set(&row, METRIC_LR, step->lr);
-    metrics_set(&row, METRIC_GRAD_NORM, step->norm);
+    if (!step->passed_over)
+        metrics_set(&row, METRIC_GRAD_NORM, step->norm);
     metrics_set(&row, METRIC_SAMPLES, (double)t->progress.samples);
     metrics_set(&row, METRIC_TOKENS, (double)t->progress.tokens);
     metrics_set(&row, METRIC_TOKENS_PER_S, tokens_per_s);
@@ -167,7 +182,9 @@ static void report_step(struct training *t, const struct step *step)
         metrics_interval_take(&t->interval, &line);
         metrics_print(&line, t->steps, t->global_batch);
     }
-    if (step->skipped)
+    if (step->passed_over)
+        log_info("step %lld: no update, as skip-steps says", (long long)t->progress.step);
+    else if (step->skipped)
         log_warning("step %lld: the gradient is not finite; the update was skipped (%lld so far)",
                     (long long)t->progress.step, (long long)t->progress.skipped);
 }

@@ -374,6 +374,10 @@ static int open_directory(struct training *t, struct error *error)
 
 static int settle_schedules(struct training *t, struct error *error)
 {
+    if (setting_is_set(t->settings, SETTING_SKIP_STEPS) &&
+        step_list_parse(&t->skip, setting_text(t->settings, SETTING_SKIP_STEPS), "skip-steps",
+                        error) < 0)
+        return -1;
     if (lr_schedule_from_settings(&t->schedule, t->settings, t->global_batch, "--", error) < 0)
         return -1;
     return weight_decay_schedule_from_settings(&t->decay, t->settings, t->global_batch, "--",
@@ -439,6 +443,7 @@ void training_close(struct training *t)
     free(t->progress.run_id);
     kept_files_destroy(&t->tokenizer);
     training_close_data(t);
+    step_list_destroy(&t->skip);
     run_directory_close(&t->run);
     if (t->team.scalars)
         team_destroy(&t->team);

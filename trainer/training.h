@@ -15,6 +15,7 @@
 #include "trainer/saver.h"
 #include "trainer/schedule.h"
 #include "trainer/stage.h"
+#include "trainer/step_list.h"
 #include "trainer/stop.h"
 #include "trainer/team.h"
 #include "trainer/world.h"
@@ -39,6 +40,7 @@ struct training {
     struct lr_schedule schedule;
     struct weight_decay_schedule decay;
     struct loss_scale scale;
+    struct step_list skip; /* steps without an update */
     struct saver *saver;
     struct metrics *metrics;          /* rank 0; NULL elsewhere */
     struct metrics_interval interval; /* since the last line on the console */
