@@ -293,7 +293,7 @@ static void test_no_documents(void **state)
  * number of pages, so that a read beyond it is a fault and not the rest of a page. */
 static void test_random_damage(void **state)
 {
-    enum { ROUNDS = 20000, SEQUENCES = 16, TOKENS = 16384 };
+    enum { ROUNDS = 5000, SEQUENCES = 16, TOKENS = 16384 };
     static uint8_t index[34 + 12 * SEQUENCES + 8 * (SEQUENCES + 1)], whole[sizeof(index)];
     static int32_t tokens[8 * TOKENS];
     struct random_state random;
