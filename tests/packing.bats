@@ -59,11 +59,11 @@ metric() {
     train 1 $model $run --run-dir=plain --data=text --split=1
     for name in eod-mask-loss reset-position-ids reset-attention-mask packing; do
         train 1 $model $run --run-dir=$name --data=text --split=1 --eod-token=3 --$name=yes
-        ! diff -q <(losses plain/metrics.jsonl) <(losses $name/metrics.jsonl)
+        ! diff -q <(losses plain/metrics.jsonl) <(losses $name/metrics.jsonl) || false
     done
     train 1 $model $run --run-dir=masked --data=chat --split=1
     train 1 $model $run --run-dir=weighed --data=chat --split=1 --loss-mask-weight=1
-    ! diff -q <(losses masked/metrics.jsonl) <(losses weighed/metrics.jsonl)
+    ! diff -q <(losses masked/metrics.jsonl) <(losses weighed/metrics.jsonl) || false
 }
 
 @test "tokens are counted where there is a target" {
