@@ -92,7 +92,6 @@ static void open_in_threads(struct opening *opening)
 static int choose_parts(struct opening *opening, const struct data_source *source,
                         struct error *error)
 {
-    static const char *const set_names[] = {"training", "validation", "test"};
     struct dataset *dataset = opening->dataset;
     double sum = 0;
 
@@ -104,7 +103,7 @@ static int choose_parts(struct opening *opening, const struct data_source *sourc
             return -1;
         if (documents == 0 && source->count > 1) {
             log_warning("%s: none of its documents are for %s; it is left out there",
-                        token_file_prefix(part->tokens), set_names[opening->which]);
+                        token_file_prefix(part->tokens), samples_set_names[opening->which]);
             continue;
         }
         opening->sources[dataset->part_count] = part;
@@ -118,7 +117,8 @@ static int choose_parts(struct opening *opening, const struct data_source *sourc
     return error_set(error, EXIT_STATUS_DATA,
                      "split \"%s\": no part of the mixture has documents for %s; give it a larger "
                      "share",
-                     dataset->options.split, set_names[opening->which]);
+                     dataset->options.split ? dataset->options.split : "1",
+                     samples_set_names[opening->which]);
 }
 
 static int blend(struct dataset *dataset, enum dataset_split which, struct error *error)

@@ -7,7 +7,7 @@
 #include "core/log.h"
 #include "data/packing.h"
 
-static const char *const split_names[] = {"training", "validation", "test"};
+const char *const samples_set_names[] = {"training", "validation", "test"};
 
 /* The arrays of running text. */
 enum { RUNNING_DOCUMENTS, RUNNING_CUTS, RUNNING_SHUFFLE };
@@ -82,7 +82,7 @@ static int no_documents(const struct data_part *part, enum dataset_split which,
     return error_set(error, EXIT_STATUS_DATA,
                      "%s: split \"%s\" gives %s none of %lld documents; give it a larger share",
                      token_file_prefix(part->tokens), options->split ? options->split : "1",
-                     split_names[which], (long long)token_file_sequences(part->tokens));
+                     samples_set_names[which], (long long)token_file_sequences(part->tokens));
 }
 
 /* --- their order ------------------------------------------------------------------------------ */
@@ -96,7 +96,7 @@ static int too_few(const struct data_part *part, enum dataset_split which, const
                      " share, use shorter sequences, more text, or documents that divide better"
                      " (mtllm-data tokenize --split-documents)",
                      token_file_prefix(part->tokens), options->split ? options->split : "1",
-                     split_names[which], (long long)(bounds[which + 1] - bounds[which]),
+                     samples_set_names[which], (long long)(bounds[which + 1] - bounds[which]),
                      (long long)token_file_sequences(part->tokens), (long long)tokens,
                      (long long)options->seq_length + 1, (long long)options->seq_length);
 }

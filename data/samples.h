@@ -9,6 +9,9 @@
 #include "data/dataset.h"
 #include "data/order.h"
 
+/* "training", "validation", "test", by enum dataset_split. */
+extern const char *const samples_set_names[3];
+
 struct samples {
     const struct data_part *part;
     bool running; /* text that runs from row to row */
