@@ -383,8 +383,7 @@ int settings_read_command_line(struct settings *settings, int argc, char *const 
     return 0;
 }
 
-/* "a, b, c" of the presets in a directory, sorted. */
-static void list_presets(const char *directory, char *names, size_t size)
+void settings_list_names(const char *directory, char *names, size_t size)
 {
     struct dirent **entries;
     int count = scandir(directory, &entries, NULL, alphasort);
@@ -421,7 +420,7 @@ int settings_preset_path(const char *model, char *path, size_t size, struct erro
         error->status = EXIT_STATUS_USAGE;
         return -1;
     }
-    list_presets(directory, names, sizeof(names));
+    settings_list_names(directory, names, sizeof(names));
     return error_set(error, EXIT_STATUS_USAGE,
                      "model=%s: unknown model; known in %s: %s (or give the path of an ini file)",
                      model, directory, names);

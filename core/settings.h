@@ -133,4 +133,7 @@ const char *setting_group_title(enum setting_group group);
 /* The option list of --help, grouped. */
 void settings_write_help(FILE *stream);
 
+/* "a, b, c" of the ini files in a directory, sorted; "none" where there is none. */
+void settings_list_names(const char *directory, char *names, size_t size);
+
 #endif

@@ -1,7 +1,6 @@
 #include "data/chat_template.h"
 
 #include <ctype.h>
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +8,8 @@
 
 #include <ini.h>
 #include <jansson.h>
+
+#include "core/settings.h"
 
 /* A key of the file: patterns are made when all is read, since tokens are named in any order. */
 struct entry {
@@ -344,26 +345,6 @@ static int read_entries(struct chat_template *template, const struct reader *rea
 
 /* --- opening ---------------------------------------------------------------------------------- */
 
-/* "a, b, c" of the templates in a directory, sorted. */
-static void list_templates(const char *directory, char *names, size_t size)
-{
-    struct dirent **entries;
-    int count = scandir(directory, &entries, NULL, alphasort);
-    size_t used = 0;
-
-    snprintf(names, size, "none");
-    for (int i = 0; i < count; i++) {
-        size_t length = strlen(entries[i]->d_name);
-
-        if (length > 4 && strcmp(entries[i]->d_name + length - 4, ".ini") == 0 && used < size)
-            used += (size_t)snprintf(names + used, size - used, "%s%.*s", used ? ", " : "",
-                                     (int)length - 4, entries[i]->d_name);
-        free(entries[i]);
-    }
-    if (count >= 0)
-        free(entries);
-}
-
 /* The path of its file, to be freed. NULL: an error. */
 static char *find_template(const char *name, struct error *error)
 {
@@ -384,7 +365,7 @@ static char *find_template(const char *name, struct error *error)
     }
     if (access(path, F_OK) == 0)
         return path;
-    list_templates(directory, names, sizeof(names));
+    settings_list_names(directory, names, sizeof(names));
     error_set(
         error, EXIT_STATUS_USAGE,
         "--chat-template=%s: there is no %s; known in %s: %s (or give the path of an ini file)",
