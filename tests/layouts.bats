@@ -118,6 +118,26 @@ layouts() {
     done
 }
 
+@test "zero=0 and 1: the same losses; stopped, the bits of one that was not; another layout goes on" {
+    for layout in "4 --dp=4" "6 --tp=2 --dp=3 --global-batch-size=9" "8 --tp=2 --pp=2 --dp=2"; do
+        set -- $layout
+        for zero in 0 1; do
+            rm -rf run-$zero
+            train $1 $model $run ${@:2} --zero=$zero --run-dir=run-$zero > log-$zero 2>&1 ||
+                { cat log-$zero; false; }
+        done
+        losses_agree run-1/metrics.jsonl run-0/metrics.jsonl 1e-6 20
+        rm -rf again
+        train $1 $model $run ${@:2} --steps=9 --lr-decay-steps=20 --run-dir=again > log 2>&1
+        train $1 $model $run ${@:2} --run-dir=again > log 2>&1
+        mtllm-ckpt diff run-1/ckpt/latest again/ckpt/latest
+    done
+    train 8 $model $run --tp=2 --pp=2 --zero=1 --steps=10 --lr-decay-steps=20 --run-dir=other > log 2>&1
+    train 4 $model $run --dp=4 --zero=0 --steps=15 --lr-decay-steps=20 --run-dir=other > log 2>&1
+    train 3 $model $run --pp=1 --global-batch-size=9 --steps=18 --lr-decay-steps=20 --run-dir=other > log 2>&1
+    losses_agree <(head -n 15 other/metrics.jsonl) <(head -n 15 "$(reference)") 1e-5 15
+}
+
 @test "tied embeddings, tp=2 pp=2 dp=2" {
     train 1 $model $run --tied-embeddings=yes --micro-batch-size=8 --run-dir=one > log 2>&1
     train 8 $model $run --tied-embeddings=yes --tp=2 --pp=2 --run-dir=run > log 2>&1

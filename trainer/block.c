@@ -171,6 +171,7 @@ void blocks_forward(struct stage *stage, struct slot *slot)
         struct block_activations *block = &slot->blocks[i];
         const struct norm first = input_norm(stage->first_layer + i, block);
 
+        stage_need_weights(stage, TENSOR_INPUT_NORM, stage->first_layer + i);
         stage_norm_forward(stage, &first, block->input, residual ? branch : block->input, residual);
         residual = block_forward(stage, stage->first_layer + i, block);
     }
@@ -355,7 +356,6 @@ void blocks_backward(struct stage *stage, struct slot *slot)
             parallel_backward(stage, layer, &slot->blocks[i], slot->gradient);
         else
             sequential_backward(stage, layer, &slot->blocks[i], slot->gradient);
-        stage_gradients_done(stage,
-                             parameters_find(&stage->parameters, TENSOR_INPUT_NORM, layer)->offset);
+        stage_gradients_done(stage, TENSOR_INPUT_NORM, layer);
     }
 }

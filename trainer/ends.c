@@ -15,6 +15,7 @@ void embedding_forward(struct stage *stage, struct slot *slot)
     const struct parameter *embedding = parameters_find(&stage->parameters, TENSOR_EMBEDDING, -1);
     void *output = slot->blocks[0].input;
 
+    stage_need_weights(stage, TENSOR_EMBEDDING, -1);
     stage->kernels->embedding_forward(stage->stream, output, slot->tokens,
                                       stage_weight(stage, embedding->offset), n->vocab_first,
                                       n->vocab_count, n->rows, n->hidden);
@@ -31,7 +32,7 @@ void embedding_backward(struct stage *stage, struct slot *slot)
     stage->kernels->embedding_backward(stage->stream, stage->gradients + embedding->offset,
                                        slot->tokens, slot->gradient, n->vocab_first, n->vocab_count,
                                        n->rows, n->hidden);
-    stage_gradients_done(stage, embedding->offset);
+    stage_gradients_done(stage, TENSOR_EMBEDDING, -1);
 }
 
 /* The head's matrix: its own, or the embedding's when they are tied. */
@@ -76,6 +77,8 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
     const void *head_weight = stage_weight(stage, head->offset);
     size_t row_bytes = (size_t)n->hidden * dtype_bytes(k->dtype);
 
+    stage_need_weights(stage, TENSOR_FINAL_NORM, -1);
+    stage_need_weights(stage, head->role, -1);
     stage_norm_forward(stage, &norm, NULL, slot->output, NULL);
     for (int64_t row = 0; row < n->rows; row += n->head_rows) {
         int64_t rows = n->rows - row < n->head_rows ? n->rows - row : n->head_rows;
@@ -99,5 +102,5 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
         return;
     stage_sum_over_tp(stage, s->dnormed);
     stage_norm_backward(stage, &norm, slot->gradient, false, s->dnormed, slot->output, NULL);
-    stage_gradients_done(stage, parameters_find(&stage->parameters, TENSOR_FINAL_NORM, -1)->offset);
+    stage_gradients_done(stage, TENSOR_FINAL_NORM, -1);
 }

@@ -53,6 +53,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/dropout.c \
 	trainer/evaluate.c \
 	trainer/feed.c trainer/feed.h \
+	trainer/gradients.c \
 	trainer/loss_scale.c trainer/loss_scale.h \
 	trainer/norm.c \
 	trainer/optimizer.c trainer/optimizer.h \

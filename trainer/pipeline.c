@@ -109,7 +109,7 @@ void pipeline_train(struct stage *stage, const struct batch *batch)
     struct walk walk = {.stage = stage, .batch = batch, .training = true};
     int64_t ahead = stage->layout->pp - stage->place.pp - 1;
 
-    stage->unreduced = stage->parameters.elements;
+    stage->unreduced = stage->parameters.bucket_count;
     if (ahead > batch->microbatches)
         ahead = batch->microbatches;
     for (int64_t m = 0; m < ahead; m++)

@@ -141,12 +141,12 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
 
 static void lay_out_state(struct stage *stage, enum stage_state state, struct arena *arena)
 {
-    int64_t elements = stage->parameters.elements;
+    int64_t elements = stage->state_elements;
     size_t bytes = dtype_bytes(stage->moments);
 
     if (state == STAGE_EVALUATES)
         return;
-    stage->gradients = take(arena, elements, sizeof(float));
+    stage->gradients = take(arena, stage->parameters.elements, sizeof(float));
     stage->gradient_bytes = arena->used - stage->weight_bytes;
     stage->exp_avg = take(arena, elements, bytes);
     stage->exp_avg_sq = take(arena, elements, bytes);
@@ -261,6 +261,7 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         .first = place.pp == 0,
         .last = place.pp == layout->pp - 1,
         .moments = work->state == STAGE_TRAINS_BF16 ? DTYPE_BF16 : DTYPE_F32,
+        .shares = work->zero && work->state != STAGE_EVALUATES ? layout->dp : 1,
     };
     stage->layers = layout_first_layer(layout, model, place.pp + 1) - stage->first_layer;
     if (work->recompute == RECOMPUTE_FULL)
@@ -269,6 +270,13 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
     set_sizes(stage);
     if (parameters_create(&stage->parameters, model, layout, place, error) < 0)
         return -1;
+    if (parameters_share(&stage->parameters, stage->shares > 1 ? place.dp : 0, stage->shares,
+                         &stage->pieces, &stage->piece_count, error) < 0) {
+        stage_destroy(stage);
+        return -1;
+    }
+    stage->state_elements = stage->parameters.elements / stage->shares;
+    stage->gathered = stage->gathering = stage->parameters.bucket_count;
     stage->slot_count = (int)(in_flight < work->microbatches ? in_flight : work->microbatches);
     stage->slots = calloc((size_t)stage->slot_count, sizeof(*stage->slots));
     if (!stage->slots)
@@ -316,6 +324,7 @@ void stage_destroy(struct stage *stage)
     for (int i = 0; stage->slots && i < stage->slot_count; i++)
         free(stage->slots[i].blocks);
     free(stage->slots);
+    free(stage->pieces);
     parameters_destroy(&stage->parameters);
     *stage = (struct stage){0};
 }
@@ -325,25 +334,32 @@ void *stage_weight(const struct stage *stage, int64_t offset)
     return (char *)stage->weights + (size_t)offset * dtype_bytes(stage->kernels->dtype);
 }
 
-void stage_randomize(struct stage *stage, uint64_t seed)
+/* The initial values of a rectangle of a parameter. */
+static void fill(struct stage *stage, const struct parameter *parameter, const struct tile *tile,
+                 void *values, enum dtype dtype, uint64_t seed)
 {
     const struct kernels *k = stage->kernels;
 
+    if (parameter->dimensions == 1)
+        k->fill(stage->stream, values, dtype, parameter->init_value, tile->rows * tile->columns);
+    else
+        k->random_normal(stage->stream, values, dtype, tile, parameter->init_std, seed,
+                         parameter->random);
+}
+
+void stage_randomize(struct stage *stage, uint64_t seed)
+{
     for (size_t i = 0; i < stage->parameters.count; i++) {
         const struct parameter *parameter = &stage->parameters.list[i];
-        void *weight = stage_weight(stage, parameter->offset);
-        void *finest = stage->master ? stage->master + parameter->offset : weight;
-        enum dtype dtype = stage->master ? DTYPE_F32 : k->dtype;
 
-        if (parameter->count == 0)
-            continue;
-        if (parameter->dimensions == 1)
-            k->fill(stage->stream, finest, dtype, parameter->init_value, parameter->count);
-        else
-            k->random_normal(stage->stream, finest, dtype, &parameter->local, parameter->init_std,
-                             seed, parameter->random);
-        if (finest != weight)
-            k->convert(stage->stream, weight, k->dtype, finest, dtype, parameter->count);
+        if (parameter->count > 0)
+            fill(stage, parameter, &parameter->local, stage_weight(stage, parameter->offset),
+                 stage->kernels->dtype, seed);
+    }
+    for (size_t i = 0; stage->master && i < stage->piece_count; i++) {
+        const struct piece *piece = &stage->pieces[i];
+
+        fill(stage, piece->parameter, &piece->tile, stage->master + piece->state, DTYPE_F32, seed);
     }
 }
 
@@ -400,16 +416,4 @@ void stage_sum_end(struct stage *stage)
 {
     if (stage->layout->tp > 1)
         stage->kernels->stream_wait(stage->stream, stage->sums);
-}
-
-void stage_gradients_done(struct stage *stage, int64_t offset)
-{
-    int64_t count = stage->unreduced - offset;
-
-    if (!stage->last_microbatch || stage->layout->dp == 1 || count <= 0)
-        return;
-    stage->kernels->stream_wait(stage->reductions, stage->stream);
-    comm_all_reduce(stage->groups->dp, stage->gradients + offset, count, COMM_F32, COMM_SUM,
-                    stage->reductions);
-    stage->unreduced = offset;
 }

@@ -121,8 +121,15 @@ struct stage {
      * where the kernels have some. */
     struct stream *reductions, *sums;
     bool last_microbatch; /* what backward has finished will not change any more */
-    int64_t unreduced;    /* gradients [0, unreduced) are this replica's own */
-    float *master;        /* fp32; NULL when the weights are fp32, or updated without one */
+    size_t unreduced;     /* the first buckets' gradients are this replica's own */
+    size_t gathered;      /* the first buckets' weights are whole */
+    size_t gathering;     /* or will be, when `reductions` has done its work */
+    int shares;           /* replicas that share the optimizer's state; 1: each has all */
+    struct piece *pieces; /* what this one updates */
+    size_t piece_count;
+    /* Of state_elements = parameters.elements / shares: */
+    int64_t state_elements;
+    float *master; /* fp32; NULL when the weights are fp32, or updated without one */
     enum dtype moments;
     void *exp_avg, *exp_avg_sq; /* of `moments` */
     double *loss_sum;           /* device: sum of weight * loss over microbatches */
@@ -147,6 +154,7 @@ struct stage_work {
     int64_t sequences;    /* at most, a microbatch; micro_batch: each row is one */
     int64_t microbatches; /* a step: bounds how many can be in flight */
     enum stage_state state;
+    bool zero; /* replicas share the optimizer's state */
     enum recompute recompute;
     int64_t recompute_layers; /* of a stage, with RECOMPUTE_FULL; more than it has: all */
     struct stage_dropout dropout;
@@ -186,10 +194,19 @@ void stage_sum_over_tp(struct stage *stage, void *buffer);
 void stage_sum_begin(struct stage *stage, void *buffer);
 void stage_sum_end(struct stage *stage);
 
-/* Backward adds nothing more to the gradients from element `offset` on in this microbatch. In the
- * last one they are summed over replicas, while backward goes on: always the same ranges in the
- * same order, from the end of the model to its beginning. */
-void stage_gradients_done(struct stage *stage, int64_t offset);
+/* --- gradients.c --- */
+
+/* Backward adds nothing more to the gradients from those of role `first` of a layer on in this
+ * microbatch. In the last one they are summed over replicas, while backward goes on: always the
+ * same buckets in the same order, from the end of the model to its beginning. */
+void stage_gradients_done(struct stage *stage, enum tensor_role first, int64_t layer);
+/* After the last microbatch: the gradients of what this replica updates are those of the batch. */
+void stage_finish_gradients(struct stage *stage);
+
+/* This replica's share of the weights has changed: those of the others are to be gathered. */
+void stage_weights_updated(struct stage *stage);
+/* Before forward computes with the weights of a bucket, of which role `role` of a layer is one. */
+void stage_need_weights(struct stage *stage, enum tensor_role role, int64_t layer);
 
 /* --- dropout (dropout.c) --- */
 

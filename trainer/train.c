@@ -82,7 +82,7 @@ static int compute(struct training *t, struct step *step, double sums[SUM_COUNT]
     } else {
         optimizer_zero_gradients(stage);
         pipeline_train(stage, batch);
-        optimizer_reduce_gradients(stage);
+        stage_finish_gradients(stage);
     }
     k->to_host(stage->stream, &loss, stage->loss_sum, sizeof(loss));
     if (k->stream_sync(stage->stream, error) < 0)

@@ -125,6 +125,7 @@ static int open_stage(struct training *t, struct error *error)
         .state = !training ? STAGE_EVALUATES
                  : bf16    ? STAGE_TRAINS_BF16
                            : STAGE_TRAINS,
+        .zero = setting_integer(t->settings, SETTING_ZERO) == 1,
         .dropout = {.rate = setting_real(t->settings, SETTING_HIDDEN_DROPOUT),
                     .lima = setting_boolean(t->settings, SETTING_LIMA_DROPOUT),
                     .seed = (uint64_t)setting_integer(t->settings, SETTING_SEED)},
