@@ -97,10 +97,11 @@ static int check_units(const struct settings *settings, const char *prefix, stru
         {SETTING_LR_DECAY_STEPS, SETTING_LR_DECAY_SAMPLES},
     };
     bool samples = counts_samples(settings);
-    enum setting_id warmup = pairs[0][samples], wrong;
+    enum setting_id warmup = pairs[0][samples];
 
     for (size_t i = 0; i < sizeof(pairs) / sizeof(*pairs); i++) {
-        wrong = pairs[i][!samples];
+        enum setting_id wrong = pairs[i][!samples];
+
         if (is_given(settings, wrong))
             return error_set(error, EXIT_STATUS_CONFIGURATION,
                              "%s%s=%s: the run's length is counted in %s; use %s%s%s", prefix,
