@@ -109,6 +109,30 @@ layouts() {
     done
 }
 
+# Tokens whose embedding is infinite come in samples of one replica and not in those of another.
+@test "a gradient that is not finite on one replica: no rank makes the update" {
+    train 1 $model $run --steps=0 --run-dir=begin > log 2>&1
+    h5-to-hf begin finite
+    mkdir init
+    cp finite/config.json init/
+    "$build_dir/tests/model_tool" make finite init fp32 1 \
+        set=model.embed_tokens.weight:$((7 * 64)):inf
+    hf-to-h5 --allow-nonfinite=yes init infinite
+    train 1 $run --init=infinite --micro-batch-size=8 --run-dir=one > log 2>&1 || { cat log; false; }
+    grep 'the gradient is not finite; the update was skipped' log
+    sed -i 's/"loss":null/"loss":1/' one/metrics.jsonl
+    for layout in "1 1 4" "1 2 2" "2 2 1"; do
+        set -- $layout
+        rm -rf run
+        train 4 $run --init=infinite --tp=$1 --pp=$2 --dp=$3 --run-dir=run \
+            > log 2>&1
+        sed -i 's/"loss":null/"loss":1/' run/metrics.jsonl
+        losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
+        diff <(sed 's/.*"skipped"/skipped/; s/,.*//' run/metrics.jsonl) \
+            <(sed 's/.*"skipped"/skipped/; s/,.*//' one/metrics.jsonl)
+    done
+}
+
 @test "layers that stages do not divide: 5 on 2, 3 and 4" {
     train 1 $model $run --layers=5 --micro-batch-size=8 --run-dir=one > log 2>&1
     for pp in 2 3 4; do
