@@ -122,6 +122,19 @@ static int check_tp(const struct layout *layout, const struct settings *settings
     return 0;
 }
 
+int layout_check(const struct layout *layout, const struct settings *settings,
+                 const struct model *model, const char *prefix, struct error *error)
+{
+    if (check_tp(layout, settings, model, prefix, error) < 0)
+        return -1;
+    if (layout->pp <= model->layers)
+        return 0;
+    return error_set(error, EXIT_STATUS_CONFIGURATION,
+                     "%spp=%d: %s has %lld layers, and every stage needs one; use at most %lld",
+                     prefix, layout->pp, model_name(settings), (long long)model->layers,
+                     (long long)model->layers);
+}
+
 int layout_from_settings(struct layout *layout, const struct settings *settings,
                          const struct model *model, int world, const char *prefix,
                          struct error *error)
@@ -133,16 +146,8 @@ int layout_from_settings(struct layout *layout, const struct settings *settings,
         .pp = setting_is_set(settings, SETTING_PP) ? (int)setting_integer(settings, SETTING_PP) : 1,
         .dp = setting_is_set(settings, SETTING_DP) ? (int)setting_integer(settings, SETTING_DP) : 0,
     };
-    if (model) {
-        if (check_tp(layout, settings, model, prefix, error) < 0)
-            return -1;
-        if (layout->pp > model->layers)
-            return error_set(error, EXIT_STATUS_CONFIGURATION,
-                             "%spp=%d: %s has %lld layers, and every stage needs one; use at most "
-                             "%lld",
-                             prefix, layout->pp, model_name(settings), (long long)model->layers,
-                             (long long)model->layers);
-    }
+    if (model && layout_check(layout, settings, model, prefix, error) < 0)
+        return -1;
     group = layout->tp * layout->pp;
     if (world == 0) {
         if (layout->dp == 0)

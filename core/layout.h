@@ -35,6 +35,11 @@ int layout_kv_sharing(const struct layout *layout, const struct model *model);
  * does not divide is the later stages', which keep fewer microbatches in flight. */
 int64_t layout_first_layer(const struct layout *layout, const struct model *model, int stage);
 
+/* Whether the model can be shared so: every tensor-parallel rank has whole heads and columns, every
+ * stage a layer. Error: EXIT_STATUS_CONFIGURATION with the values that would do. */
+int layout_check(const struct layout *layout, const struct settings *settings,
+                 const struct model *model, const char *prefix, struct error *error);
+
 /* The layout that the settings ask for in a world of `world` ranks; `world` 0 where it is not
  * known yet (sbatch): dp is then as set, or 1. `model` may be NULL where it is not known.
  * `prefix` is how options are spelled ("--" or "--llm-").

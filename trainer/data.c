@@ -174,10 +174,15 @@ void training_close_data(struct training *t)
     }
 }
 
+int64_t training_row_sequences(const struct settings *settings, int64_t seq_length)
+{
+    bool several = setting_boolean(settings, SETTING_PACKING) ||
+                   setting_boolean(settings, SETTING_RESET_ATTENTION_MASK);
+
+    return several ? dataset_sequences_most(seq_length) : 1;
+}
+
 int64_t training_sequences(const struct training *t)
 {
-    bool several = setting_boolean(t->settings, SETTING_PACKING) ||
-                   setting_boolean(t->settings, SETTING_RESET_ATTENTION_MASK);
-
-    return t->micro_batch * (several ? dataset_sequences_most(t->seq_length) : 1);
+    return t->micro_batch * training_row_sequences(t->settings, t->seq_length);
 }

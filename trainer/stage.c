@@ -238,12 +238,19 @@ static int prepare_products(const struct stage *stage, struct error *error)
     return 0;
 }
 
-int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,
-                 const struct layout *layout, struct layout_place place,
-                 const struct comm_groups *groups, const struct stage_work *work,
-                 struct error *error)
+/* Pieces of the stage's memory, of which there is none yet where it is measured only. */
+static size_t lay_out_all(struct stage *stage, enum stage_state state)
 {
-    struct arena arena = {0};
+    struct arena arena = {.base = stage->memory};
+
+    lay_out(stage, state, &arena);
+    return arena.used;
+}
+
+int stage_measure(struct stage *stage, const struct kernels *kernels, const struct model *model,
+                  const struct layout *layout, struct layout_place place,
+                  const struct stage_work *work, struct error *error)
+{
     int64_t in_flight = layout->pp - place.pp;
 
     *stage = (struct stage){
@@ -251,7 +258,6 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         .model = model,
         .layout = layout,
         .place = place,
-        .groups = groups,
         .micro_batch = work->micro_batch,
         .seq_length = work->seq_length,
         .sequences = work->sequences,
@@ -286,17 +292,29 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         if (!stage->slots[i].blocks)
             goto no_memory;
     }
-    lay_out(stage, work->state, &arena);
-    stage->memory_bytes = arena.used;
+    stage->memory_bytes = lay_out_all(stage, work->state);
+    return 0;
+no_memory:
+    stage_destroy(stage);
+    return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+}
+
+int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,
+                 const struct layout *layout, struct layout_place place,
+                 const struct comm_groups *groups, const struct stage_work *work,
+                 struct error *error)
+{
+    if (stage_measure(stage, kernels, model, layout, place, work, error) < 0)
+        return -1;
+    stage->groups = groups;
     if (prepare_products(stage, error) < 0) {
         stage_destroy(stage);
         return -1;
     }
-    stage->memory = kernels->allocate(arena.used);
+    stage->memory = kernels->allocate(stage->memory_bytes);
     if (!stage->memory)
         goto no_memory;
-    arena = (struct arena){.base = stage->memory};
-    lay_out(stage, work->state, &arena);
+    lay_out_all(stage, work->state);
     if (set_positions(stage) < 0)
         goto no_memory;
     if (layout->dp > 1 && work->state != STAGE_EVALUATES)
@@ -317,8 +335,10 @@ void stage_destroy(struct stage *stage)
 {
     if (!stage->kernels)
         return;
-    stage->kernels->stream_destroy(stage->reductions);
-    stage->kernels->stream_destroy(stage->sums);
+    if (stage->reductions)
+        stage->kernels->stream_destroy(stage->reductions);
+    if (stage->sums)
+        stage->kernels->stream_destroy(stage->sums);
     if (stage->memory)
         stage->kernels->release(stage->memory);
     for (int i = 0; stage->slots && i < stage->slot_count; i++)

@@ -160,6 +160,14 @@ struct stage_work {
     struct stage_dropout dropout;
 };
 
+/* Lay everything out without taking it, communicating or preparing anything: sizes, parameters,
+ * microbatches in flight and the bytes of each kind, by the arithmetic that stage_create() uses.
+ * Of the kernels only dtype, head_rows and attention_workspace() count. To be destroyed by
+ * stage_destroy(); model and layout must outlive the stage. Error: EXIT_STATUS_SYSTEM. */
+int stage_measure(struct stage *stage, const struct kernels *kernels, const struct model *model,
+                  const struct layout *layout, struct layout_place place,
+                  const struct stage_work *work, struct error *error);
+
 /* Lay out and allocate everything, and settle how products are computed. model, layout and groups
  * must outlive the stage. Error: EXIT_STATUS_SYSTEM with the bytes asked for. */
 int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,

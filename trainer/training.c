@@ -50,9 +50,10 @@ static int settle_model(struct training *t, const struct weights *from, struct e
 
 static int settle_layout(struct training *t, struct error *error)
 {
-    t->seq_length = setting_is_set(t->settings, SETTING_SEQ_LENGTH)
-                        ? setting_integer(t->settings, SETTING_SEQ_LENGTH)
-                        : t->model.max_positions;
+    struct stage_work work;
+
+    training_work(&work, t->settings, &t->model);
+    t->seq_length = work.seq_length;
     if (t->seq_length > t->model.max_positions)
         log_warning("seq-length=%lld is beyond the model's max-positions=%lld",
                     (long long)t->seq_length, (long long)t->model.max_positions);
@@ -116,28 +117,43 @@ static int describe_run(struct training *t, const struct weights *from, struct e
     return 0;
 }
 
-static int open_stage(struct training *t, struct error *error)
+void training_work(struct stage_work *work, const struct settings *settings,
+                   const struct model *model)
 {
-    bool training = !setting_boolean(t->settings, SETTING_EVAL_ONLY);
-    bool bf16 = strcmp(setting_text(t->settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
-    const char *recompute = setting_text(t->settings, SETTING_RECOMPUTE);
-    struct stage_work work = {
-        .micro_batch = setting_integer(t->settings, SETTING_MICRO_BATCH_SIZE),
+    bool training = !setting_boolean(settings, SETTING_EVAL_ONLY);
+    bool bf16 = strcmp(setting_text(settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
+    const char *recompute = setting_text(settings, SETTING_RECOMPUTE);
+
+    *work = (struct stage_work){
+        .micro_batch = setting_integer(settings, SETTING_MICRO_BATCH_SIZE),
+        .seq_length = setting_is_set(settings, SETTING_SEQ_LENGTH)
+                          ? setting_integer(settings, SETTING_SEQ_LENGTH)
+                          : model->max_positions,
         .state = !training ? STAGE_EVALUATES
                  : bf16    ? STAGE_TRAINS_BF16
                            : STAGE_TRAINS,
-        .zero = setting_integer(t->settings, SETTING_ZERO) == 1,
-        .dropout = {.rate = setting_real(t->settings, SETTING_HIDDEN_DROPOUT),
-                    .lima = setting_boolean(t->settings, SETTING_LIMA_DROPOUT),
-                    .seed = (uint64_t)setting_integer(t->settings, SETTING_SEED)},
+        .zero = setting_integer(settings, SETTING_ZERO) == 1,
+        .dropout = {.rate = setting_real(settings, SETTING_HIDDEN_DROPOUT),
+                    .lima = setting_boolean(settings, SETTING_LIMA_DROPOUT),
+                    .seed = (uint64_t)setting_integer(settings, SETTING_SEED)},
         .recompute = strcmp(recompute, "full") == 0        ? RECOMPUTE_FULL
                      : strcmp(recompute, "selective") == 0 ? RECOMPUTE_SELECTIVE
                                                            : RECOMPUTE_NONE,
-        .recompute_layers = setting_is_set(t->settings, SETTING_RECOMPUTE_LAYERS)
-                                ? setting_integer(t->settings, SETTING_RECOMPUTE_LAYERS)
-                                : t->model.layers,
+        .recompute_layers = setting_is_set(settings, SETTING_RECOMPUTE_LAYERS)
+                                ? setting_integer(settings, SETTING_RECOMPUTE_LAYERS)
+                                : model->layers,
     };
+    work->sequences = work->micro_batch * training_row_sequences(settings, work->seq_length);
+}
 
+static int open_stage(struct training *t, struct error *error)
+{
+    bool bf16 = strcmp(setting_text(t->settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
+    bool training;
+    struct stage_work work;
+
+    training_work(&work, t->settings, &t->model);
+    training = work.state != STAGE_EVALUATES;
     if (training && bf16 && t->team.kernels->dtype == DTYPE_F32)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "optimizer-state=bf16: the weights are fp32 here; it goes with "
@@ -145,8 +161,6 @@ static int open_stage(struct training *t, struct error *error)
     t->micro_batch = work.micro_batch;
     t->global_batch = t->ramp.full;
     t->microbatches = t->global_batch / (t->micro_batch * t->layout.dp);
-    work.seq_length = t->seq_length;
-    work.sequences = training_sequences(t);
     work.microbatches = t->microbatches;
     if (comm_open_kv(&t->groups, t->world, layout_kv_sharing(&t->layout, &t->model), error) < 0 ||
         stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups, &work,

@@ -57,6 +57,11 @@ struct training {
     bool resumed;                     /* from a checkpoint */
 };
 
+/* What the settings give a stage to do; the microbatches of a step, which follow from the layout,
+ * are left 0. */
+void training_work(struct stage_work *work, const struct settings *settings,
+                   const struct model *model);
+
 /* Open everything, up to the state of the checkpoint to go on from. Collective. On failure every
  * rank has the same error status, and those that have something to say a text. training_close()
  * belongs to both cases. */
@@ -70,7 +75,8 @@ int training_run(struct training *training, struct error *error);
 
 /* --- data (data.c) --------------------------------------------------------------------------- */
 
-/* Sequences of a microbatch at most. */
+/* Sequences of a row at most, and of a microbatch. */
+int64_t training_row_sequences(const struct settings *settings, int64_t seq_length);
 int64_t training_sequences(const struct training *training);
 
 /* Open sources and sets, and the threads that read them. Collective. */
