@@ -142,6 +142,19 @@ layouts() {
     done
 }
 
+@test "sequence-parallel: the same losses with and without; refused where rows do not divide" {
+    for how in no yes; do
+        train 8 $model $run --tp=4 --pp=2 --sequence-parallel=$how --run-dir=$how > log-$how 2>&1
+        losses_agree $how/metrics.jsonl "$(reference)" 1e-5 20
+    done
+    status=0
+    train 4 $model $run --tp=4 --seq-length=31 --sequence-parallel=yes --run-dir=odd > log 2>&1 ||
+        status=$?
+    [ $status = 78 ]
+    grep 'sequence-parallel=yes: micro-batch-size 1 x seq-length 31 rows, which tp=4 does not' log
+    train 4 $model $run --tp=4 --seq-length=31 --steps=5 --run-dir=odd > log 2>&1
+}
+
 @test "zero=0 and 1: the same losses; stopped, the bits of one that was not; another layout goes on" {
     for layout in "4 --dp=4" "6 --tp=2 --dp=3 --global-batch-size=9" "8 --tp=2 --pp=2 --dp=2"; do
         set -- $layout

@@ -18,22 +18,29 @@ static int64_t share_of(const struct stage *stage, const struct bucket *bucket)
 /* --- sums --------------------------------------------------------------------------------------
  */
 
-/* Of the roles `first` to `last` of a layer, which lie one behind the other, if they are there. */
+/* Of the roles `first` to `last` of a layer, as far as they are there. */
 static void sum_over(struct stage *stage, struct comm *comm, enum tensor_role first,
                      enum tensor_role last, int64_t layer)
 {
     const struct parameter *from = parameters_find(&stage->parameters, first, layer);
     const struct parameter *to = parameters_find(&stage->parameters, last, layer);
 
-    if (from)
-        comm_all_reduce(comm, stage->gradients + from->offset,
-                        to->offset + to->count - from->offset, COMM_F32, COMM_SUM, stage->stream);
+    if (!from)
+        return;
+    if (!to)
+        to = from;
+    comm_all_reduce(comm, stage->gradients + from->offset, to->offset + to->count - from->offset,
+                    COMM_F32, COMM_SUM, stage->stream);
 }
 
-/* What tensor-parallel ranks hold the same of, and each has a part of the gradient: of key/value
- * heads that ranks share, that of its own query heads. */
+/* What tensor-parallel ranks hold the same of, and each has a part of the gradient: of norms, that
+ * of its rows; of key/value heads that ranks share, that of its own query heads. */
 static void sum_tp_parts(struct stage *stage, int64_t layer)
 {
+    if (stage->sequence_parallel && layer >= 0) {
+        sum_over(stage, stage->groups->tp, TENSOR_INPUT_NORM, TENSOR_INPUT_NORM_BIAS, layer);
+        sum_over(stage, stage->groups->tp, TENSOR_MLP_NORM, TENSOR_MLP_NORM_BIAS, layer);
+    }
     if (stage->groups->kv && layer >= 0) {
         sum_over(stage, stage->groups->kv, TENSOR_K, TENSOR_V, layer);
         sum_over(stage, stage->groups->kv, TENSOR_K_BIAS, TENSOR_V_BIAS, layer);
@@ -64,6 +71,8 @@ void stage_gradients_done(struct stage *stage, enum tensor_role first, int64_t l
     if (!stage->last_microbatch)
         return;
     sum_tp_parts(stage, layer);
+    if (stage->sequence_parallel && first == TENSOR_FINAL_NORM)
+        sum_over(stage, stage->groups->tp, TENSOR_FINAL_NORM, TENSOR_FINAL_NORM_BIAS, -1);
     while (stage->unreduced > 0 && parameters->buckets[stage->unreduced - 1].first >= offset)
         sum_bucket(stage, &parameters->buckets[--stage->unreduced]);
 }

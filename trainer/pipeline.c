@@ -17,7 +17,8 @@ static struct slot *slot_of(const struct walk *walk, int64_t microbatch)
 
 static int64_t boundary_bytes(const struct stage *stage)
 {
-    return stage->sizes.rows * stage->sizes.hidden * (int64_t)dtype_bytes(stage->kernels->dtype);
+    return stage->sizes.shard_rows * stage->sizes.hidden *
+           (int64_t)dtype_bytes(stage->kernels->dtype);
 }
 
 static void load(const struct walk *walk, struct slot *slot, int64_t m)

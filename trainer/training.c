@@ -132,6 +132,8 @@ void training_work(struct stage_work *work, const struct settings *settings,
         .state = !training ? STAGE_EVALUATES
                  : bf16    ? STAGE_TRAINS_BF16
                            : STAGE_TRAINS,
+        .sequence_parallel = !setting_is_set(settings, SETTING_SEQUENCE_PARALLEL) ||
+                             setting_boolean(settings, SETTING_SEQUENCE_PARALLEL),
         .zero = setting_integer(settings, SETTING_ZERO) == 1,
         .dropout = {.rate = setting_real(settings, SETTING_HIDDEN_DROPOUT),
                     .lima = setting_boolean(settings, SETTING_LIMA_DROPOUT),
@@ -158,6 +160,12 @@ static int open_stage(struct training *t, struct error *error)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "optimizer-state=bf16: the weights are fp32 here; it goes with "
                          "--dtype=bf16 or fp16 on a GPU");
+    if (setting_is_set(t->settings, SETTING_SEQUENCE_PARALLEL) && work.sequence_parallel &&
+        work.micro_batch * work.seq_length % t->layout.tp != 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "sequence-parallel=yes: micro-batch-size %lld x seq-length %lld rows, "
+                         "which tp=%d does not divide; change one of them, or leave it away",
+                         (long long)work.micro_batch, (long long)work.seq_length, t->layout.tp);
     t->micro_batch = work.micro_batch;
     t->global_batch = t->ramp.full;
     t->microbatches = t->global_batch / (t->micro_batch * t->layout.dp);
