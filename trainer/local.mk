@@ -59,6 +59,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/parameter.c trainer/parameter.h \
 	trainer/peers.c trainer/peers.h \
 	trainer/pipeline.c trainer/pipeline.h \
+	trainer/plan.c trainer/plan.h trainer/plan_device.c trainer/plan_list.c \
 	trainer/products.c trainer/products.h \
 	trainer/restore.c trainer/restore.h \
 	trainer/run_directory.c trainer/run_directory.h \
@@ -74,6 +75,11 @@ trainer_libtraining_la_LIBADD = trainer/libtrainer.la kernels/libkernels.la ckpt
 bin_PROGRAMS += mtllm-train
 mtllm_train_SOURCES = trainer/main.c
 mtllm_train_LDADD = trainer/libtraining.la
+
+bin_PROGRAMS += mtllm-plan
+mtllm_plan_SOURCES = trainer/mtllm_plan.c
+mtllm_plan_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
+mtllm_plan_LDADD = trainer/libtraining.la $(JANSSON_LIBS)
 
 if HAVE_CMOCKA
 check_PROGRAMS += trainer/test_model trainer/test_loss_scale
