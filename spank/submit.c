@@ -103,6 +103,11 @@ static int check_layout(const struct settings *settings, int world, struct error
             prefix = "--";
     if (known && model_from_settings(&model, settings, error) < 0)
         return -1;
+    /* The trainer, which sees the devices, chooses what is not named. */
+    if (!setting_is_set(settings, SETTING_TP) && !setting_is_set(settings, SETTING_PP) &&
+        (!setting_is_set(settings, SETTING_DP) ||
+         world % setting_integer(settings, SETTING_DP) == 0))
+        world = 0;
     if (layout_from_settings(&layout, settings, known ? &model : NULL, world, prefix, error) < 0)
         return -1;
     return layout_microbatches(&layout, settings, prefix, &microbatches, error);

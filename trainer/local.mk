@@ -49,6 +49,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/block.c trainer/ends.c \
 	trainer/contact.c trainer/contact.h \
 	trainer/data.c \
+	trainer/default_layout.c \
 	trainer/device.c trainer/device.h \
 	trainer/dropout.c \
 	trainer/evaluate.c \

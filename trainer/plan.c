@@ -292,13 +292,14 @@ static bool is_possible(struct plan *plan, const struct plan_job *job,
 {
     const struct layout *layout = &plan->layout;
     int64_t slice = plan->micro_batch * layout->dp;
+    int node = job->world < device->per_node ? job->world : device->per_node;
     struct error error = {0};
 
     if (layout_check(layout, job->settings, job->model, "", &error) < 0) {
         refuse(plan, PLAN_LAYOUT, "%s", error.text);
-    } else if (layout->tp > device->per_node) {
-        refuse(plan, PLAN_LAYOUT, "tp=%d: more than the %d ranks of a node", layout->tp,
-               device->per_node);
+    } else if (node % layout->tp != 0) {
+        refuse(plan, PLAN_LAYOUT, "tp=%d: does not divide the %d ranks of a node", layout->tp,
+               node);
     } else if (job->global_batch % slice != 0) {
         refuse(plan, PLAN_LAYOUT,
                "global-batch-size=%lld: not a multiple of micro-batch-size x dp = %lld x %d",
@@ -338,7 +339,7 @@ int plan_evaluate(struct plan *plan, const struct plan_job *job, const struct pl
     free(measured.microbatch_s);
     free(measured.after_s);
     if (result == 0 && (double)plan->memory.total > device->memory_bytes)
-        refuse(plan, PLAN_MEMORY, "needs %.2f GiB a rank, of %.2f",
+        refuse(plan, PLAN_MEMORY, "needs %.4g GiB a rank, of %.4g",
                (double)plan->memory.total / (1 << 30), device->memory_bytes / (1 << 30));
     return result;
 }
