@@ -57,7 +57,7 @@ static int settle_layout(struct training *t, struct error *error)
     if (t->seq_length > t->model.max_positions)
         log_warning("seq-length=%lld is beyond the model's max-positions=%lld",
                     (long long)t->seq_length, (long long)t->model.max_positions);
-    return layout_from_settings(&t->layout, t->settings, &t->model, t->world->size, "--", error);
+    return layout_check(&t->layout, t->settings, &t->model, "--", error);
 }
 
 /* What a fresh run begins with. */
@@ -333,8 +333,8 @@ static int open_outputs(struct training *t, struct error *error)
 
     if (setting_boolean(t->settings, SETTING_EVAL_ONLY))
         return 0;
-    if (t->world->rank == 0)
-        device_report_plan(&t->stage);
+    if (device_report_plan(&t->stage, &t->team, error) < 0)
+        return -1;
     if (products_record(t->team.kernels, &t->run, t->world->rank, error) < 0)
         result = -1;
     else if (t->world->rank == 0)
@@ -346,8 +346,7 @@ static int open_outputs(struct training *t, struct error *error)
     return team_agree(&t->team, result, error);
 }
 
-/* What can be judged by the settings alone. The model may still be inside a checkpoint, so the
- * layout is checked against it later. */
+/* What can be judged by the settings alone. */
 static int settle_job(struct training *t, struct error *error)
 {
     bool eval_only = setting_boolean(t->settings, SETTING_EVAL_ONLY);
@@ -357,9 +356,14 @@ static int settle_job(struct training *t, struct error *error)
         return error_set(error, EXIT_STATUS_USAGE,
                          "--steps: say how many steps to train for, or on how many samples with "
                          "--train-samples");
-    if (layout_from_settings(&t->layout, t->settings, NULL, t->world->size, "--", error) < 0)
-        return -1;
-    return batch_ramp_from_settings(&t->ramp, t->settings, &t->layout, "--", error);
+    return 0;
+}
+
+/* An error that is the same on every rank is said by one. */
+static void mute_others(const struct training *t, struct error *error)
+{
+    if (t->world->rank != 0)
+        error->text[0] = '\0';
 }
 
 static int open_team(struct training *t, struct error *error)
@@ -367,13 +371,18 @@ static int open_team(struct training *t, struct error *error)
     const struct kernels *kernels;
 
     if (settle_job(t, error) < 0) {
-        if (t->world->rank != 0)
-            error->text[0] = '\0'; /* the same on every rank */
+        mute_others(t, error);
+        return -1;
+    }
+    if (device_open(&kernels, t->settings, t->world, error) < 0)
+        return -1;
+    /* The model may still be inside a checkpoint; the layout is checked against it later. */
+    if (training_choose_layout(&t->layout, t->settings, t->world, kernels, error) < 0 ||
+        batch_ramp_from_settings(&t->ramp, t->settings, &t->layout, "--", error) < 0) {
+        mute_others(t, error);
         return -1;
     }
     t->place = layout_place(&t->layout, t->world->rank);
-    if (device_open(&kernels, t->settings, t->world, error) < 0)
-        return -1;
     loss_scale_from_settings(&t->scale, t->settings, kernels->dtype == DTYPE_F16);
     if (comm_open(&t->groups, t->world, &t->layout, kernels, error) < 0)
         return -1;

@@ -62,6 +62,13 @@ struct training {
 void training_work(struct stage_work *work, const struct settings *settings,
                    const struct model *model);
 
+/* The layout: the settings', or where they name neither tp nor pp and the memory of the device is
+ * known, the smallest that fits (plan.h). The same on every rank. Collective.
+ * Error: EXIT_STATUS_CONFIGURATION, EXIT_STATUS_SYSTEM; the same on every rank. */
+int training_choose_layout(struct layout *layout, const struct settings *settings,
+                           const struct world *world, const struct kernels *kernels,
+                           struct error *error);
+
 /* Open everything, up to the state of the checkpoint to go on from. Collective. On failure every
  * rank has the same error status, and those that have something to say a text. training_close()
  * belongs to both cases. */

@@ -1,0 +1,345 @@
+#include "trainer/plan.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "trainer/training.h"
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+/* --- memory ---------------------------------------------------------------------------------- */
+
+/* What a process takes of a GPU before anything is allocated, and in the libraries' own buffers:
+ * the context with the module's code (measured at about half a GiB), and cuBLASLt's. */
+#define CONTEXT_BYTES ((size_t)640 << 20)
+/* NCCL's buffers, of each group of several ranks. */
+#define GROUP_BYTES ((size_t)192 << 20)
+/* cuda.h: WORKSPACE_BYTES; linear.cu: product_workspace_bytes; comm_nccl.c and comm_mpi.c:
+ * SCRATCH_BYTES. */
+#define KERNEL_WORKSPACE_BYTES  ((size_t)16 << 20)
+#define PRODUCT_WORKSPACE_BYTES ((size_t)64 << 20)
+#define SCRATCH_BYTES           ((size_t)1 << 20)
+
+/* Groups of more than one rank that a rank is a member of at most: world, tp, dp, pp, model,
+ * embedding, kv. */
+static size_t groups_of(const struct layout *layout, const struct model *model)
+{
+    size_t groups = layout_world(layout) > 1;
+
+    groups += (layout->tp > 1) + (layout->dp > 1) + (layout->pp > 1);
+    groups += layout->tp * layout->pp > 1;
+    groups += layout->pp > 1;
+    groups += layout_kv_sharing(layout, model) > 1;
+    return groups;
+}
+
+size_t plan_outside_bytes(const struct plan_device *device, const struct layout *layout,
+                          const struct stage *stage)
+{
+    size_t groups = groups_of(layout, stage->model);
+    size_t bytes = groups * SCRATCH_BYTES;
+
+    if (device->gpu)
+        return bytes + CONTEXT_BYTES + groups * GROUP_BYTES + KERNEL_WORKSPACE_BYTES +
+               PRODUCT_WORKSPACE_BYTES;
+    /* On CPUs what a checkpoint is copied to before it is written is of the same memory. */
+    if (stage->state_bytes > 0)
+        bytes += stage->weight_bytes + stage->state_bytes;
+    return bytes;
+}
+
+static void note_memory(struct plan_memory *most, const struct plan_device *device,
+                        const struct layout *layout, const struct stage *stage)
+{
+    size_t outside = plan_outside_bytes(device, layout, stage);
+    size_t total = stage->memory_bytes + outside;
+
+    if (total <= most->total)
+        return;
+    *most = (struct plan_memory){
+        .weights = stage->weight_bytes,
+        .gradients = stage->gradient_bytes,
+        .state = stage->state_bytes,
+        .activations =
+            stage->memory_bytes - stage->weight_bytes - stage->gradient_bytes - stage->state_bytes,
+        .outside = outside,
+        .total = total,
+        .stage = stage->place.pp,
+    };
+}
+
+/* --- time ------------------------------------------------------------------------------------ */
+
+/* Of the product rate, what products of this shape reach: less where there are few rows for the
+ * traffic of weights, or columns for the multiprocessors. Fitted to TinyLlama and Llama 2 7B on
+ * H100 and H200 (kernels/cuda/NOTES.md). */
+static double product_efficiency(double rows, double in, double out)
+{
+    return rows / (rows + 200) * fmin(in, out) / (fmin(in, out) + 32);
+}
+
+/* Work of the four products of a layer, in operations at the full rate. */
+static double layer_products(const struct stage_sizes *n)
+{
+    const double shapes[][2] = {
+        {(double)n->hidden, (double)n->qkv_width},
+        {(double)n->mixed_width, (double)n->hidden},
+        {(double)n->hidden, (double)n->mlp_width},
+        {(double)n->ffn, (double)n->hidden},
+    };
+    double rows = (double)n->rows, work = 0;
+
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++)
+        work += 2 * rows * shapes[i][0] * shapes[i][1] /
+                product_efficiency(rows, shapes[i][0], shapes[i][1]);
+    return work;
+}
+
+/* Operations of a layer's attention, forward: two products over the tokens that one sees. */
+static double layer_attention(const struct stage *stage)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    double length = (double)stage->seq_length, window = (double)stage->model->sliding_window;
+    double seen =
+        window > 0 && window < length ? window - window * window / (2 * length) : length / 2;
+    /* Narrow heads give the tensor cores less to do between exponentials. */
+    double slower = n->head_dim < 128 ? 1.28 : 1;
+
+    return 4 * (double)n->rows * seen * (double)n->mixed_width * slower;
+}
+
+/* Elements that the memory-bound kernels of a layer move, of activations: two norms with their
+ * residual, the rotation, and the activation behind gate and up. */
+static double layer_moved(const struct stage_sizes *n, bool backward)
+{
+    double rows = (double)n->rows, hidden = (double)n->hidden;
+    double qk = (double)(n->heads + n->kv_heads) * n->head_dim;
+    double mlp = (double)(n->mlp_width + n->ffn);
+
+    if (backward)
+        return rows * (2 * 5 * hidden + 2 * qk + mlp + (double)n->mlp_width);
+    return rows * (2 * 4 * hidden + 2 * qk + mlp);
+}
+
+/* What memory-bound kernels reach of a copy's bandwidth, in a whole step. */
+#define MEMORY_SHARE 0.85
+/* Until a collective moves anything. */
+#define MESSAGE_LATENCY_S 20e-6
+
+/* Ranks [rank, rank + stride * count) in steps of `stride`: inside a node? */
+static double bandwidth_between(const struct plan_device *device, int stride, int count)
+{
+    return stride * count <= device->per_node ? device->link_bandwidth : device->network_bandwidth;
+}
+
+/* An all-reduce round a ring. */
+static double all_reduce_s(double bytes, int ranks, double bandwidth)
+{
+    if (ranks == 1)
+        return 0;
+    return MESSAGE_LATENCY_S * log2(2.0 * ranks) + 2 * bytes * (ranks - 1) / ranks / bandwidth;
+}
+
+double plan_microbatch_s(const struct plan_device *device, const struct stage *stage)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    double act = (double)dtype_bytes(stage->kernels->dtype);
+    double layers = (double)stage->layers, again = (double)stage->recompute_layers;
+    double memory = device->memory_bandwidth * MEMORY_SHARE;
+    double boundary = (double)(n->rows * n->hidden) * act;
+    double sum =
+        all_reduce_s(boundary, stage->layout->tp, bandwidth_between(device, 1, stage->layout->tp));
+    bool parallel = stage->model->block != MODEL_BLOCK_SEQUENTIAL;
+    double forward, backward, seconds;
+
+    forward = layer_products(n) / device->product_rate +
+              layer_attention(stage) / device->attention_rate +
+              layer_moved(n, false) * act / memory + (parallel ? 1 : 2) * sum;
+    /* Two products for each, and 2.5 times the attention; gradients of weights, fp32, are read and
+     * written. What selective recomputation writes once more goes with what it reads anyway. */
+    backward = 2 * layer_products(n) / device->product_rate +
+               2.5 * layer_attention(stage) / device->attention_rate +
+               layer_moved(n, true) * act / memory + (parallel ? 1 : 2) * sum +
+               (double)(n->hidden * (n->qkv_width + n->mixed_width + n->mlp_width + n->ffn)) * 8 /
+                   device->memory_bandwidth;
+    if (stage->recompute == RECOMPUTE_SELECTIVE)
+        backward += (double)(n->rows * (2 * n->hidden + n->ffn)) * act / memory;
+    seconds = layers * (forward + backward) + again * forward;
+    if (stage->first)
+        seconds += sum + 4 * boundary / memory;
+    if (stage->last)
+        seconds += 6 * (double)n->rows * (double)n->hidden * (double)n->vocab_count /
+                       product_efficiency((double)n->head_rows, (double)n->hidden,
+                                          (double)n->vocab_count) /
+                       device->product_rate +
+                   3 * (double)(n->rows * n->vocab_count) * act / memory + sum;
+    return seconds;
+}
+
+double plan_pipeline_s(const double *microbatch_s, int stages, int64_t microbatches,
+                       double message_s)
+{
+    double slowest = 0, all = 0;
+
+    for (int i = 0; i < stages; i++) {
+        slowest = larger(slowest, microbatch_s[i]);
+        all += microbatch_s[i];
+    }
+    return (double)(microbatches - 1) * slowest + all + 2 * (stages - 1) * message_s;
+}
+
+/* Seconds of the reduction over replicas that nothing hides: what is longer than the last backward;
+ * the first layer's and the embedding's part, which come last; and what NCCL's blocks take from the
+ * products beside them. */
+static double reduction_s(const struct plan_device *device, const struct stage *stage,
+                          double microbatch_s)
+{
+    const struct layout *layout = stage->layout;
+    double bandwidth = bandwidth_between(device, layout->tp, layout->dp);
+    double whole = all_reduce_s((double)stage->gradient_bytes, layout->dp, bandwidth);
+    double parts = (double)stage->layers +
+                   (stage->first ? (double)stage->model->vocab_size *
+                                       (double)stage->model->hidden_size / layout->tp /
+                                       ((double)stage->parameters.elements / (double)stage->layers)
+                                 : 0);
+    double last = whole * larger(1, parts - (double)stage->layers + 1) / parts;
+    double beside = larger(0, fmin(whole - last, microbatch_s * 2 / 3));
+
+    return whole - beside + beside / 2;
+}
+
+/* The norm of the gradient, the update, and zeros for the next step's gradients. */
+static double update_s(const struct plan_device *device, const struct stage *stage)
+{
+    return (double)(2 * stage->state_bytes + 3 * stage->gradient_bytes + 2 * stage->weight_bytes) /
+           (device->memory_bandwidth * MEMORY_SHARE);
+}
+
+/* --- one plan -------------------------------------------------------------------------------- */
+
+struct measured {
+    double *microbatch_s, *after_s; /* of each stage */
+    double boundary_bytes;
+};
+
+static int measure_stages(struct plan *plan, const struct plan_job *job,
+                          const struct plan_device *device, const struct stage_work *work,
+                          struct measured *measured, struct error *error)
+{
+    for (int pp = 0; pp < plan->layout.pp; pp++) {
+        /* The first of a tensor parallel group has the most rows of the vocabulary. */
+        struct layout_place place = {.pp = pp};
+        struct stage stage;
+
+        if (stage_measure(&stage, device->kernels, job->model, &plan->layout, place, work, error) <
+            0)
+            return -1;
+        note_memory(&plan->memory, device, &plan->layout, &stage);
+        measured->microbatch_s[pp] = plan_microbatch_s(device, &stage);
+        measured->after_s[pp] = work->state == STAGE_EVALUATES
+                                    ? 0
+                                    : reduction_s(device, &stage, measured->microbatch_s[pp]) +
+                                          update_s(device, &stage);
+        measured->boundary_bytes = (double)(stage.sizes.rows * stage.sizes.hidden) *
+                                   (double)dtype_bytes(device->kernels->dtype);
+        stage_destroy(&stage);
+    }
+    return 0;
+}
+
+static void set_time(struct plan *plan, const struct plan_job *job,
+                     const struct plan_device *device, const struct stage_work *work,
+                     const struct measured *measured)
+{
+    const struct layout *layout = &plan->layout;
+    int distance = layout->tp * layout->dp; /* of neighbouring stages' ranks */
+    double bandwidth = bandwidth_between(device, distance, 2), after = 0;
+    double message_s = MESSAGE_LATENCY_S + measured->boundary_bytes / bandwidth;
+    double tokens =
+        (double)(plan->microbatches * plan->micro_batch * layout->dp) * (double)work->seq_length;
+
+    for (int i = 0; i < layout->pp; i++)
+        after = larger(after, measured->after_s[i]);
+    plan->step_s =
+        plan_pipeline_s(measured->microbatch_s, layout->pp, plan->microbatches, message_s) + after;
+    plan->tokens_per_s = tokens / plan->step_s;
+    if (device->peak_rate > 0)
+        plan->mfu = plan->tokens_per_s * model_flops_per_token(job->model, work->seq_length, true) /
+                    layout_world(layout) / device->peak_rate;
+}
+
+static void refuse(struct plan *plan, enum plan_refusal refusal, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void refuse(struct plan *plan, enum plan_refusal refusal, const char *format, ...)
+{
+    va_list arguments;
+
+    plan->refusal = refusal;
+    va_start(arguments, format);
+    vsnprintf(plan->reason, sizeof(plan->reason), format, arguments);
+    va_end(arguments);
+}
+
+/* Whether it can be at all; refused if not. */
+static bool is_possible(struct plan *plan, const struct plan_job *job,
+                        const struct plan_device *device)
+{
+    const struct layout *layout = &plan->layout;
+    int64_t slice = plan->micro_batch * layout->dp;
+    int node = job->world < device->per_node ? job->world : device->per_node;
+    struct error error = {0};
+
+    if (layout_check(layout, job->settings, job->model, "", &error) < 0) {
+        refuse(plan, PLAN_LAYOUT, "%s", error.text);
+    } else if (node % layout->tp != 0) {
+        refuse(plan, PLAN_LAYOUT, "tp=%d: does not divide the %d ranks of a node", layout->tp,
+               node);
+    } else if (job->global_batch % slice != 0) {
+        refuse(plan, PLAN_LAYOUT,
+               "global-batch-size=%lld: not a multiple of micro-batch-size x dp = %lld x %d",
+               (long long)job->global_batch, (long long)plan->micro_batch, layout->dp);
+    } else {
+        plan->microbatches = job->global_batch > 0 ? job->global_batch / slice : 1;
+        return true;
+    }
+    return false;
+}
+
+int plan_evaluate(struct plan *plan, const struct plan_job *job, const struct plan_device *device,
+                  struct error *error)
+{
+    struct stage_work work;
+    struct measured measured = {0};
+    int result = -1;
+
+    plan->refusal = PLAN_ACCEPTED;
+    plan->memory = (struct plan_memory){0};
+    if (!is_possible(plan, job, device))
+        return 0;
+    training_work(&work, job->settings, job->model);
+    work.sequences = work.sequences / work.micro_batch * plan->micro_batch;
+    work.micro_batch = plan->micro_batch;
+    work.microbatches = plan->microbatches;
+    work.recompute = plan->recompute;
+    work.recompute_layers = plan->recompute_layers;
+    measured.microbatch_s = calloc((size_t)plan->layout.pp, sizeof(double));
+    measured.after_s = calloc((size_t)plan->layout.pp, sizeof(double));
+    if (!measured.microbatch_s || !measured.after_s)
+        error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    else
+        result = measure_stages(plan, job, device, &work, &measured, error);
+    if (result == 0)
+        set_time(plan, job, device, &work, &measured);
+    free(measured.microbatch_s);
+    free(measured.after_s);
+    if (result == 0 && (double)plan->memory.total > device->memory_bytes)
+        refuse(plan, PLAN_MEMORY, "needs %.4g GiB a rank, of %.4g",
+               (double)plan->memory.total / (1 << 30), device->memory_bytes / (1 << 30));
+    return result;
+}
