@@ -1,6 +1,7 @@
-/* How ranks share a model: tensor (tp), pipeline (pp) and data (dp) parallelism.
+/* How ranks share a model: tensor (tp), pipeline (pp) and data (dp) parallelism; and its sequences:
+ * context parallelism (cp).
  *
- * Ranks run with tp fastest, then dp, then pp:
+ * Ranks run with tp fastest, then cp, then dp, then pp: without context parallelism
  * tp = r mod TP, dp = (r / TP) mod DP, pp = r / (TP * DP).
  */
 #ifndef MTLLM_CORE_LAYOUT_H
@@ -11,16 +12,27 @@
 #include "core/settings.h"
 
 struct layout {
-    int tp, pp, dp;
+    int tp, pp, dp, cp;
 };
 
 struct layout_place {
-    int tp, pp, dp; /* coordinates of one rank */
+    int tp, pp, dp, cp; /* coordinates of one rank */
 };
 
 static inline int layout_world(const struct layout *layout)
 {
-    return layout->tp * layout->pp * layout->dp;
+    return layout->tp * layout->pp * layout->dp * layout->cp;
+}
+
+/* Ranks with the same weights, among which their gradients are summed. */
+static inline int layout_replicas(const struct layout *layout)
+{
+    return layout->dp * layout->cp;
+}
+
+static inline int layout_replica(const struct layout *layout, struct layout_place place)
+{
+    return place.dp * layout->cp + place.cp;
 }
 
 struct layout_place layout_place(const struct layout *layout, int rank);

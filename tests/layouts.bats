@@ -155,6 +155,36 @@ layouts() {
     train 4 $model $run --tp=4 --seq-length=31 --steps=5 --run-dir=odd > log 2>&1
 }
 
+@test "cp: ranks that share sequences have the losses of one; shared heads, packed and biased too" {
+    for layout in "2 --cp=2" "4 --cp=4 --micro-batch-size=2" "4 --cp=2 --tp=2" "8 --cp=2 --dp=2 --pp=2" \
+        "8 --cp=4 --tp=2 --recompute=full" "8 --cp=8 --recompute=selective"; do
+        set -- $layout
+        rm -rf run
+        train $1 $model $run ${@:2} --run-dir=run > log 2>&1 || { cat log; false; }
+        losses_agree run/metrics.jsonl "$(reference)" 1e-5 20
+    done
+    for how in "--hidden-dropout=0.2 --kv-heads=2 --qkv-bias=yes" "--family=mistral --sliding-window=5" \
+        "--family=falcon --kv-heads=1" "--packing=yes --eod-token=0"; do
+        rm -rf one run
+        train 1 $model $run $how --micro-batch-size=8 --eval-interval=10 --run-dir=one > log 2>&1
+        train 8 $model $run $how --cp=4 --dp=2 --eval-interval=10 --run-dir=run > log 2>&1
+        losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
+        paste <(grep '"eval"' run/metrics.jsonl | sed 's/.*"loss": *\([^,}]*\).*/\1/') \
+            <(grep '"eval"' one/metrics.jsonl | sed 's/.*"loss": *\([^,}]*\).*/\1/') |
+            awk '{ d = $1 / $2 - 1; if (d > 1e-5 || d < -1e-5) bad = 1 } END { exit bad || NR != 2 }'
+    done
+    rm -rf again
+    train 8 $model $run --packing=yes --eod-token=0 --cp=4 --dp=2 --eval-interval=10 --run-dir=again > log 2>&1
+    mtllm-ckpt diff run/ckpt/latest again/ckpt/latest
+    for bad in "3 --cp=3" "2 --cp=2 --seq-length=31" "2 --cp=2 --eval-only=yes --dump-logits=x.h5"; do
+        set -- $bad
+        status=0
+        train $1 $model $run ${@:2} --run-dir=none > log 2>&1 || status=$?
+        cat log
+        [ $status = 78 ]
+    done
+}
+
 @test "zero=0 and 1: the same losses; stopped, the bits of one that was not; another layout goes on" {
     for layout in "4 --dp=4" "6 --tp=2 --dp=3 --global-batch-size=9" "8 --tp=2 --pp=2 --dp=2"; do
         set -- $layout

@@ -220,6 +220,31 @@ static void mpi_all_gather(struct comm *comm, void *out, const void *in, int64_t
     }
 }
 
+static void mpi_all_to_all(struct comm *comm, void *out, const void *in, int64_t bytes,
+                           struct stream *stream)
+{
+    struct mpi_group *group = group_of(comm);
+
+    (void)stream;
+    for (int64_t start = 0; start < bytes; start += MESSAGE_BYTES) {
+        int n = (int)(bytes - start < MESSAGE_BYTES ? bytes - start : MESSAGE_BYTES), count = 0;
+
+        for (int i = 1; i < comm->size; i++) {
+            int from = (comm->rank + comm->size - i) % comm->size;
+            int to = (comm->rank + i) % comm->size;
+
+            check(MPI_Irecv((char *)out + bytes * from + start, n, MPI_BYTE, from, 0, group->mpi,
+                            &group->requests[count++]),
+                  comm, "all-to-all", n);
+            check(MPI_Isend((const char *)in + bytes * to + start, n, MPI_BYTE, to, 0, group->mpi,
+                            &group->requests[count++]),
+                  comm, "all-to-all", n);
+        }
+        check(MPI_Waitall(count, group->requests, MPI_STATUSES_IGNORE), comm, "all-to-all", n);
+    }
+    memcpy((char *)out + bytes * comm->rank, (const char *)in + bytes * comm->rank, (size_t)bytes);
+}
+
 static void mpi_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root,
                           struct stream *stream)
 {
@@ -474,6 +499,7 @@ static const struct comm_backend mpi_backend = {
     .all_reduce = mpi_all_reduce,
     .all_gather = mpi_all_gather,
     .reduce_scatter = mpi_reduce_scatter,
+    .all_to_all = mpi_all_to_all,
     .broadcast = mpi_broadcast,
     .barrier = mpi_barrier,
     .send = mpi_send,

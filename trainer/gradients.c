@@ -52,14 +52,14 @@ static void sum_bucket(struct stage *stage, const struct bucket *bucket)
     float *gradients = stage->gradients + bucket->first;
     int64_t share = share_of(stage, bucket);
 
-    if (stage->layout->dp == 1)
+    if (layout_replicas(stage->layout) == 1)
         return;
     stage->kernels->stream_wait(stage->reductions, stage->stream);
     if (stage->shares > 1)
-        comm_reduce_scatter(stage->groups->dp, gradients + stage->place.dp * share, gradients,
+        comm_reduce_scatter(stage->groups->replicas, gradients + stage->replica * share, gradients,
                             share, COMM_F32, stage->reductions);
     else
-        comm_all_reduce(stage->groups->dp, gradients, bucket->count, COMM_F32, COMM_SUM,
+        comm_all_reduce(stage->groups->replicas, gradients, bucket->count, COMM_F32, COMM_SUM,
                         stage->reductions);
 }
 
@@ -84,7 +84,7 @@ void stage_finish_gradients(struct stage *stage)
     int64_t share;
 
     assert(stage->unreduced == 0);
-    if (stage->layout->dp > 1)
+    if (layout_replicas(stage->layout) > 1)
         stage->kernels->stream_wait(stage->stream, stage->reductions);
     if (!stage->model->tied_embeddings || !stage->groups->embedding)
         return;
@@ -96,7 +96,7 @@ void stage_finish_gradients(struct stage *stage)
     share = share_of(stage, bucket);
     comm_all_reduce(stage->groups->embedding,
                     stage->gradients + bucket->first +
-                        (stage->shares > 1 ? stage->place.dp * share : 0),
+                        (stage->shares > 1 ? stage->replica * share : 0),
                     share, COMM_F32, COMM_SUM, stage->stream);
 }
 
@@ -114,8 +114,8 @@ static void gather_next(struct stage *stage)
     };
 
     stage->kernels->stream_wait(stage->reductions, stage->stream);
-    comm_all_gather(stage->groups->dp, stage_weight(stage, bucket->first),
-                    stage_weight(stage, bucket->first + stage->place.dp * share), share,
+    comm_all_gather(stage->groups->replicas, stage_weight(stage, bucket->first),
+                    stage_weight(stage, bucket->first + stage->replica * share), share,
                     types[stage->kernels->dtype], stage->reductions);
 }
 

@@ -48,6 +48,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/batch.c trainer/batch.h \
 	trainer/block.c trainer/ends.c \
 	trainer/contact.c trainer/contact.h \
+	trainer/context_parallel.c \
 	trainer/data.c \
 	trainer/default_layout.c \
 	trainer/device.c trainer/device.h \

@@ -35,7 +35,7 @@ int optimizer_squared_norm(const struct optimizer *optimizer, const struct stage
     const struct kernels *k = stage->kernels;
 
     *squared = 0;
-    if (stage->shares == 1 && stage->place.dp != 0)
+    if (stage->shares == 1 && stage->replica != 0)
         return 0;
     k->zero(stage->stream, optimizer->sum_squares, sizeof(double));
     for (size_t i = 0; i < stage->piece_count; i++) {

@@ -206,7 +206,8 @@ static int64_t bucket_unit(int replicas)
 int parameters_create(struct parameters *parameters, const struct model *model,
                       const struct layout *layout, struct layout_place place, struct error *error)
 {
-    const struct table table = {parameters, model, layout, place.tp, bucket_unit(layout->dp)};
+    const struct table table = {parameters, model, layout, place.tp,
+                                bucket_unit(layout_replicas(layout))};
     int64_t end = layout_first_layer(layout, model, place.pp + 1);
     bool last = place.pp == layout->pp - 1;
     int result = 0;

@@ -24,7 +24,8 @@ static int64_t boundary_bytes(const struct stage *stage)
 static void load(const struct walk *walk, struct slot *slot, int64_t m)
 {
     const struct batch *batch = walk->batch;
-    int64_t at = m * walk->stage->sizes.rows;
+    const struct stage *stage = walk->stage;
+    int64_t at = m * stage->sizes.attention_rows + stage->place.cp * stage->sizes.rows;
     struct microbatch microbatch = {
         .tokens = batch->tokens + at,
         .targets = batch->targets + at,

@@ -31,8 +31,8 @@ static size_t groups_of(const struct layout *layout, const struct model *model)
 {
     size_t groups = layout_world(layout) > 1;
 
-    groups += (layout->tp > 1) + (layout->dp > 1) + (layout->pp > 1);
-    groups += layout->tp * layout->pp > 1;
+    groups += (layout->tp > 1) + (layout_replicas(layout) > 1) + (layout->pp > 1);
+    groups += layout->cp > 1;
     groups += layout->pp > 1;
     groups += layout_kv_sharing(layout, model) > 1;
     return groups;

@@ -95,11 +95,13 @@ int plan_list_create(struct plan_list *plans, const struct plan_job *job,
     *plans = (struct plan_list){0};
     for (int tp = 1; tp <= job->world; tp++)
         for (int pp = 1; pp <= job->world / tp; pp++) {
-            struct layout layout = {.tp = tp, .pp = pp};
+            struct layout layout = {
+                .tp = tp, .pp = pp, .cp = (int)setting_integer(job->settings, SETTING_CP)};
+            int group = tp * pp * layout.cp;
 
-            if (job->world % (tp * pp) != 0)
+            if (job->world % group != 0)
                 continue;
-            layout.dp = job->world / (tp * pp);
+            layout.dp = job->world / group;
             if (!may_be(job->settings, SETTING_TP, tp) || !may_be(job->settings, SETTING_PP, pp) ||
                 !may_be(job->settings, SETTING_DP, layout.dp))
                 continue;
@@ -128,19 +130,20 @@ void plan_list_destroy(struct plan_list *plans)
 static int best_of_group(struct plan *best, size_t *least, int group, const struct plan_job *job,
                          const struct plan_device *device, struct error *error)
 {
+    int cp = (int)setting_integer(job->settings, SETTING_CP);
     struct stage_work work;
 
     training_work(&work, job->settings, job->model);
-    best->refusal = PLAN_LAYOUT;
+    *best = (struct plan){.refusal = PLAN_LAYOUT};
     for (int tp = 1; tp <= group && tp <= device->per_node; tp++) {
         struct plan plan = {
-            .layout = {.tp = tp, .pp = group / tp, .dp = job->world / group},
+            .layout = {.tp = tp, .pp = group / tp, .dp = job->world / group / cp, .cp = cp},
             .micro_batch = work.micro_batch,
             .recompute = work.recompute,
             .recompute_layers = work.recompute_layers,
         };
 
-        if (group % tp != 0)
+        if (group % tp != 0 || job->world % (group * cp) != 0)
             continue;
         if (plan_evaluate(&plan, job, device, error) < 0)
             return -1;

@@ -85,9 +85,10 @@ static enum dtype dtype_of(const struct stage *stage, enum checkpoint_kind kind)
 static bool writes(const struct stage *stage, const struct piece *piece)
 {
     int64_t middle = piece->offset + piece->count / 2;
-    int64_t share = (stage->parameters.elements + stage->layout->dp - 1) / stage->layout->dp;
+    int replicas = layout_replicas(stage->layout);
+    int64_t share = (stage->parameters.elements + replicas - 1) / replicas;
 
-    return piece->parameter->counts && (stage->shares > 1 || middle / share == stage->place.dp);
+    return piece->parameter->counts && (stage->shares > 1 || middle / share == stage->replica);
 }
 
 /* List this rank's pieces and add up the staging memory that they take. */

@@ -31,11 +31,11 @@ static int64_t larger(int64_t a, int64_t b)
 static void set_sizes(struct stage *stage)
 {
     const struct model *model = stage->model;
-    int tp = stage->layout->tp;
+    int tp = stage->layout->tp, cp = stage->layout->cp;
     struct stage_sizes *sizes = &stage->sizes;
 
     *sizes = (struct stage_sizes){
-        .rows = stage->micro_batch * stage->seq_length,
+        .rows = stage->micro_batch * stage->seq_length / cp,
         .hidden = model->hidden_size,
         .ffn = model->ffn_size / tp,
         .heads = (int)(model->heads / tp),
@@ -44,6 +44,13 @@ static void set_sizes(struct stage *stage)
     };
     sizes->qkv_width = (int64_t)(sizes->heads + 2 * sizes->kv_heads) * sizes->head_dim;
     sizes->mixed_width = (int64_t)sizes->heads * sizes->head_dim;
+    sizes->attention_rows = cp * sizes->rows;
+    sizes->attention_heads = sizes->heads / cp;
+    sizes->attention_kv_heads = sizes->kv_heads > cp ? sizes->kv_heads / cp : 1;
+    if (cp == 1)
+        sizes->attention_kv_heads = sizes->kv_heads;
+    sizes->attention_width =
+        (int64_t)(sizes->attention_heads + 2 * sizes->attention_kv_heads) * sizes->head_dim;
     sizes->mlp_width = (model->mlp == MODEL_MLP_SWIGLU ? 2 : 1) * sizes->ffn;
     vocabulary_shard(model, stage->layout, stage->place.tp, &sizes->vocab_first,
                      &sizes->vocab_count);
@@ -61,9 +68,9 @@ static struct attention_shape attention_of(const struct stage *stage, int64_t se
                                            int64_t longest)
 {
     return (struct attention_shape){
-        .rows = stage->sizes.rows,
-        .heads = stage->sizes.heads,
-        .kv_heads = stage->sizes.kv_heads,
+        .rows = stage->sizes.attention_rows,
+        .heads = stage->sizes.attention_heads,
+        .kv_heads = stage->sizes.attention_kv_heads,
         .head_dim = stage->sizes.head_dim,
         .sequences = (int)sequences,
         .longest = longest,
@@ -87,9 +94,11 @@ static void lay_out_block(struct stage *stage, struct block_activations *block, 
         keep_normed ? take(arena, n->shard_rows * n->hidden, act) : stage->scratch.dnormed;
     block->mean = layer_norm ? take(arena, n->shard_rows, sizeof(float)) : NULL;
     block->rstd = take(arena, n->shard_rows, sizeof(float));
-    block->qkv = take(arena, n->rows * n->qkv_width, act);
+    block->qkv = take(arena, n->attention_rows * n->attention_width, act);
     block->mixed = take(arena, n->rows * n->mixed_width, act);
-    block->lse = take(arena, n->rows * n->heads, sizeof(float));
+    block->attended =
+        stage->layout->cp > 1 ? take(arena, n->rows * n->mixed_width, act) : block->mixed;
+    block->lse = take(arena, n->attention_rows * n->attention_heads, sizeof(float));
     block->middle = sequential ? take(arena, n->shard_rows * n->hidden, act) : NULL;
     block->middle_normed = !two_norms    ? block->normed
                            : keep_normed ? take(arena, n->shard_rows * n->hidden, act)
@@ -133,6 +142,12 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     scratch->dwide = take(arena, n->rows * larger(n->mlp_width, n->qkv_width), act);
     scratch->dmixed = take(arena, n->rows * larger(n->ffn, n->mixed_width), act);
     scratch->attention = take(arena, (int64_t)stage->kernels->attention_workspace(&attention), 1);
+    if (stage->layout->cp > 1) {
+        scratch->dattended = take(arena, n->attention_rows * n->attention_width, act);
+        scratch->dattended_output = take(arena, n->rows * n->mixed_width, act);
+        scratch->exchange = take(
+            arena, larger(n->attention_rows * n->attention_width, n->rows * n->mixed_width), act);
+    }
     if (stage->dropout.rate > 0)
         scratch->dropped = take(arena, n->shard_rows * n->hidden, act);
     if (stage->recompute_layers > 0)
@@ -280,18 +295,20 @@ int stage_measure(struct stage *stage, const struct kernels *kernels, const stru
         .first = place.pp == 0,
         .last = place.pp == layout->pp - 1,
         .moments = work->state == STAGE_TRAINS_BF16 ? DTYPE_BF16 : DTYPE_F32,
-        .shares = work->zero && work->state != STAGE_EVALUATES ? layout->dp : 1,
+        .shares = work->zero && work->state != STAGE_EVALUATES ? layout_replicas(layout) : 1,
+        .replica = layout_replica(layout, place),
     };
     stage->layers = layout_first_layer(layout, model, place.pp + 1) - stage->first_layer;
     if (work->recompute == RECOMPUTE_FULL)
         stage->recompute_layers =
             work->recompute_layers < stage->layers ? work->recompute_layers : stage->layers;
-    stage->sequence_parallel = work->sequence_parallel && layout->tp > 1 &&
-                               work->micro_batch * work->seq_length % layout->tp == 0;
+    stage->sequence_parallel =
+        work->sequence_parallel && layout->tp > 1 &&
+        work->micro_batch * work->seq_length % (layout->tp * layout->cp) == 0;
     set_sizes(stage);
     if (parameters_create(&stage->parameters, model, layout, place, error) < 0)
         return -1;
-    if (parameters_share(&stage->parameters, stage->shares > 1 ? place.dp : 0, stage->shares,
+    if (parameters_share(&stage->parameters, stage->shares > 1 ? stage->replica : 0, stage->shares,
                          &stage->pieces, &stage->piece_count, error) < 0) {
         stage_destroy(stage);
         return -1;
@@ -332,7 +349,7 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
     lay_out_all(stage, work->state);
     if (set_positions(stage) < 0)
         goto no_memory;
-    if (layout->dp > 1 && work->state != STAGE_EVALUATES)
+    if (layout_replicas(layout) > 1 && work->state != STAGE_EVALUATES)
         stage->reductions = kernels->stream_create();
     if (layout->tp > 1)
         stage->sums = kernels->stream_create();

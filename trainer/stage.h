@@ -24,9 +24,10 @@ struct block_activations {
     void *normed;            /* [shard_rows, hidden] */
     float *mean;             /* [shard_rows], of LayerNorm; NULL: there is none */
     float *rstd;             /* [shard_rows] */
-    void *qkv;               /* [rows, (heads + 2 kv_heads) head_dim] after rotation */
-    void *mixed;             /* [rows, heads head_dim] out of attention */
-    float *lse;              /* [heads, rows] */
+    void *qkv;               /* [attention_rows, attention_width] after rotation */
+    void *attended;          /* [attention_rows, attention_heads head_dim] out of attention */
+    float *lse;              /* [attention_heads, attention_rows] */
+    void *mixed;             /* [rows, mixed_width] the same by rows; attended, without cp */
     /* [shard_rows, hidden] the residual stream between attention and MLP; NULL in a parallel block
      */
     void *middle;
@@ -71,6 +72,9 @@ struct stage_sizes {
     int chunks;
     int heads, kv_heads, head_dim;
     int64_t qkv_width, mixed_width;
+    /* What this rank attends with: with context parallelism the microbatch's rows, some heads. */
+    int64_t attention_rows, attention_width;
+    int attention_heads, attention_kv_heads;
     int64_t mlp_width; /* columns before the activation: gate and up, or up alone */
     int64_t vocab_first, vocab_count;
     int64_t head_rows; /* tokens whose logits exist at one time */
@@ -84,8 +88,10 @@ struct scratch {
     /* With sequence parallelism, [rows, hidden]: a norm's output and a gradient of the residual
      * stream, gathered; what is to be summed. NULL without. */
     void *whole_normed, *whole_gradient, *parts;
-    void *dwide;             /* [rows, max(mlp_width, qkv_width)] */
-    void *dmixed;            /* [rows, max(ffn, mixed_width)] */
+    void *dwide;  /* [rows, max(mlp_width, qkv_width)] */
+    void *dmixed; /* [rows, max(ffn, mixed_width)] */
+    /* With context parallelism: gradients of block->qkv and block->attended; what is exchanged. */
+    void *dattended, *dattended_output, *exchange;
     void *attention;         /* what its backward works in */
     void *dropped;           /* [shard_rows, hidden] a branch's gradient; NULL without dropout */
     void *final_normed;      /* [shard_rows, hidden] */
@@ -135,6 +141,7 @@ struct stage {
     size_t unreduced;     /* the first buckets' gradients are this replica's own */
     size_t gathered;      /* the first buckets' weights are whole */
     size_t gathering;     /* or will be, when `reductions` has done its work */
+    int replica;          /* this rank's number among those with the same weights */
     int shares;           /* replicas that share the optimizer's state; 1: each has all */
     struct piece *pieces; /* what this one updates */
     size_t piece_count;
@@ -231,6 +238,18 @@ void stage_sum_end(struct stage *stage);
 
 /* Which row of the microbatch the shard's part of a chunk begins with. */
 int64_t stage_shard_row(const struct stage *stage, int chunk);
+
+/* --- context_parallel.c: nothing to do without context parallelism --- */
+
+/* Where q, k and v of this rank's rows are to be: [rows, qkv_width]. */
+void *stage_qkv(const struct stage *stage, void *attended);
+/* From there to those that this rank attends with, and their gradients, `dattended`, back to
+ * scratch.dwide. */
+void stage_to_heads(struct stage *stage, void *attended);
+void stage_from_heads(struct stage *stage, void *dattended);
+/* From attention's output to that of this rank's rows, and its gradient back. */
+void stage_output_from_heads(struct stage *stage, void *mixed, const void *output);
+const void *stage_output_to_heads(struct stage *stage, const void *dmixed);
 
 /* --- gradients.c --- */
 

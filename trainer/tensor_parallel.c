@@ -117,5 +117,6 @@ int64_t stage_shard_row(const struct stage *stage, int chunk)
 {
     const struct stage_sizes *n = &stage->sizes;
 
-    return chunk * n->chunk_rows + (stage->sequence_parallel ? stage->place.tp * n->part_rows : 0);
+    return stage->place.cp * n->rows + chunk * n->chunk_rows +
+           (stage->sequence_parallel ? stage->place.tp * n->part_rows : 0);
 }

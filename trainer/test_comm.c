@@ -190,6 +190,26 @@ static void check_reduce_scatter(struct comm *comm, int64_t count, const char *n
     free(out);
 }
 
+/* Everyone has what everyone had for it. */
+static void check_all_to_all(struct comm *comm, const int *ranks, int64_t count, const char *name)
+{
+    int64_t whole = count * comm_size(comm);
+    float *in = allocate((size_t)whole * 4), *out = allocate((size_t)whole * 4);
+    void *from, *to;
+
+    for (int64_t i = 0; i < whole; i++)
+        in[i] = (float)value_of(world.rank, i);
+    from = push(in, (size_t)whole * 4);
+    to = push(out, (size_t)whole * 4);
+    comm_all_to_all(comm, to, from, count, COMM_F32, NULL);
+    pull(out, to, (size_t)whole * 4);
+    kernels->release(from);
+    for (int64_t i = 0; i < whole; i++)
+        CHECK(out[i] == (float)value_of(ranks[i / count], comm_rank(comm) * count + i % count));
+    free(in);
+    free(out);
+}
+
 static void check_reduce_other(struct comm *comm, const int *ranks, const char *name)
 {
     enum { COUNT = 5000 };
@@ -392,17 +412,18 @@ static void check_streams(struct comm *comm, const char *name)
 static bool in_group(const char *name, const struct layout *layout, int rank)
 {
     struct layout_place me = layout_place(layout, world.rank), it = layout_place(layout, rank);
+    bool same_rows = it.cp == me.cp && it.dp == me.dp;
 
     if (!strcmp(name, "tp"))
-        return it.pp == me.pp && it.dp == me.dp;
-    if (!strcmp(name, "dp"))
+        return it.pp == me.pp && same_rows;
+    if (!strcmp(name, "cp"))
+        return it.tp == me.tp && it.dp == me.dp && it.pp == me.pp;
+    if (!strcmp(name, "replicas"))
         return it.pp == me.pp && it.tp == me.tp;
     if (!strcmp(name, "pp"))
-        return it.tp == me.tp && it.dp == me.dp;
-    if (!strcmp(name, "model"))
-        return it.dp == me.dp;
+        return it.tp == me.tp && same_rows;
     if (!strcmp(name, "embedding"))
-        return it.tp == me.tp && it.dp == me.dp && (it.pp == 0 || it.pp == layout->pp - 1);
+        return it.tp == me.tp && same_rows && (it.pp == 0 || it.pp == layout->pp - 1);
     return true;
 }
 
@@ -424,6 +445,8 @@ static void check_group(struct comm *comm, const char *name, const struct layout
     check_reduce_scatter(comm, 1, name);
     check_reduce_scatter(comm, 1777, name);
     check_reduce_other(comm, ranks, name);
+    check_all_to_all(comm, ranks, 1, name);
+    check_all_to_all(comm, ranks, 1777, name);
     check_gather(comm, ranks, 1, name);
     check_gather(comm, ranks, 1777, name);
     check_broadcast(comm, ranks, 333, name);
@@ -444,9 +467,9 @@ static void check_layout(const struct layout *layout)
         world_abort(&world, error_print(&error));
     check_group(groups.world, "world", layout);
     check_group(groups.tp, "tp", layout);
-    check_group(groups.dp, "dp", layout);
+    check_group(groups.cp, "cp", layout);
+    check_group(groups.replicas, "replicas", layout);
     check_group(groups.pp, "pp", layout);
-    check_group(groups.model, "model", layout);
     CHECK((groups.embedding != NULL) ==
           (layout->pp > 1 && (place.pp == 0 || place.pp == layout->pp - 1)));
     if (groups.embedding)
@@ -561,21 +584,20 @@ int main(int argc, char **argv)
     if (strcmp(how, "cuda") == 0)
         open_gpu();
     /* MPI can be started once a process: this one is open throughout. */
-    if (comm_open(&first, &world, &(struct layout){1, 1, world.size}, kernels, &error) < 0) {
+    if (comm_open(&first, &world, &(struct layout){1, 1, world.size, 1}, kernels, &error) < 0) {
         world_close(&world);
         return error_print(&error);
     }
     check_places(first.world);
     if (*how && strcmp(how, "cuda") != 0)
         fail(first.world, how);
-    for (int tp = 1; tp <= world.size; tp++) {
-        for (int pp = 1; tp * pp <= world.size; pp++) {
-            if (world.size % (tp * pp) != 0)
-                continue;
-            check_layout(&(struct layout){tp, pp, world.size / (tp * pp)});
-            layouts++;
-        }
-    }
+    for (int tp = 1; tp <= world.size; tp++)
+        for (int pp = 1; tp * pp <= world.size; pp++)
+            for (int cp = 1; tp * pp * cp <= world.size; cp++)
+                if (world.size % (tp * pp * cp) == 0 && (cp == 1 || tp == 1 || pp == 1)) {
+                    check_layout(&(struct layout){tp, pp, world.size / (tp * pp * cp), cp});
+                    layouts++;
+                }
     check_large(first.world);
     if (world.rank == 0)
         printf("%d ranks: %d layouts\n", world.size, layouts);

@@ -256,7 +256,7 @@ static void test_ramp_settings(void **state)
         {{"--batch-size-ramp=4 4 100"}, 78, "on it is a batch of 4, not a multiple of"},
         {{"--batch-size-ramp=16 4 100"}, 78, "on it is a batch of 20, not a multiple of"},
     };
-    const struct layout layout = {.tp = 1, .pp = 1, .dp = 4};
+    const struct layout layout = {.tp = 1, .pp = 1, .dp = 4, .cp = 1};
     (void)state;
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {

@@ -45,7 +45,7 @@ static double now_s(clockid_t clock)
 static int next_batch(struct training *t, struct step *step, struct batch **batch,
                       struct error *error)
 {
-    bool counts = t->stage.last && t->place.tp == 0;
+    bool counts = t->stage.last && t->place.tp == 0 && t->place.cp == 0;
     double sums[3] = {0}, waited_s = 0; /* of weights, of targets, of waits */
     int result = feed_next(t->feed, batch, &waited_s, error);
 

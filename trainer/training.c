@@ -110,8 +110,8 @@ static int describe_run(struct training *t, const struct weights *from, struct e
                             : hf_config_write(&t->model, t->stage.kernels->dtype);
     if (!progress->config)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-    snprintf(progress->layout, sizeof(progress->layout), "tp%d pp%d dp%d", t->layout.tp,
-             t->layout.pp, t->layout.dp);
+    snprintf(progress->layout, sizeof(progress->layout), "tp%d cp%d pp%d dp%d", t->layout.tp,
+             t->layout.cp, t->layout.pp, t->layout.dp);
     progress->files = t->tokenizer.list;
     progress->file_count = t->tokenizer.count;
     return 0;
@@ -161,11 +161,21 @@ static int open_stage(struct training *t, struct error *error)
                          "optimizer-state=bf16: the weights are fp32 here; it goes with "
                          "--dtype=bf16 or fp16 on a GPU");
     if (setting_is_set(t->settings, SETTING_SEQUENCE_PARALLEL) && work.sequence_parallel &&
-        work.micro_batch * work.seq_length % t->layout.tp != 0)
+        work.micro_batch * work.seq_length % (t->layout.tp * t->layout.cp) != 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "sequence-parallel=yes: micro-batch-size %lld x seq-length %lld rows, "
-                         "which tp=%d does not divide; change one of them, or leave it away",
-                         (long long)work.micro_batch, (long long)work.seq_length, t->layout.tp);
+                         "which tp=%d%s does not divide; change one of them, or leave it away",
+                         (long long)work.micro_batch, (long long)work.seq_length, t->layout.tp,
+                         t->layout.cp > 1 ? " x cp" : "");
+    if (work.micro_batch * work.seq_length % t->layout.cp != 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "--cp=%d: does not divide the rows of a microbatch, micro-batch-size %lld "
+                         "x seq-length %lld; change one of them",
+                         t->layout.cp, (long long)work.micro_batch, (long long)work.seq_length);
+    if (t->layout.cp > 1 && setting_is_set(t->settings, SETTING_DUMP_LOGITS))
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "dump-logits: goes with --cp=1, since ranks of a context parallel group "
+                         "have parts of the rows");
     t->micro_batch = work.micro_batch;
     t->global_batch = t->ramp.full;
     t->microbatches = t->global_batch / (t->micro_batch * t->layout.dp);
