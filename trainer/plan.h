@@ -28,6 +28,7 @@
 struct plan_device {
     const char *name;
     const struct kernels *kernels; /* only what stage_measure() wants need be there */
+    struct kernels facts;          /* of a GPU that is not here; kernels points to it then */
     bool gpu;
     double memory_bytes; /* that a rank may take, in all */
     int per_node;        /* ranks of a node */
@@ -37,8 +38,8 @@ struct plan_device {
     double memory_bandwidth, link_bandwidth, network_bandwidth;
 };
 
-/* The device that --device-type and what goes with it describe. Error: EXIT_STATUS_CONFIGURATION
- * for a dtype that it has not. */
+/* The device that --device-type and what goes with it describe; it may point into itself, and is
+ * not to be copied. Error: EXIT_STATUS_CONFIGURATION for a dtype that it has not. */
 int plan_device_from_settings(struct plan_device *device, const struct settings *settings,
                               struct error *error);
 
