@@ -170,20 +170,3 @@ int layout_from_settings(struct layout *layout, const struct settings *settings,
                          layout->pp, layout->dp, (long long)group * layout->dp, world, prefix);
     return 0;
 }
-
-int layout_microbatches(const struct layout *layout, const struct settings *settings,
-                        const char *prefix, int64_t *microbatches, struct error *error)
-{
-    int64_t micro = setting_integer(settings, SETTING_MICRO_BATCH_SIZE);
-    int64_t slice = micro * layout->dp, global = slice;
-
-    if (setting_is_set(settings, SETTING_GLOBAL_BATCH_SIZE))
-        global = setting_integer(settings, SETTING_GLOBAL_BATCH_SIZE);
-    if (global % slice != 0)
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "%sglobal-batch-size=%lld: not a multiple of micro-batch-size x dp = "
-                         "%lld x %d = %lld",
-                         prefix, (long long)global, (long long)micro, layout->dp, (long long)slice);
-    *microbatches = global / slice;
-    return 0;
-}

@@ -48,9 +48,4 @@ int layout_from_settings(struct layout *layout, const struct settings *settings,
                          const struct model *model, int world, const char *prefix,
                          struct error *error);
 
-/* Microbatches a step on every replica: global-batch-size / (micro-batch-size * dp).
- * Error: EXIT_STATUS_CONFIGURATION. */
-int layout_microbatches(const struct layout *layout, const struct settings *settings,
-                        const char *prefix, int64_t *microbatches, struct error *error);
-
 #endif

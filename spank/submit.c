@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "core/layout.h"
+#include "core/batch_ramp.h"
 #include "spank/job.h"
 #include "spank/options.h"
 #include "spank/task.h"
@@ -95,7 +95,7 @@ static int check_layout(const struct settings *settings, int world, struct error
     const char *prefix = "--llm-";
     struct model model;
     struct layout layout;
-    int64_t microbatches;
+    struct batch_ramp ramp;
     bool known =
         setting_is_set(settings, SETTING_MODEL) || setting_is_set(settings, SETTING_LAYERS);
 
@@ -111,7 +111,7 @@ static int check_layout(const struct settings *settings, int world, struct error
         world = 0;
     if (layout_from_settings(&layout, settings, known ? &model : NULL, world, prefix, error) < 0)
         return -1;
-    return layout_microbatches(&layout, settings, prefix, &microbatches, error);
+    return batch_ramp_from_settings(&ramp, settings, &layout, prefix, error);
 }
 
 /* What can be judged without an allocation. */

@@ -204,6 +204,10 @@ static void submission_is_refused(void **state)
          "mtllm: --llm-global-batch-size=6: not a multiple"},
         {{{"llm-dp", "2"}, {"llm-global-batch-size", "3"}},
          "mtllm: --llm-global-batch-size=3: not a multiple"},
+        {{{"llm-dp", "4"}, {"llm-global-batch-size", "16"}, {"llm-batch-size-ramp", "4 2 80"}},
+         "mtllm: --llm-batch-size-ramp=4 2 80: on it is a batch of 6, not a multiple"},
+        {{{"llm-steps", "4"}, {"llm-train-samples", "16"}},
+         "mtllm: --llm-train-samples=16: --llm-steps=4 says how long"},
     };
     static const spank_context_t contexts[] = {S_CTX_ALLOCATOR, S_CTX_LOCAL};
 

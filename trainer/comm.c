@@ -216,6 +216,18 @@ void comm_all_gather(struct comm *comm, void *out, const void *in, int64_t count
         comm->kernels->copy(stream, out, in, (size_t)count * comm_type_bytes(type));
 }
 
+void comm_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                         enum comm_type type, struct stream *stream)
+{
+    assert(count >= 0);
+    if (count == 0)
+        return;
+    if (comm->size > 1)
+        comm->backend->reduce_scatter(comm, out, in, count, type, stream);
+    else if (out != in)
+        comm->kernels->copy(stream, out, in, (size_t)count * comm_type_bytes(type));
+}
+
 void comm_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root, struct stream *stream)
 {
     assert(bytes >= 0 && root >= 0 && root < comm->size);

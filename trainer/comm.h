@@ -70,6 +70,11 @@ void comm_all_reduce(struct comm *comm, void *buffer, int64_t count, enum comm_t
  * overlap it. */
 void comm_all_gather(struct comm *comm, void *out, const void *in, int64_t count,
                      enum comm_type type, struct stream *stream);
+/* out[count] = the sum over the ranks of this rank's part, in[rank * count] and following, of their
+ * in[size * count], in the order of comm_all_reduce(). `out` may be that part of `in`; the other
+ * parts then are of no more use. */
+void comm_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                         enum comm_type type, struct stream *stream);
 void comm_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root,
                     struct stream *stream);
 void comm_barrier(struct comm *comm);

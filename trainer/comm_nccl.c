@@ -171,6 +171,17 @@ static void nccl_all_gather(struct comm *comm, void *out, const void *in, int64_
         fail(comm, "all-gather", bytes, &error);
 }
 
+static void nccl_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                                enum comm_type type, struct stream *stream)
+{
+    struct nccl_state *state = begin(comm, stream);
+    struct error error;
+
+    if (state->connection->nccl->sum_parts(state->group, out, in, count, types[type], stream,
+                                           &error) < 0)
+        fail(comm, "reduce-scatter", count * (int64_t)comm_type_bytes(type), &error);
+}
+
 static void nccl_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root,
                            struct stream *stream)
 {
@@ -535,6 +546,7 @@ static const struct comm_backend nccl_backend = {
     .close = nccl_close,
     .all_reduce = nccl_all_reduce,
     .all_gather = nccl_all_gather,
+    .reduce_scatter = nccl_reduce_scatter,
     .broadcast = nccl_broadcast,
     .barrier = nccl_barrier,
     .connect = nccl_connect,

@@ -54,6 +54,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/dropout.c \
 	trainer/evaluate.c \
 	trainer/feed.c trainer/feed.h \
+	trainer/gradients.c \
 	trainer/loss_scale.c trainer/loss_scale.h \
 	trainer/norm.c \
 	trainer/optimizer.c trainer/optimizer.h \
@@ -68,6 +69,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/stage.c trainer/stage.h \
 	trainer/step_list.c trainer/step_list.h \
 	trainer/team.c trainer/team.h \
+	trainer/tensor_parallel.c \
 	trainer/train.c trainer/training.c trainer/training.h
 trainer_libtraining_la_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS)
 trainer_libtraining_la_LIBADD = trainer/libtrainer.la kernels/libkernels.la ckpt/libconvert.la \

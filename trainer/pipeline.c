@@ -17,7 +17,8 @@ static struct slot *slot_of(const struct walk *walk, int64_t microbatch)
 
 static int64_t boundary_bytes(const struct stage *stage)
 {
-    return stage->sizes.rows * stage->sizes.hidden * (int64_t)dtype_bytes(stage->kernels->dtype);
+    return stage->sizes.shard_rows * stage->sizes.hidden *
+           (int64_t)dtype_bytes(stage->kernels->dtype);
 }
 
 static void load(const struct walk *walk, struct slot *slot, int64_t m)
@@ -109,7 +110,7 @@ void pipeline_train(struct stage *stage, const struct batch *batch)
     struct walk walk = {.stage = stage, .batch = batch, .training = true};
     int64_t ahead = stage->layout->pp - stage->place.pp - 1;
 
-    stage->unreduced = stage->parameters.elements;
+    stage->unreduced = stage->parameters.bucket_count;
     if (ahead > batch->microbatches)
         ahead = batch->microbatches;
     for (int64_t m = 0; m < ahead; m++)

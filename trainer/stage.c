@@ -47,6 +47,11 @@ static void set_sizes(struct stage *stage)
     sizes->mlp_width = (model->mlp == MODEL_MLP_SWIGLU ? 2 : 1) * sizes->ffn;
     vocabulary_shard(model, stage->layout, stage->place.tp, &sizes->vocab_first,
                      &sizes->vocab_count);
+    /* Two chunks: one travels while the other is multiplied. */
+    sizes->chunks = stage->sequence_parallel && sizes->rows % (2 * tp) == 0 ? 2 : 1;
+    sizes->chunk_rows = sizes->rows / sizes->chunks;
+    sizes->part_rows = stage->sequence_parallel ? sizes->chunk_rows / tp : sizes->chunk_rows;
+    sizes->shard_rows = sizes->chunks * sizes->part_rows;
     sizes->head_rows =
         sizes->rows < stage->kernels->head_rows ? sizes->rows : stage->kernels->head_rows;
 }
@@ -78,18 +83,19 @@ static void lay_out_block(struct stage *stage, struct block_activations *block, 
     bool two_norms = model->block != MODEL_BLOCK_PARALLEL;
     size_t act = dtype_bytes(stage->kernels->dtype);
 
-    block->normed = keep_normed ? take(arena, n->rows * n->hidden, act) : stage->scratch.dnormed;
-    block->mean = layer_norm ? take(arena, n->rows, sizeof(float)) : NULL;
-    block->rstd = take(arena, n->rows, sizeof(float));
+    block->normed =
+        keep_normed ? take(arena, n->shard_rows * n->hidden, act) : stage->scratch.dnormed;
+    block->mean = layer_norm ? take(arena, n->shard_rows, sizeof(float)) : NULL;
+    block->rstd = take(arena, n->shard_rows, sizeof(float));
     block->qkv = take(arena, n->rows * n->qkv_width, act);
     block->mixed = take(arena, n->rows * n->mixed_width, act);
     block->lse = take(arena, n->rows * n->heads, sizeof(float));
-    block->middle = sequential ? take(arena, n->rows * n->hidden, act) : NULL;
+    block->middle = sequential ? take(arena, n->shard_rows * n->hidden, act) : NULL;
     block->middle_normed = !two_norms    ? block->normed
-                           : keep_normed ? take(arena, n->rows * n->hidden, act)
+                           : keep_normed ? take(arena, n->shard_rows * n->hidden, act)
                                          : stage->scratch.dnormed;
-    block->middle_mean = layer_norm && two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
-    block->middle_rstd = two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
+    block->middle_mean = layer_norm && two_norms ? take(arena, n->shard_rows, sizeof(float)) : NULL;
+    block->middle_rstd = two_norms ? take(arena, n->shard_rows, sizeof(float)) : NULL;
     block->gate_up = take(arena, n->rows * n->mlp_width, act);
     block->gated = keep ? take(arena, n->rows * n->ffn, act) : stage->scratch.dmixed;
 }
@@ -106,7 +112,7 @@ static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena 
         else
             lay_out_block(stage, block, arena);
         block->slot = slot;
-        block->input = take(arena, n->rows * n->hidden, dtype_bytes(stage->kernels->dtype));
+        block->input = take(arena, n->shard_rows * n->hidden, dtype_bytes(stage->kernels->dtype));
     }
 }
 
@@ -117,20 +123,25 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     size_t act = dtype_bytes(stage->kernels->dtype);
     struct attention_shape attention = attention_of(stage, stage->sequences, stage->seq_length);
 
-    scratch->branch = take(arena, n->rows * n->hidden, act);
-    scratch->dnormed = take(arena, n->rows * n->hidden, act);
+    scratch->branch = take(arena, n->shard_rows * n->hidden, act);
+    scratch->dnormed = take(arena, n->shard_rows * n->hidden, act);
+    if (stage->sequence_parallel) {
+        scratch->whole_normed = take(arena, n->rows * n->hidden, act);
+        scratch->whole_gradient = take(arena, n->rows * n->hidden, act);
+        scratch->parts = take(arena, n->rows * n->hidden, act);
+    }
     scratch->dwide = take(arena, n->rows * larger(n->mlp_width, n->qkv_width), act);
     scratch->dmixed = take(arena, n->rows * larger(n->ffn, n->mixed_width), act);
     scratch->attention = take(arena, (int64_t)stage->kernels->attention_workspace(&attention), 1);
     if (stage->dropout.rate > 0)
-        scratch->dropped = take(arena, n->rows * n->hidden, act);
+        scratch->dropped = take(arena, n->shard_rows * n->hidden, act);
     if (stage->recompute_layers > 0)
         lay_out_block(stage, &scratch->again, arena);
     if (!stage->last)
         return;
-    scratch->final_normed = take(arena, n->rows * n->hidden, act);
-    scratch->final_mean = take(arena, n->rows, sizeof(float));
-    scratch->final_rstd = take(arena, n->rows, sizeof(float));
+    scratch->final_normed = take(arena, n->shard_rows * n->hidden, act);
+    scratch->final_mean = take(arena, n->shard_rows, sizeof(float));
+    scratch->final_rstd = take(arena, n->shard_rows, sizeof(float));
     scratch->logits = take(arena, n->head_rows * n->vocab_count, act);
     scratch->maximum = take(arena, n->head_rows, sizeof(float));
     scratch->global = take(arena, n->head_rows, sizeof(float));
@@ -141,12 +152,12 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
 
 static void lay_out_state(struct stage *stage, enum stage_state state, struct arena *arena)
 {
-    int64_t elements = stage->parameters.elements;
+    int64_t elements = stage->state_elements;
     size_t bytes = dtype_bytes(stage->moments);
 
     if (state == STAGE_EVALUATES)
         return;
-    stage->gradients = take(arena, elements, sizeof(float));
+    stage->gradients = take(arena, stage->parameters.elements, sizeof(float));
     stage->gradient_bytes = arena->used - stage->weight_bytes;
     stage->exp_avg = take(arena, elements, bytes);
     stage->exp_avg_sq = take(arena, elements, bytes);
@@ -179,9 +190,9 @@ static void lay_out(struct stage *stage, enum stage_state state, struct arena *a
         slot->positions = take(arena, n->rows, sizeof(int32_t));
         slot->starts = take(arena, stage->sequences + 1, sizeof(int32_t));
         lay_out_blocks(stage, slot, arena);
-        slot->output = take(arena, n->rows * n->hidden, act);
+        slot->output = take(arena, n->shard_rows * n->hidden, act);
         if (state != STAGE_EVALUATES)
-            slot->gradient = take(arena, n->rows * n->hidden, act);
+            slot->gradient = take(arena, n->shard_rows * n->hidden, act);
     }
 }
 
@@ -227,9 +238,11 @@ static int prepare_products(const struct stage *stage, struct error *error)
     const int64_t products[][3] = {
         {n->rows, n->hidden, n->qkv_width},        {n->rows, n->mixed_width, n->hidden},
         {n->rows, n->hidden, n->mlp_width},        {n->rows, n->ffn, n->hidden},
+        {n->chunk_rows, n->hidden, n->qkv_width},  {n->chunk_rows, n->mixed_width, n->hidden},
+        {n->chunk_rows, n->hidden, n->mlp_width},  {n->chunk_rows, n->ffn, n->hidden},
         {n->head_rows, n->hidden, n->vocab_count}, {rest, n->hidden, n->vocab_count},
     };
-    int count = !stage->last ? 4 : rest == 0 ? 5 : 6;
+    int count = !stage->last ? 8 : rest == 0 ? 9 : 10;
 
     for (int i = 0; i < count; i++)
         if (stage->kernels->linear_prepare(products[i][0], products[i][1], products[i][2], error) <
@@ -267,14 +280,24 @@ int stage_measure(struct stage *stage, const struct kernels *kernels, const stru
         .first = place.pp == 0,
         .last = place.pp == layout->pp - 1,
         .moments = work->state == STAGE_TRAINS_BF16 ? DTYPE_BF16 : DTYPE_F32,
+        .shares = work->zero && work->state != STAGE_EVALUATES ? layout->dp : 1,
     };
     stage->layers = layout_first_layer(layout, model, place.pp + 1) - stage->first_layer;
     if (work->recompute == RECOMPUTE_FULL)
         stage->recompute_layers =
             work->recompute_layers < stage->layers ? work->recompute_layers : stage->layers;
+    stage->sequence_parallel = work->sequence_parallel && layout->tp > 1 &&
+                               work->micro_batch * work->seq_length % layout->tp == 0;
     set_sizes(stage);
     if (parameters_create(&stage->parameters, model, layout, place, error) < 0)
         return -1;
+    if (parameters_share(&stage->parameters, stage->shares > 1 ? place.dp : 0, stage->shares,
+                         &stage->pieces, &stage->piece_count, error) < 0) {
+        stage_destroy(stage);
+        return -1;
+    }
+    stage->state_elements = stage->parameters.elements / stage->shares;
+    stage->gathered = stage->gathering = stage->parameters.bucket_count;
     stage->slot_count = (int)(in_flight < work->microbatches ? in_flight : work->microbatches);
     stage->slots = calloc((size_t)stage->slot_count, sizeof(*stage->slots));
     if (!stage->slots)
@@ -311,7 +334,7 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         goto no_memory;
     if (layout->dp > 1 && work->state != STAGE_EVALUATES)
         stage->reductions = kernels->stream_create();
-    if (layout->tp > 1 && work->state != STAGE_EVALUATES)
+    if (layout->tp > 1)
         stage->sums = kernels->stream_create();
     return 0;
 no_memory:
@@ -336,6 +359,7 @@ void stage_destroy(struct stage *stage)
     for (int i = 0; stage->slots && i < stage->slot_count; i++)
         free(stage->slots[i].blocks);
     free(stage->slots);
+    free(stage->pieces);
     parameters_destroy(&stage->parameters);
     *stage = (struct stage){0};
 }
@@ -345,25 +369,32 @@ void *stage_weight(const struct stage *stage, int64_t offset)
     return (char *)stage->weights + (size_t)offset * dtype_bytes(stage->kernels->dtype);
 }
 
-void stage_randomize(struct stage *stage, uint64_t seed)
+/* The initial values of a rectangle of a parameter. */
+static void fill(struct stage *stage, const struct parameter *parameter, const struct tile *tile,
+                 void *values, enum dtype dtype, uint64_t seed)
 {
     const struct kernels *k = stage->kernels;
 
+    if (parameter->dimensions == 1)
+        k->fill(stage->stream, values, dtype, parameter->init_value, tile->rows * tile->columns);
+    else
+        k->random_normal(stage->stream, values, dtype, tile, parameter->init_std, seed,
+                         parameter->random);
+}
+
+void stage_randomize(struct stage *stage, uint64_t seed)
+{
     for (size_t i = 0; i < stage->parameters.count; i++) {
         const struct parameter *parameter = &stage->parameters.list[i];
-        void *weight = stage_weight(stage, parameter->offset);
-        void *finest = stage->master ? stage->master + parameter->offset : weight;
-        enum dtype dtype = stage->master ? DTYPE_F32 : k->dtype;
 
-        if (parameter->count == 0)
-            continue;
-        if (parameter->dimensions == 1)
-            k->fill(stage->stream, finest, dtype, parameter->init_value, parameter->count);
-        else
-            k->random_normal(stage->stream, finest, dtype, &parameter->local, parameter->init_std,
-                             seed, parameter->random);
-        if (finest != weight)
-            k->convert(stage->stream, weight, k->dtype, finest, dtype, parameter->count);
+        if (parameter->count > 0)
+            fill(stage, parameter, &parameter->local, stage_weight(stage, parameter->offset),
+                 stage->kernels->dtype, seed);
+    }
+    for (size_t i = 0; stage->master && i < stage->piece_count; i++) {
+        const struct piece *piece = &stage->pieces[i];
+
+        fill(stage, piece->parameter, &piece->tile, stage->master + piece->state, DTYPE_F32, seed);
     }
 }
 
@@ -388,48 +419,4 @@ void stage_load(struct stage *stage, struct slot *slot, const struct microbatch 
     slot->attention.device_starts = slot->starts;
     slot->first_row = microbatch->first_row;
     slot->training = microbatch->training;
-}
-
-static void sum_over_tp(struct stage *stage, void *buffer, struct stream *stream)
-{
-    static const enum comm_type types[] = {
-        [DTYPE_F32] = COMM_F32,
-        [DTYPE_BF16] = COMM_BF16,
-        [DTYPE_F16] = COMM_F16,
-    };
-
-    comm_all_reduce(stage->groups->tp, buffer, stage->sizes.rows * stage->sizes.hidden,
-                    types[stage->kernels->dtype], COMM_SUM, stream);
-}
-
-void stage_sum_over_tp(struct stage *stage, void *buffer)
-{
-    if (stage->layout->tp > 1)
-        sum_over_tp(stage, buffer, stage->stream);
-}
-
-void stage_sum_begin(struct stage *stage, void *buffer)
-{
-    if (stage->layout->tp == 1)
-        return;
-    stage->kernels->stream_wait(stage->sums, stage->stream);
-    sum_over_tp(stage, buffer, stage->sums);
-}
-
-void stage_sum_end(struct stage *stage)
-{
-    if (stage->layout->tp > 1)
-        stage->kernels->stream_wait(stage->stream, stage->sums);
-}
-
-void stage_gradients_done(struct stage *stage, int64_t offset)
-{
-    int64_t count = stage->unreduced - offset;
-
-    if (!stage->last_microbatch || stage->layout->dp == 1 || count <= 0)
-        return;
-    stage->kernels->stream_wait(stage->reductions, stage->stream);
-    comm_all_reduce(stage->groups->dp, stage->gradients + offset, count, COMM_F32, COMM_SUM,
-                    stage->reductions);
-    stage->unreduced = offset;
 }

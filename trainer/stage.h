@@ -16,17 +16,19 @@
 #include "trainer/comm.h"
 #include "trainer/parameter.h"
 
-/* What a layer keeps from forward to backward. rows = tokens of a microbatch. */
+/* What a layer keeps from forward to backward. rows = tokens of a microbatch, of which shard_rows
+ * are this rank's of the residual stream. */
 struct block_activations {
     const struct slot *slot; /* that it belongs to */
-    void *input;             /* [rows, hidden] the residual stream before the layer */
-    void *normed;            /* [rows, hidden] */
-    float *mean;             /* [rows], of LayerNorm; NULL: there is none */
-    float *rstd;             /* [rows] */
+    void *input;             /* [shard_rows, hidden] the residual stream before the layer */
+    void *normed;            /* [shard_rows, hidden] */
+    float *mean;             /* [shard_rows], of LayerNorm; NULL: there is none */
+    float *rstd;             /* [shard_rows] */
     void *qkv;               /* [rows, (heads + 2 kv_heads) head_dim] after rotation */
     void *mixed;             /* [rows, heads head_dim] out of attention */
     float *lse;              /* [heads, rows] */
-    /* [rows, hidden] the residual stream between attention and MLP; NULL in a parallel block */
+    /* [shard_rows, hidden] the residual stream between attention and MLP; NULL in a parallel block
+     */
     void *middle;
     /* What the MLP reads; `normed` in a parallel block with one norm. */
     void *middle_normed;
@@ -54,14 +56,19 @@ struct slot {
     int64_t first_row;                /* among all rows of the run */
     bool training;
     struct block_activations *blocks;
-    void *output;   /* [rows, hidden] for the next stage; on the last the final residual stream */
-    void *gradient; /* [rows, hidden] of output on the way back, of the input at the end */
+    void *
+        output; /* [shard_rows, hidden] for the next stage; on the last the final residual stream */
+    void *gradient; /* [shard_rows, hidden] of output on the way back, of the input at the end */
     struct comm_request sent_forward, sent_backward;
 };
 
 /* The sizes of this rank's shards. */
 struct stage_sizes {
     int64_t rows, hidden, ffn;
+    /* Rows are gathered, multiplied and summed by chunks, of each of which this rank's shard has
+     * part_rows; shard_rows = rows, and chunks = 1, without sequence parallelism. */
+    int64_t shard_rows, chunk_rows, part_rows;
+    int chunks;
     int heads, kv_heads, head_dim;
     int64_t qkv_width, mixed_width;
     int64_t mlp_width; /* columns before the activation: gate and up, or up alone */
@@ -72,20 +79,23 @@ struct stage_sizes {
 /* Memory that lives for a part of one microbatch only. */
 struct scratch {
     struct block_activations again; /* of the layer that is computed again; its input is its own */
-    void *branch;                   /* [rows, hidden] what a branch adds to the residual stream */
-    void *dnormed;                  /* [rows, hidden] */
-    void *dwide;                    /* [rows, max(mlp_width, qkv_width)] */
-    void *dmixed;                   /* [rows, max(ffn, mixed_width)] */
-    void *attention;                /* what its backward works in */
-    void *dropped;                  /* [rows, hidden] a branch's gradient; NULL without dropout */
-    void *final_normed;             /* [rows, hidden] */
-    float *final_mean;              /* [rows] */
-    float *final_rstd;              /* [rows] */
-    void *logits;                   /* [head_rows, vocab_count] */
-    float *maximum, *global;        /* [head_rows] */
-    float *sums;                    /* [2][head_rows] sums of exponentials, then targets' logits */
-    float *loss;                    /* [rows] */
-    int32_t *best;                  /* [head_rows] */
+    void *branch;  /* [shard_rows, hidden] what a branch adds to the residual stream */
+    void *dnormed; /* [shard_rows, hidden] */
+    /* With sequence parallelism, [rows, hidden]: a norm's output and a gradient of the residual
+     * stream, gathered; what is to be summed. NULL without. */
+    void *whole_normed, *whole_gradient, *parts;
+    void *dwide;             /* [rows, max(mlp_width, qkv_width)] */
+    void *dmixed;            /* [rows, max(ffn, mixed_width)] */
+    void *attention;         /* what its backward works in */
+    void *dropped;           /* [shard_rows, hidden] a branch's gradient; NULL without dropout */
+    void *final_normed;      /* [shard_rows, hidden] */
+    float *final_mean;       /* [shard_rows] */
+    float *final_rstd;       /* [shard_rows] */
+    void *logits;            /* [head_rows, vocab_count] */
+    float *maximum, *global; /* [head_rows] */
+    float *sums;             /* [2][head_rows] sums of exponentials, then targets' logits */
+    float *loss;             /* [rows] */
+    int32_t *best;           /* [head_rows] */
 };
 
 /* What backward computes again instead of keeping it: nothing; the outputs of the activation and,
@@ -112,6 +122,7 @@ struct stage {
     int64_t recompute_layers; /* the first of the stage, of which only the input is kept */
     struct stage_dropout dropout;
     bool first, last;
+    bool sequence_parallel;
     struct stage_sizes sizes;
     struct parameters parameters;
 
@@ -121,8 +132,15 @@ struct stage {
      * where the kernels have some. */
     struct stream *reductions, *sums;
     bool last_microbatch; /* what backward has finished will not change any more */
-    int64_t unreduced;    /* gradients [0, unreduced) are this replica's own */
-    float *master;        /* fp32; NULL when the weights are fp32, or updated without one */
+    size_t unreduced;     /* the first buckets' gradients are this replica's own */
+    size_t gathered;      /* the first buckets' weights are whole */
+    size_t gathering;     /* or will be, when `reductions` has done its work */
+    int shares;           /* replicas that share the optimizer's state; 1: each has all */
+    struct piece *pieces; /* what this one updates */
+    size_t piece_count;
+    /* Of state_elements = parameters.elements / shares: */
+    int64_t state_elements;
+    float *master; /* fp32; NULL when the weights are fp32, or updated without one */
     enum dtype moments;
     void *exp_avg, *exp_avg_sq; /* of `moments` */
     double *loss_sum;           /* device: sum of weight * loss over microbatches */
@@ -147,6 +165,8 @@ struct stage_work {
     int64_t sequences;    /* at most, a microbatch; micro_batch: each row is one */
     int64_t microbatches; /* a step: bounds how many can be in flight */
     enum stage_state state;
+    bool sequence_parallel; /* where tp divides the rows of a microbatch */
+    bool zero;              /* replicas share the optimizer's state */
     enum recompute recompute;
     int64_t recompute_layers; /* of a stage, with RECOMPUTE_FULL; more than it has: all */
     struct stage_dropout dropout;
@@ -188,16 +208,43 @@ struct microbatch {
 };
 void stage_load(struct stage *stage, struct slot *slot, const struct microbatch *microbatch);
 
-/* Sum a [rows, hidden] buffer of activations over the ranks that hold parts of the same layer. */
-void stage_sum_over_tp(struct stage *stage, void *buffer);
-/* The same while the stage computes something else; done when stage_sum_end() has been called. */
-void stage_sum_begin(struct stage *stage, void *buffer);
+/* --- tensor_parallel.c: a buffer of the residual stream is a shard, [shard_rows, hidden]; whole is
+ * [rows, hidden]. Without sequence parallelism they are the same, and nothing is gathered. --- */
+
+/* Row `row` of a buffer of activations. */
+void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int64_t width);
+
+/* Chunk `chunk` of what a shard is gathered to, for each from 0 on, while the next is under way. */
+const void *stage_gather_chunk(struct stage *stage, const void *shard, void *whole, int chunk);
+/* All of it, while the stage computes something else: it is there after stage_gather_end(). */
+const void *stage_gather_begin(struct stage *stage, const void *shard, void *whole);
+void stage_gather_end(struct stage *stage);
+
+/* Where this rank's part, whole, is to be of what is then summed into a shard: scratch.parts, or
+ * the shard. */
+void *stage_parts(const struct stage *stage, void *shard);
+/* Sum a chunk of the parts, or all of them, over tensor parallelism while the stage computes
+ * something else; done after stage_sum_end(). */
+void stage_sum_chunk(struct stage *stage, void *shard, int chunk);
+void stage_sum_begin(struct stage *stage, void *shard);
 void stage_sum_end(struct stage *stage);
 
-/* Backward adds nothing more to the gradients from element `offset` on in this microbatch. In the
- * last one they are summed over replicas, while backward goes on: always the same ranges in the
- * same order, from the end of the model to its beginning. */
-void stage_gradients_done(struct stage *stage, int64_t offset);
+/* Which row of the microbatch the shard's part of a chunk begins with. */
+int64_t stage_shard_row(const struct stage *stage, int chunk);
+
+/* --- gradients.c --- */
+
+/* Backward adds nothing more to the gradients from those of role `first` of a layer on in this
+ * microbatch. In the last one they are summed over replicas, while backward goes on: always the
+ * same buckets in the same order, from the end of the model to its beginning. */
+void stage_gradients_done(struct stage *stage, enum tensor_role first, int64_t layer);
+/* After the last microbatch: the gradients of what this replica updates are those of the batch. */
+void stage_finish_gradients(struct stage *stage);
+
+/* This replica's share of the weights has changed: those of the others are to be gathered. */
+void stage_weights_updated(struct stage *stage);
+/* Before forward computes with the weights of a bucket, of which role `role` of a layer is one. */
+void stage_need_weights(struct stage *stage, enum tensor_role role, int64_t layer);
 
 /* --- dropout (dropout.c) --- */
 
@@ -216,8 +263,8 @@ void stage_drop(struct stage *stage, const struct slot *slot, enum dropout_place
 const void *stage_dropped(struct stage *stage, const struct slot *slot, enum dropout_place place,
                           int64_t layer, const void *gradient);
 
-/* --- norms (norm.c): y and statistics of s = x + residual; sum[rows, hidden] = s. residual may be
- * NULL: then s = x, and sum is not written. */
+/* --- norms (norm.c): y and statistics of s = x + residual; sum[shard_rows, hidden] = s. residual
+ * may be NULL: then s = x, and sum is not written. */
 void stage_norm_forward(struct stage *stage, const struct norm *norm, void *sum, const void *x,
                         const void *residual);
 /* dx = the gradient of s + dresidual (NULL: none; may be dx itself); weights' gradients accumulate;

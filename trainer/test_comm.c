@@ -163,6 +163,33 @@ static void check_reduce_f32(struct comm *comm, const int *ranks, int64_t count,
     free(again);
 }
 
+/* Each rank's part of the sum, in place and elsewhere, is that of a sum of everything. */
+static void check_reduce_scatter(struct comm *comm, int64_t count, const char *name)
+{
+    int64_t whole = count * comm_size(comm), mine = count * comm_rank(comm);
+    float *in = allocate((size_t)whole * 4), *sum = allocate((size_t)whole * 4);
+    float *out = allocate((size_t)count * 4);
+
+    for (int64_t i = 0; i < whole; i++)
+        in[i] = sum[i] = (float)value_of(world.rank, i);
+    all_reduce(comm, sum, whole, COMM_F32, COMM_SUM);
+    for (int pass = 0; pass < 2; pass++) {
+        char *device = push(in, (size_t)whole * 4);
+        void *elsewhere = push(out, (size_t)count * 4);
+        void *to = pass ? elsewhere : device + (size_t)mine * 4;
+
+        comm_reduce_scatter(comm, to, device, count, COMM_F32, NULL);
+        copy_back(out, to, (size_t)count * 4);
+        kernels->release(device);
+        kernels->release(elsewhere);
+        for (int64_t i = 0; i < count; i++)
+            CHECK(fabsf(out[i] - sum[mine + i]) <= 5e-3F * (float)comm_size(comm)); /* of 5e3 */
+    }
+    free(in);
+    free(sum);
+    free(out);
+}
+
 static void check_reduce_other(struct comm *comm, const int *ranks, const char *name)
 {
     enum { COUNT = 5000 };
@@ -394,6 +421,8 @@ static void check_group(struct comm *comm, const char *name, const struct layout
     CHECK(comm_rank(comm) == mine);
     for (int64_t n = 1; n <= 30000; n = n * 5 + 1)
         check_reduce_f32(comm, ranks, n, name);
+    check_reduce_scatter(comm, 1, name);
+    check_reduce_scatter(comm, 1777, name);
     check_reduce_other(comm, ranks, name);
     check_gather(comm, ranks, 1, name);
     check_gather(comm, ranks, 1777, name);
@@ -433,6 +462,7 @@ static void check_large(struct comm *comm)
     for (int rank = 0; rank < world.size; rank++)
         ranks[rank] = rank;
     check_reduce_f32(comm, ranks, LARGE_COUNT, "large");
+    check_reduce_scatter(comm, LARGE_COUNT / 8, "large");
     check_gather(comm, ranks, LARGE_COUNT / 8, "large");
     check_broadcast(comm, ranks, LARGE_COUNT / 8, "large");
     check_messages(comm, ranks, LARGE_COUNT / 16, "large");

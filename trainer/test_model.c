@@ -278,6 +278,57 @@ static void gather_rank(const struct layout *layout, int rank, const struct para
     stage_destroy(&stage);
 }
 
+/* Mark what a piece covers; every element of the rank's weights once, and of its state too. */
+static void mark_piece(const struct piece *piece, char *weights, char *state)
+{
+    const struct tile *local = &piece->parameter->local, *tile = &piece->tile;
+    int64_t row = tile->row - local->row, column = tile->column - local->column;
+
+    assert_int_equal(piece->count, tile->rows * tile->columns);
+    assert_true(tile->rows == 1 || tile->columns == local->columns);
+    assert_int_equal(piece->offset, piece->parameter->offset + row * local->columns + column);
+    for (int64_t i = 0; i < piece->count; i++) {
+        assert_int_equal(weights[piece->offset + i]++, 0);
+        assert_int_equal(state[piece->state + i]++, 0);
+    }
+}
+
+/* Whatever their number, replicas share all elements of all parameters. */
+static void test_replicas_share(void **unused)
+{
+    struct error error = {0};
+    (void)unused;
+
+    for (int dp = 1; dp <= 9; dp++)
+        for (int tp = 1; tp <= 2; tp++) {
+            struct layout layout = {tp, 1, dp};
+            struct parameters parameters;
+            char *weights;
+
+            check(parameters_create(&parameters, &small, &layout, (struct layout_place){0}, &error),
+                  &error);
+            weights = calloc((size_t)parameters.elements, 1);
+            assert_non_null(weights);
+            for (int replica = 0; replica < dp; replica++) {
+                char *state = calloc((size_t)(parameters.elements / dp), 1);
+                struct piece *pieces;
+                size_t count;
+
+                assert_non_null(state);
+                check(parameters_share(&parameters, replica, dp, &pieces, &count, &error), &error);
+                for (size_t i = 0; i < count; i++)
+                    mark_piece(&pieces[i], weights, state);
+                free(state);
+                free(pieces);
+            }
+            for (size_t i = 0; i < parameters.count; i++)
+                for (int64_t j = 0; j < parameters.list[i].count; j++)
+                    assert_int_equal(weights[parameters.list[i].offset + j], 1);
+            free(weights);
+            parameters_destroy(&parameters);
+        }
+}
+
 static void test_layouts_start_alike(void **state)
 {
     static const struct layout layouts[] = {{2, 1, 1}, {1, 4, 1}, {4, 2, 1}};
@@ -408,6 +459,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_replicas_share),
         cmocka_unit_test(test_layouts_start_alike),
         cmocka_unit_test(test_dropout_gradient),
         cmocka_unit_test(test_dropout_rates),

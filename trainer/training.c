@@ -85,6 +85,7 @@ static int adopt_progress(struct training *t, const struct checkpoint_state *sta
         .samples = state->samples,
         .tokens = state->tokens,
         .skipped = state->skipped,
+        .trained_samples = state->trained_samples,
         .loss_scale = state->loss_scale,
         .scale_clean_steps = state->scale_clean_steps,
         .scale_overflows_left = state->scale_overflows_left,
@@ -131,6 +132,9 @@ void training_work(struct stage_work *work, const struct settings *settings,
         .state = !training ? STAGE_EVALUATES
                  : bf16    ? STAGE_TRAINS_BF16
                            : STAGE_TRAINS,
+        .sequence_parallel = !setting_is_set(settings, SETTING_SEQUENCE_PARALLEL) ||
+                             setting_boolean(settings, SETTING_SEQUENCE_PARALLEL),
+        .zero = setting_integer(settings, SETTING_ZERO) == 1,
         .dropout = {.rate = setting_real(settings, SETTING_HIDDEN_DROPOUT),
                     .lima = setting_boolean(settings, SETTING_LIMA_DROPOUT),
                     .seed = (uint64_t)setting_integer(settings, SETTING_SEED)},
@@ -156,10 +160,15 @@ static int open_stage(struct training *t, struct error *error)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "optimizer-state=bf16: the weights are fp32 here; it goes with "
                          "--dtype=bf16 or fp16 on a GPU");
-    if (layout_microbatches(&t->layout, t->settings, "--", &t->microbatches, error) < 0)
-        return -1;
+    if (setting_is_set(t->settings, SETTING_SEQUENCE_PARALLEL) && work.sequence_parallel &&
+        work.micro_batch * work.seq_length % t->layout.tp != 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "sequence-parallel=yes: micro-batch-size %lld x seq-length %lld rows, "
+                         "which tp=%d does not divide; change one of them, or leave it away",
+                         (long long)work.micro_batch, (long long)work.seq_length, t->layout.tp);
     t->micro_batch = work.micro_batch;
-    t->global_batch = t->microbatches * t->micro_batch * t->layout.dp;
+    t->global_batch = t->ramp.full;
+    t->microbatches = t->global_batch / (t->micro_batch * t->layout.dp);
     work.microbatches = t->microbatches;
     if (comm_open_kv(&t->groups, t->world, layout_kv_sharing(&t->layout, &t->model), error) < 0 ||
         stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups, &work,
@@ -342,10 +351,11 @@ static int settle_job(struct training *t, struct error *error)
 {
     bool eval_only = setting_boolean(t->settings, SETTING_EVAL_ONLY);
 
-    if (!setting_is_set(t->settings, SETTING_STEPS) && !eval_only)
-        return error_set(error, EXIT_STATUS_USAGE, "--steps: say how many steps to train for");
-    if (setting_is_set(t->settings, SETTING_STEPS))
-        t->steps = setting_integer(t->settings, SETTING_STEPS);
+    if (!setting_is_set(t->settings, SETTING_STEPS) &&
+        !setting_is_set(t->settings, SETTING_TRAIN_SAMPLES) && !eval_only)
+        return error_set(error, EXIT_STATUS_USAGE,
+                         "--steps: say how many steps to train for, or on how many samples with "
+                         "--train-samples");
     return 0;
 }
 
@@ -367,7 +377,8 @@ static int open_team(struct training *t, struct error *error)
     if (device_open(&kernels, t->settings, t->world, error) < 0)
         return -1;
     /* The model may still be inside a checkpoint; the layout is checked against it later. */
-    if (training_choose_layout(&t->layout, t->settings, t->world, kernels, error) < 0) {
+    if (training_choose_layout(&t->layout, t->settings, t->world, kernels, error) < 0 ||
+        batch_ramp_from_settings(&t->ramp, t->settings, &t->layout, "--", error) < 0) {
         mute_others(t, error);
         return -1;
     }
@@ -396,6 +407,16 @@ static int open_directory(struct training *t, struct error *error)
     return team_agree(&t->team, result, error);
 }
 
+/* The run's length in steps: those made, and those that its samples are still enough for. */
+static void count_steps(struct training *t, int64_t step, int64_t samples)
+{
+    if (setting_is_set(t->settings, SETTING_STEPS))
+        t->steps = setting_integer(t->settings, SETTING_STEPS);
+    else if (setting_is_set(t->settings, SETTING_TRAIN_SAMPLES))
+        t->steps = step + batch_ramp_steps(&t->ramp, samples,
+                                           setting_integer(t->settings, SETTING_TRAIN_SAMPLES));
+}
+
 static int settle_schedules(struct training *t, struct error *error)
 {
     if (setting_is_set(t->settings, SETTING_SKIP_STEPS) &&
@@ -410,8 +431,10 @@ static int settle_schedules(struct training *t, struct error *error)
 
 static int open_parts(struct training *t, struct weights *from, struct error *error)
 {
+    const struct checkpoint_state *made = t->resumed ? weights_state(from) : NULL;
     int result = settle_model(t, from, error);
 
+    count_steps(t, made ? made->step : 0, made ? made->samples : 0);
     products_adopt(t->team.kernels, &t->run, t->world->rank);
     if (result == 0)
         result = open_tokenizer(t, from, error);
@@ -446,6 +469,8 @@ int training_open(struct training *t, const struct settings *settings, const str
     if (open_parts(t, checkpoint ? checkpoint : init, error) < 0 ||
         load_weights(t, &candidates, &checkpoint, init, error) < 0)
         goto out;
+    /* Once more, should it be an older checkpoint in the end. */
+    count_steps(t, t->progress.step, t->progress.samples);
     t->start_step = t->progress.step;
     if (team_agree(&t->team, describe_run(t, checkpoint ? checkpoint : init, error), error) < 0 ||
         open_outputs(t, error) < 0)

@@ -3,6 +3,7 @@
 #define MTLLM_TRAINER_TRAINING_H
 
 #include "ckpt/kept_files.h"
+#include "core/batch_ramp.h"
 #include "core/settings.h"
 #include "data/dataset.h"
 #include "trainer/feed.h"
@@ -34,7 +35,9 @@ struct training {
     struct run_directory run;
     struct kept_files tokenizer;
 
-    int64_t steps, seq_length, micro_batch, microbatches, global_batch;
+    int64_t steps, seq_length, micro_batch;
+    int64_t microbatches, global_batch; /* of a full step */
+    struct batch_ramp ramp;             /* of training; evaluations take full batches */
     struct stage stage;
     struct optimizer optimizer;
     struct lr_schedule schedule;
@@ -73,8 +76,8 @@ int training_open(struct training *training, const struct settings *settings,
                   const struct world *world, struct stop *stop, struct error *error);
 void training_close(struct training *training);
 
-/* Train until --steps, or until stopped. Returns EXIT_STATUS_OK or EXIT_STATUS_UNFINISHED, alike on
- * every rank; -1 with `error`. Collective. */
+/* Train until the run is complete, or until stopped. Returns EXIT_STATUS_OK or
+ * EXIT_STATUS_UNFINISHED, alike on every rank; -1 with `error`. Collective. */
 int training_run(struct training *training, struct error *error);
 
 /* --- data (data.c) --------------------------------------------------------------------------- */
