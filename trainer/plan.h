@@ -8,8 +8,9 @@
  *     at its own rate; what is bound by memory at the memory's bandwidth; sums over tensor
  *     parallelism at the link's.
  *   a step: with 1F1B, the slowest stage for all microbatches but one, all stages for that one, and
- *     the messages that fill and drain the pipeline; then what of the reduction over replicas the
- *     last backward does not hide, and the optimizer's update at the memory's bandwidth.
+ *     the messages that fill and drain the pipeline; then what of the reduction over replicas, and
+ *     of the gathering of weights, the passes beside it do not hide, and the optimizer's update at
+ *     the memory's bandwidth.
  */
 #ifndef MTLLM_TRAINER_PLAN_H
 #define MTLLM_TRAINER_PLAN_H
