@@ -140,6 +140,11 @@ within() {
     grep 'tp=8: does not divide the 4 ranks of a node' log
     grep "16 .*tp=16: does not divide" log
     ! grep -E '^ +8 .*%$' log || false
+    # Every step of a ramp has to go with dp.
+    mtllm-plan --model=llama-tiny --gpus=4 --device-type=cpu --train-samples=1000 \
+        --global-batch-size=8 --batch-size-ramp="2 2 100" --micro-batch-size=1 --all > log
+    grep -E '^ +2 +1 +2 +1 +none .*[0-9]$' log
+    grep -E '^ +1 +1 +4 .*batch-size-ramp=2 2 100: not by multiples of .* = 1 x 4$' log
     for wrong in "" "--gpus=none" "--gpus=2 --modell=x" "--gpus=2 --simulate=4:2" "--gpus 2"; do
         status=0
         mtllm-plan --model=llama-tiny $wrong > log 2>&1 || status=$?

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/batch_ramp.h"
 #include "trainer/training.h"
 
 static double larger(double a, double b)
@@ -323,6 +324,27 @@ static void refuse(struct plan *plan, enum plan_refusal refusal, const char *for
     va_end(arguments);
 }
 
+/* Whether every size of a ramp of the batch is a multiple of `slice`; refused if not. */
+static bool ramp_is_possible(struct plan *plan, const struct plan_job *job, int64_t slice)
+{
+    const struct layout one = {1, 1, 1};
+    struct error error = {0};
+    struct batch_ramp ramp;
+
+    if (!setting_is_set(job->settings, SETTING_BATCH_SIZE_RAMP))
+        return true;
+    if (batch_ramp_from_settings(&ramp, job->settings, &one, "", &error) < 0)
+        refuse(plan, PLAN_LAYOUT, "%s", error.text);
+    else if (ramp.samples > 0 && (ramp.start % slice != 0 || ramp.increment % slice != 0))
+        refuse(plan, PLAN_LAYOUT,
+               "batch-size-ramp=%s: not by multiples of micro-batch-size x dp = %lld x %d",
+               setting_text(job->settings, SETTING_BATCH_SIZE_RAMP), (long long)plan->micro_batch,
+               plan->layout.dp);
+    else
+        return true;
+    return false;
+}
+
 /* Whether it can be at all; refused if not. */
 static bool is_possible(struct plan *plan, const struct plan_job *job,
                         const struct plan_device *device)
@@ -343,7 +365,7 @@ static bool is_possible(struct plan *plan, const struct plan_job *job,
                (long long)job->global_batch, (long long)plan->micro_batch, layout->dp);
     } else {
         plan->microbatches = job->global_batch > 0 ? job->global_batch / slice : 1;
-        return true;
+        return ramp_is_possible(plan, job, slice);
     }
     return false;
 }
