@@ -80,7 +80,59 @@ static inline size_t attention_wgmma_bytes(const struct attention_shape *shape, 
     return (sums + parts + 2 * rows + rows / 32 + 1) * 4;
 }
 
-/* What is enough for each of them. */
+/* --- cuDNN's, whose gradients of scores are in memory ----------------------------------------- */
+
+/* Bytes that the gradients of one part's scores may take, if a part can be that small. Larger parts
+ * are faster (cuda/NOTES.md); 32 heads of a sequence of 8192 are one. */
+#define ATTENTION_CUDNN_PART_BYTES ((int64_t)4 << 30)
+#define ATTENTION_CUDNN_COUNTERS   ((int64_t)1 << 16) /* both passes count tiles */
+
+/* The largest divisor of `whole` for which memory suffices, or 1. */
+static inline int64_t attention_cudnn_largest(int64_t whole, int64_t bytes_of_one)
+{
+    for (int64_t parts = 1; parts < whole; parts++)
+        if (whole % parts == 0 && whole / parts * bytes_of_one <= ATTENTION_CUDNN_PART_BYTES)
+            return whole / parts;
+    return 1;
+}
+
+/* How much of sequences of one length the backward pass does at a time. */
+static inline void attention_cudnn_part(const struct attention_shape *shape, int64_t *sequences,
+                                        int64_t *kv_heads)
+{
+    int64_t length = shape->rows / shape->sequences, head_bytes = length * length * 2;
+
+    *kv_heads = shape->kv_heads;
+    *sequences = attention_cudnn_largest(shape->sequences, shape->heads * head_bytes);
+    if (*sequences == 1)
+        *kv_heads =
+            attention_cudnn_largest(shape->kv_heads, shape->heads / shape->kv_heads * head_bytes);
+}
+
+/* Of a part: gradients of scores and, where heads share keys, those of keys and values for every
+ * head. */
+static inline int64_t attention_cudnn_plan_bytes(int64_t heads, int64_t length, int64_t head_dim)
+{
+    length = (length + 127) / 128 * 128;
+    return heads * length * 2 * (length + 2 * head_dim) + ATTENTION_CUDNN_COUNTERS;
+}
+
+static inline int64_t attention_cudnn_sums_bytes(int64_t heads, int64_t length)
+{
+    return (heads * length * (int64_t)sizeof(float) + 255) / 256 * 256;
+}
+
+static inline size_t attention_cudnn_bytes(const struct attention_shape *shape)
+{
+    int64_t length = shape->rows / shape->sequences, sequences, kv_heads, heads;
+
+    attention_cudnn_part(shape, &sequences, &kv_heads);
+    heads = sequences * kv_heads * (shape->heads / shape->kv_heads);
+    return (size_t)(attention_cudnn_sums_bytes(heads, length) +
+                    attention_cudnn_plan_bytes(heads, length, shape->head_dim));
+}
+
+/* What is enough for each of mtllm's own. */
 static inline size_t attention_workspace_bytes(const struct attention_shape *shape,
                                                const struct attention_device *device)
 {

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/batch_ramp.h"
 #include "trainer/training.h"
 
 static double larger(double a, double b)
@@ -83,8 +84,9 @@ static double product_efficiency(double rows, double in, double out)
     return rows / (rows + 200) * fmin(in, out) / (fmin(in, out) + 32);
 }
 
-/* Work of the four products of a layer, in operations at the full rate. */
-static double layer_products(const struct stage_sizes *n)
+/* Work of the four products of a layer, done in pieces of that many rows, in operations at the full
+ * rate. */
+static double layer_products(const struct stage_sizes *n, int64_t piece_rows)
 {
     const double shapes[][2] = {
         {(double)n->hidden, (double)n->qkv_width},
@@ -96,7 +98,7 @@ static double layer_products(const struct stage_sizes *n)
 
     for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++)
         work += 2 * rows * shapes[i][0] * shapes[i][1] /
-                product_efficiency(rows, shapes[i][0], shapes[i][1]);
+                product_efficiency((double)piece_rows, shapes[i][0], shapes[i][1]);
     return work;
 }
 
@@ -117,13 +119,13 @@ static double layer_attention(const struct stage *stage)
  * residual, the rotation, and the activation behind gate and up. */
 static double layer_moved(const struct stage_sizes *n, bool backward)
 {
-    double rows = (double)n->rows, hidden = (double)n->hidden;
+    double rows = (double)n->rows, stream = (double)(n->shard_rows * n->hidden);
     double qk = (double)(n->heads + n->kv_heads) * n->head_dim;
     double mlp = (double)(n->mlp_width + n->ffn);
 
     if (backward)
-        return rows * (2 * 5 * hidden + 2 * qk + mlp + (double)n->mlp_width);
-    return rows * (2 * 4 * hidden + 2 * qk + mlp);
+        return 2 * 5 * stream + rows * (2 * qk + mlp + (double)n->mlp_width);
+    return 2 * 4 * stream + rows * (2 * qk + mlp);
 }
 
 /* What memory-bound kernels reach of a copy's bandwidth, in a whole step. */
@@ -137,12 +139,29 @@ static double bandwidth_between(const struct plan_device *device, int stride, in
     return stride * count <= device->per_node ? device->link_bandwidth : device->network_bandwidth;
 }
 
-/* An all-reduce round a ring. */
-static double all_reduce_s(double bytes, int ranks, double bandwidth)
+/* Half an all-reduce round a ring: a reduce-scatter, or an all-gather. */
+static double half_reduce_s(double bytes, int ranks, double bandwidth)
 {
     if (ranks == 1)
         return 0;
-    return MESSAGE_LATENCY_S * log2(2.0 * ranks) + 2 * bytes * (ranks - 1) / ranks / bandwidth;
+    return MESSAGE_LATENCY_S / 2 * log2(2.0 * ranks) + bytes * (ranks - 1) / ranks / bandwidth;
+}
+
+/* What one branch costs in sums over tensor parallelism, in halves of all-reduces. What travels
+ * beside products takes multiprocessors from them and counts half. Without sequence parallelism an
+ * all-reduce of the output and one of the input's gradient. With it: in forward a gather and a
+ * reduce-scatter, each in two chunks of which one is beside products; in backward a gather of the
+ * gradient likewise, a gather of the input and a reduce-scatter, both beside products. */
+struct branch_sums {
+    double forward, backward;
+};
+static struct branch_sums branch_sums_of(const struct stage *stage)
+{
+    double half = stage->sizes.chunks == 2 ? 0.75 : 1;
+
+    if (!stage->sequence_parallel)
+        return (struct branch_sums){2, 2};
+    return (struct branch_sums){2 * half, half + 0.5 + 0.5};
 }
 
 double plan_microbatch_s(const struct plan_device *device, const struct stage *stage)
@@ -151,33 +170,34 @@ double plan_microbatch_s(const struct plan_device *device, const struct stage *s
     double act = (double)dtype_bytes(stage->kernels->dtype);
     double layers = (double)stage->layers, again = (double)stage->recompute_layers;
     double memory = device->memory_bandwidth * MEMORY_SHARE;
-    double boundary = (double)(n->rows * n->hidden) * act;
-    double sum =
-        all_reduce_s(boundary, stage->layout->tp, bandwidth_between(device, 1, stage->layout->tp));
-    bool parallel = stage->model->block != MODEL_BLOCK_SEQUENTIAL;
+    double stream = (double)(n->rows * n->hidden) * act; /* whole */
+    double half =
+        half_reduce_s(stream, stage->layout->tp, bandwidth_between(device, 1, stage->layout->tp));
+    struct branch_sums sums = branch_sums_of(stage);
+    int branches = stage->model->block == MODEL_BLOCK_SEQUENTIAL ? 2 : 1;
     double forward, backward, seconds;
 
-    forward = layer_products(n) / device->product_rate +
+    forward = layer_products(n, n->chunk_rows) / device->product_rate +
               layer_attention(stage) / device->attention_rate +
-              layer_moved(n, false) * act / memory + (parallel ? 1 : 2) * sum;
+              layer_moved(n, false) * act / memory + branches * sums.forward * half;
     /* Two products for each, and 2.5 times the attention; gradients of weights, fp32, are read and
      * written. What selective recomputation writes once more goes with what it reads anyway. */
-    backward = 2 * layer_products(n) / device->product_rate +
+    backward = 2 * layer_products(n, n->rows) / device->product_rate +
                2.5 * layer_attention(stage) / device->attention_rate +
-               layer_moved(n, true) * act / memory + (parallel ? 1 : 2) * sum +
+               layer_moved(n, true) * act / memory + branches * sums.backward * half +
                (double)(n->hidden * (n->qkv_width + n->mixed_width + n->mlp_width + n->ffn)) * 8 /
                    device->memory_bandwidth;
     if (stage->recompute == RECOMPUTE_SELECTIVE)
-        backward += (double)(n->rows * (2 * n->hidden + n->ffn)) * act / memory;
+        backward += (double)(2 * n->shard_rows * n->hidden + n->rows * n->ffn) * act / memory;
     seconds = layers * (forward + backward) + again * forward;
     if (stage->first)
-        seconds += sum + 4 * boundary / memory;
+        seconds += 2 * half + 4 * stream / memory;
     if (stage->last)
         seconds += 6 * (double)n->rows * (double)n->hidden * (double)n->vocab_count /
                        product_efficiency((double)n->head_rows, (double)n->hidden,
                                           (double)n->vocab_count) /
                        device->product_rate +
-                   3 * (double)(n->rows * n->vocab_count) * act / memory + sum;
+                   3 * (double)(n->rows * n->vocab_count) * act / memory + 2 * half;
     return seconds;
 }
 
@@ -193,30 +213,48 @@ double plan_pipeline_s(const double *microbatch_s, int stages, int64_t microbatc
     return (double)(microbatches - 1) * slowest + all + 2 * (stages - 1) * message_s;
 }
 
-/* Seconds of the reduction over replicas that nothing hides: what is longer than the last backward;
- * the first layer's and the embedding's part, which come last; and what NCCL's blocks take from the
- * products beside them. */
+/* What travels beside `hidden_by` seconds of products, but for the `last` seconds of it: what is
+ * longer counts, and half of what is not, for the multiprocessors that it takes. */
+static double beside_s(double whole, double last, double hidden_by)
+{
+    double beside = larger(0, fmin(whole - last, hidden_by));
+
+    return whole - beside / 2;
+}
+
+/* Seconds of the reduction over replicas: an all-reduce, or where they share the optimizer's state
+ * a reduce-scatter, beside the last backward but for the first layer's and the embedding's part;
+ * and in the latter case a gather of the weights, beside the next forward but for the first part.
+ */
 static double reduction_s(const struct plan_device *device, const struct stage *stage,
                           double microbatch_s)
 {
     const struct layout *layout = stage->layout;
     double bandwidth = bandwidth_between(device, layout->tp, layout->dp);
-    double whole = all_reduce_s((double)stage->gradient_bytes, layout->dp, bandwidth);
-    double parts = (double)stage->layers +
-                   (stage->first ? (double)stage->model->vocab_size *
-                                       (double)stage->model->hidden_size / layout->tp /
-                                       ((double)stage->parameters.elements / (double)stage->layers)
-                                 : 0);
-    double last = whole * larger(1, parts - (double)stage->layers + 1) / parts;
-    double beside = larger(0, fmin(whole - last, microbatch_s * 2 / 3));
+    double scatter = half_reduce_s((double)stage->gradient_bytes, layout->dp, bandwidth);
+    double gather = half_reduce_s((double)stage->weight_bytes, layout->dp, bandwidth);
+    double embedding = (double)(stage->model->vocab_size * stage->model->hidden_size) / layout->tp;
+    double elements = (double)stage->parameters.elements;
+    double ends = (stage->first ? embedding : 0) + (stage->last ? embedding : 0);
+    double first =
+        (larger(0, elements - ends) / (double)stage->layers + (stage->first ? embedding : 0)) /
+        elements;
 
-    return whole - beside + beside / 2;
+    first = fmin(first, 1);
+    if (stage->shares == 1)
+        return beside_s(2 * scatter, 2 * scatter * first, microbatch_s * 2 / 3);
+    return beside_s(scatter, scatter * first, microbatch_s * 2 / 3) +
+           beside_s(gather, gather * first, microbatch_s / 3);
 }
 
-/* The norm of the gradient, the update, and zeros for the next step's gradients. */
+/* The norm of the gradient, the update, both of this replica's share, and zeros for the next step's
+ * gradients. */
 static double update_s(const struct plan_device *device, const struct stage *stage)
 {
-    return (double)(2 * stage->state_bytes + 3 * stage->gradient_bytes + 2 * stage->weight_bytes) /
+    double gradients = (double)stage->gradient_bytes, weights = (double)stage->weight_bytes;
+
+    return (2 * (double)stage->state_bytes + gradients +
+            2 * (gradients + weights) / stage->shares) /
            (device->memory_bandwidth * MEMORY_SHARE);
 }
 
@@ -245,7 +283,7 @@ static int measure_stages(struct plan *plan, const struct plan_job *job,
                                     ? 0
                                     : reduction_s(device, &stage, measured->microbatch_s[pp]) +
                                           update_s(device, &stage);
-        measured->boundary_bytes = (double)(stage.sizes.rows * stage.sizes.hidden) *
+        measured->boundary_bytes = (double)(stage.sizes.shard_rows * stage.sizes.hidden) *
                                    (double)dtype_bytes(device->kernels->dtype);
         stage_destroy(&stage);
     }
@@ -286,6 +324,27 @@ static void refuse(struct plan *plan, enum plan_refusal refusal, const char *for
     va_end(arguments);
 }
 
+/* Whether every size of a ramp of the batch is a multiple of `slice`; refused if not. */
+static bool ramp_is_possible(struct plan *plan, const struct plan_job *job, int64_t slice)
+{
+    const struct layout one = {1, 1, 1};
+    struct error error = {0};
+    struct batch_ramp ramp;
+
+    if (!setting_is_set(job->settings, SETTING_BATCH_SIZE_RAMP))
+        return true;
+    if (batch_ramp_from_settings(&ramp, job->settings, &one, "", &error) < 0)
+        refuse(plan, PLAN_LAYOUT, "%s", error.text);
+    else if (ramp.samples > 0 && (ramp.start % slice != 0 || ramp.increment % slice != 0))
+        refuse(plan, PLAN_LAYOUT,
+               "batch-size-ramp=%s: not by multiples of micro-batch-size x dp = %lld x %d",
+               setting_text(job->settings, SETTING_BATCH_SIZE_RAMP), (long long)plan->micro_batch,
+               plan->layout.dp);
+    else
+        return true;
+    return false;
+}
+
 /* Whether it can be at all; refused if not. */
 static bool is_possible(struct plan *plan, const struct plan_job *job,
                         const struct plan_device *device)
@@ -306,7 +365,7 @@ static bool is_possible(struct plan *plan, const struct plan_job *job,
                (long long)job->global_batch, (long long)plan->micro_batch, layout->dp);
     } else {
         plan->microbatches = job->global_batch > 0 ? job->global_batch / slice : 1;
-        return true;
+        return ramp_is_possible(plan, job, slice);
     }
     return false;
 }

@@ -8,8 +8,9 @@
  *     at its own rate; what is bound by memory at the memory's bandwidth; sums over tensor
  *     parallelism at the link's.
  *   a step: with 1F1B, the slowest stage for all microbatches but one, all stages for that one, and
- *     the messages that fill and drain the pipeline; then what of the reduction over replicas the
- *     last backward does not hide, and the optimizer's update at the memory's bandwidth.
+ *     the messages that fill and drain the pipeline; then what of the reduction over replicas, and
+ *     of the gathering of weights, the passes beside it do not hide, and the optimizer's update at
+ *     the memory's bandwidth.
  */
 #ifndef MTLLM_TRAINER_PLAN_H
 #define MTLLM_TRAINER_PLAN_H
@@ -28,6 +29,7 @@
 struct plan_device {
     const char *name;
     const struct kernels *kernels; /* only what stage_measure() wants need be there */
+    struct kernels facts;          /* of a GPU that is not here; kernels points to it then */
     bool gpu;
     double memory_bytes; /* that a rank may take, in all */
     int per_node;        /* ranks of a node */
@@ -37,8 +39,8 @@ struct plan_device {
     double memory_bandwidth, link_bandwidth, network_bandwidth;
 };
 
-/* The device that --device-type and what goes with it describe. Error: EXIT_STATUS_CONFIGURATION
- * for a dtype that it has not. */
+/* The device that --device-type and what goes with it describe; it may point into itself, and is
+ * not to be copied. Error: EXIT_STATUS_CONFIGURATION for a dtype that it has not. */
 int plan_device_from_settings(struct plan_device *device, const struct settings *settings,
                               struct error *error);
 

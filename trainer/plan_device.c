@@ -28,27 +28,49 @@ static const struct device_type types[] = {
 /* As kernels/cuda/module.cu has it. */
 enum { HEAD_ROWS = 4096 };
 
-static size_t hopper_workspace(const struct attention_shape *shape)
-{
-    const struct attention_device device = {.multiprocessors = 132, .shared_bytes = 227 << 10};
+static const struct attention_device hopper = {.multiprocessors = 132, .shared_bytes = 227 << 10};
 
-    return attention_workspace_bytes(shape, &device);
+static size_t own_workspace(const struct attention_shape *shape)
+{
+    return attention_workspace_bytes(shape, &hopper);
 }
 
-static const struct kernels hopper[] = {
-    [DTYPE_F32] = {.name = "cuda",
-                   .dtype = DTYPE_F32,
-                   .head_rows = HEAD_ROWS,
-                   .attention_workspace = hopper_workspace},
-    [DTYPE_BF16] = {.name = "cuda",
-                    .dtype = DTYPE_BF16,
-                    .head_rows = HEAD_ROWS,
-                    .attention_workspace = hopper_workspace},
-    [DTYPE_F16] = {.name = "cuda",
-                   .dtype = DTYPE_F16,
-                   .head_rows = HEAD_ROWS,
-                   .attention_workspace = hopper_workspace},
-};
+/* Where cuDNN is wanted and can do it. */
+static size_t cudnn_workspace(const struct attention_shape *shape)
+{
+    size_t own = own_workspace(shape), cudnn;
+
+    if (shape->varying || shape->window > 0 || shape->head_dim % 8 != 0 || shape->head_dim > 128 ||
+        shape->rows / shape->sequences % 128 != 0)
+        return own;
+    cudnn = attention_cudnn_bytes(shape);
+    return cudnn > own ? cudnn : own;
+}
+
+/* Where cuDNN does what the kernels for Hopper do not. */
+static size_t automatic_workspace(const struct attention_shape *shape)
+{
+    return shape->head_dim == 64 || shape->head_dim == 128 ? own_workspace(shape)
+                                                           : cudnn_workspace(shape);
+}
+
+static struct kernels facts_of(const struct settings *settings)
+{
+    const char *attention = setting_text(settings, SETTING_ATTENTION);
+    const char *dtype = setting_text(settings, SETTING_DTYPE);
+    struct kernels facts = {
+        .name = "cuda",
+        .dtype = strcmp(dtype, "auto") == 0 ? DTYPE_BF16 : (enum dtype)dtype_from_name(dtype),
+        .head_rows = HEAD_ROWS,
+        .attention_workspace = automatic_workspace,
+    };
+
+    if (strcmp(attention, "flash") == 0 || facts.dtype == DTYPE_F32)
+        facts.attention_workspace = own_workspace;
+    else if (strcmp(attention, "cudnn") == 0)
+        facts.attention_workspace = cudnn_workspace;
+    return facts;
+}
 
 static const struct device_type *find_type(const char *name)
 {
@@ -98,20 +120,21 @@ int plan_device_from_settings(struct plan_device *device, const struct settings 
 {
     const struct device_type *type = find_type(setting_text(settings, SETTING_DEVICE_TYPE));
     const char *dtype = setting_text(settings, SETTING_DTYPE);
-    bool gpu = type->memory_gib > 0, automatic = strcmp(dtype, "auto") == 0;
+    bool gpu = type->memory_gib > 0;
 
     *device = (struct plan_device){
         .name = type->name,
         .gpu = gpu,
         .per_node = (int)setting_integer(settings, SETTING_GPUS_PER_NODE),
     };
-    if (!gpu && !automatic && strcmp(dtype, "fp32") != 0)
+    if (!gpu && strcmp(dtype, "auto") != 0 && strcmp(dtype, "fp32") != 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "dtype=%s: CPUs compute in fp32; leave it away or plan for GPUs "
                          "(--device-type)",
                          dtype);
-    device->kernels =
-        gpu ? &hopper[automatic ? DTYPE_BF16 : dtype_from_name(dtype)] : kernels_cpu(1);
+    if (gpu)
+        device->facts = facts_of(settings);
+    device->kernels = gpu ? &device->facts : kernels_cpu(1);
     device->memory_bytes = setting_is_set(settings, SETTING_DEVICE_MEMORY)
                                ? setting_real(settings, SETTING_DEVICE_MEMORY) * GIB
                            : gpu ? type->memory_gib * GIB

@@ -36,15 +36,24 @@ struct example {
     struct plan_job job;
 };
 
+/* Nothing shared between ranks but what has to be, unless `more` says so. */
 static void begin(struct example *example, int world, int64_t batch, const char *more)
 {
     const char *words[] = {
-        "--layers=32",        "--hidden-size=4096",   "--ffn-size=11008",       "--heads=32",
-        "--vocab-size=32000", "--max-positions=4096", "--optimizer-state=bf16", more,
+        "--layers=32",
+        "--hidden-size=4096",
+        "--ffn-size=11008",
+        "--heads=32",
+        "--vocab-size=32000",
+        "--max-positions=4096",
+        "--optimizer-state=bf16",
+        "--zero=0",
+        "--sequence-parallel=no",
+        more,
     };
     struct error error = {0};
 
-    example->settings = settings_of(more ? 8 : 7, words);
+    example->settings = settings_of(more ? 10 : 9, words);
     assert_int_equal(model_from_settings(&example->model, example->settings, &error), 0);
     assert_int_equal(plan_device_from_settings(&example->device, example->settings, &error), 0);
     example->job = (struct plan_job){.settings = example->settings,
@@ -126,6 +135,29 @@ static void memory_of_one_rank(void **state)
     assert_int_equal(plan.memory.state, 2 * plan.memory.weights);
     assert_int_equal(plan.refusal, PLAN_ACCEPTED);
     end(&example);
+}
+
+/* The moments of a quarter of the weights each; what ranks share of the stream they keep once. */
+static void what_ranks_share_is_not_kept_twice(void **state)
+{
+    struct example whole, shared;
+    struct plan one, other;
+
+    (void)state;
+    begin(&whole, 8, 8, NULL);
+    begin(&shared, 8, 8, "--zero=1");
+    one = plan_of(&whole, 2, 1, 1, RECOMPUTE_NONE);
+    other = plan_of(&shared, 2, 1, 1, RECOMPUTE_NONE);
+    assert_int_equal(one.memory.gradients / (1 << 20), other.memory.gradients / (1 << 20));
+    assert_int_equal(one.memory.state / (4 << 20), other.memory.state / (1 << 20));
+    assert_int_equal(one.memory.activations, other.memory.activations);
+    end(&shared);
+    begin(&shared, 8, 8, "--sequence-parallel=yes");
+    other = plan_of(&shared, 2, 1, 1, RECOMPUTE_NONE);
+    assert_int_equal(one.memory.state, other.memory.state);
+    assert_true(other.memory.activations < one.memory.activations);
+    end(&shared);
+    end(&whole);
 }
 
 static void a_limit_is_to_the_byte(void **state)
@@ -321,6 +353,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(memory_is_the_stages),
         cmocka_unit_test(memory_of_one_rank),
+        cmocka_unit_test(what_ranks_share_is_not_kept_twice),
         cmocka_unit_test(a_limit_is_to_the_byte),
         cmocka_unit_test(attention_workspace),
         cmocka_unit_test(a_pipeline_takes_as_long_as_its_slowest_stage),
