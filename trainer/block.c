@@ -72,14 +72,14 @@ static void attention_inner(struct stage *stage, int64_t layer, struct block_act
 {
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
+    const struct attention_shape attention = stage_attention(stage, block->slot, layer);
 
     k->linear_forward(stage->stream, block->qkv, block->normed, weight_of(stage, TENSOR_Q, layer),
                       n->rows, n->hidden, n->qkv_width, false);
     bias_forward(stage, TENSOR_Q_BIAS, layer, block->qkv, n->qkv_width, false);
     k->rope(stage->stream, block->qkv, stage->cosine, stage->sine, block->slot->positions, n->rows,
             n->heads, n->kv_heads, n->head_dim, false);
-    k->attention_forward(stage->stream, block->mixed, block->lse, block->qkv,
-                         &block->slot->attention);
+    k->attention_forward(stage->stream, block->mixed, block->lse, block->qkv, &attention);
 }
 
 /* scratch.branch = this rank's part of the attention branch. */
@@ -250,6 +250,7 @@ static void attention_backward(struct stage *stage, int64_t layer,
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *scratch = &stage->scratch;
+    const struct attention_shape attention = stage_attention(stage, block->slot, layer);
 
     k->linear_backward_input(stage->stream, scratch->dmixed, gradient,
                              weight_of(stage, TENSOR_O, layer), n->rows, n->mixed_width, n->hidden,
@@ -258,7 +259,7 @@ static void attention_backward(struct stage *stage, int64_t layer,
                               block->mixed, n->rows, n->mixed_width, n->hidden);
     bias_backward(stage, TENSOR_O_BIAS, layer, gradient, n->hidden);
     k->attention_backward(stage->stream, scratch->dwide, scratch->dmixed, block->mixed, block->qkv,
-                          block->lse, scratch->attention, &block->slot->attention);
+                          block->lse, scratch->attention, &attention);
     k->rope(stage->stream, scratch->dwide, stage->cosine, stage->sine, block->slot->positions,
             n->rows, n->heads, n->kv_heads, n->head_dim, true);
 }

@@ -117,6 +117,7 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     size_t act = dtype_bytes(stage->kernels->dtype);
     struct attention_shape attention = attention_of(stage, stage->sequences, stage->seq_length);
 
+    attention.dropout.rate = stage->dropout.attention;
     scratch->branch = take(arena, n->rows * n->hidden, act);
     scratch->dnormed = take(arena, n->rows * n->hidden, act);
     scratch->dwide = take(arena, n->rows * larger(n->mlp_width, n->qkv_width), act);

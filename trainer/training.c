@@ -126,6 +126,7 @@ static int open_stage(struct training *t, struct error *error)
                  : bf16    ? STAGE_TRAINS_BF16
                            : STAGE_TRAINS,
         .dropout = {.rate = setting_real(t->settings, SETTING_HIDDEN_DROPOUT),
+                    .attention = setting_real(t->settings, SETTING_ATTENTION_DROPOUT),
                     .lima = setting_boolean(t->settings, SETTING_LIMA_DROPOUT),
                     .seed = (uint64_t)setting_integer(t->settings, SETTING_SEED)},
         .recompute = strcmp(recompute, "full") == 0        ? RECOMPUTE_FULL
