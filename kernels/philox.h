@@ -77,7 +77,7 @@ PHILOX_DEVICE static inline void philox_attention(uint32_t out[4], const uint32_
     const uint32_t counter[4] = {
         (uint32_t)row,
         (uint32_t)((uint64_t)row >> 32) ^ (uint32_t)head << 16,
-        (uint32_t)(key / 32 * 8 + key % 8),
+        (uint32_t)key / 32 * 8 + (uint32_t)key % 8,
         (1U << 31) + place,
     };
 
