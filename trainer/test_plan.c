@@ -71,7 +71,7 @@ static struct plan plan_of(const struct example *example, int tp, int pp, int64_
                            enum recompute recompute)
 {
     struct plan plan = {
-        .layout = {.tp = tp, .pp = pp, .dp = example->job.world / (tp * pp)},
+        .layout = {.tp = tp, .pp = pp, .dp = example->job.world / (tp * pp), .cp = 1},
         .micro_batch = micro,
         .recompute = recompute,
         .recompute_layers = example->model.layers,
