@@ -12,6 +12,7 @@
 
 struct layout {
     int tp, pp, dp;
+    int chunks; /* of every pipeline stage; 1 when there is one stage */
 };
 
 struct layout_place {
@@ -30,9 +31,16 @@ int layout_rank(const struct layout *layout, struct layout_place place);
  * than heads. */
 int layout_kv_sharing(const struct layout *layout, const struct model *model);
 
-/* Layers [layout_first_layer(stage), layout_first_layer(stage + 1)) live on pipeline stage `stage`:
- * so divided that the stage with most work, the head counted with the last one's, has least; what
- * does not divide is the later stages', which keep fewer microbatches in flight. */
+/* Pieces that the layers are divided into. Chunk c of pipeline stage s is the virtual stage
+ * c * pp + s, so that a microbatch goes through all stages once for each chunk. */
+static inline int layout_virtual_stages(const struct layout *layout)
+{
+    return layout->pp * layout->chunks;
+}
+
+/* Layers [layout_first_layer(stage), layout_first_layer(stage + 1)) are those of virtual stage
+ * `stage`: so divided that the one with most work, the head counted with the last one's, has least;
+ * what does not divide is the later ones', which keep fewer microbatches in flight. */
 int64_t layout_first_layer(const struct layout *layout, const struct model *model, int stage);
 
 /* The layout that the settings ask for in a world of `world` ranks; `world` 0 where it is not

@@ -46,9 +46,13 @@ static void reduce_shared(struct stage *stage, enum tensor_role first, enum tens
 /* Each rank that shares a key/value head has the gradient of its own query heads. */
 static void reduce_kv_gradients(struct stage *stage)
 {
-    for (int64_t i = 0; i < stage->layers; i++) {
-        reduce_shared(stage, TENSOR_K, TENSOR_V, stage->first_layer + i);
-        reduce_shared(stage, TENSOR_K_BIAS, TENSOR_V_BIAS, stage->first_layer + i);
+    for (int c = 0; c < stage->layout->chunks; c++) {
+        const struct chunk *chunk = &stage->chunks[c];
+
+        for (int64_t i = 0; i < chunk->layers; i++) {
+            reduce_shared(stage, TENSOR_K, TENSOR_V, chunk->first_layer + i);
+            reduce_shared(stage, TENSOR_K_BIAS, TENSOR_V_BIAS, chunk->first_layer + i);
+        }
     }
 }
 

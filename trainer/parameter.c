@@ -157,20 +157,31 @@ static int append(const struct table *table, enum tensor_role role, int64_t laye
     return 0;
 }
 
+/* Those of a virtual stage. */
+static int append_layers(const struct table *table, int stage, struct error *error)
+{
+    int64_t end = layout_first_layer(table->layout, table->model, stage + 1);
+    int result = 0;
+
+    for (int64_t layer = layout_first_layer(table->layout, table->model, stage); layer < end;
+         layer++)
+        for (int role = TENSOR_INPUT_NORM; result == 0 && role <= TENSOR_DOWN_BIAS; role++)
+            result = append(table, (enum tensor_role)role, layer, false, error);
+    return result;
+}
+
 int parameters_create(struct parameters *parameters, const struct model *model,
                       const struct layout *layout, struct layout_place place, struct error *error)
 {
     const struct table table = {parameters, model, layout, place.tp};
-    int64_t end = layout_first_layer(layout, model, place.pp + 1);
     bool last = place.pp == layout->pp - 1;
     int result = 0;
 
     *parameters = (struct parameters){0};
     if (place.pp == 0)
         result = append(&table, TENSOR_EMBEDDING, -1, false, error);
-    for (int64_t layer = layout_first_layer(layout, model, place.pp); layer < end; layer++)
-        for (int role = TENSOR_INPUT_NORM; result == 0 && role <= TENSOR_DOWN_BIAS; role++)
-            result = append(&table, (enum tensor_role)role, layer, false, error);
+    for (int chunk = 0; chunk < layout->chunks && result == 0; chunk++)
+        result = append_layers(&table, chunk * layout->pp + place.pp, error);
     for (int role = TENSOR_FINAL_NORM; last && result == 0 && role <= TENSOR_HEAD; role++)
         result = append(&table, (enum tensor_role)role, -1, false, error);
     /* The tied embedding's second home. */

@@ -98,16 +98,47 @@ static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena 
 {
     const struct stage_sizes *n = &stage->sizes;
 
-    for (int64_t i = 0; i < stage->layers; i++) {
+    for (int64_t i = 0; i < slot->chunk->layers; i++) {
         struct block_activations *block = &slot->blocks[i];
 
-        if (i < stage->recompute_layers)
+        if (i < slot->chunk->recompute_layers)
             *block = stage->scratch.again;
         else
             lay_out_block(stage, block, arena);
         block->slot = slot;
-        block->input = take(arena, n->rows * n->hidden, dtype_bytes(stage->kernels->dtype));
+        if (i > 0)
+            block->input = take(arena, n->rows * n->hidden, dtype_bytes(stage->kernels->dtype));
     }
+}
+
+static void lay_out_chunk(struct stage *stage, struct chunk *chunk, struct arena *arena)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    size_t act = dtype_bytes(stage->kernels->dtype);
+
+    for (int64_t i = 0; i < chunk->input_count; i++)
+        chunk->inputs[i] = take(arena, n->rows * n->hidden, act);
+    for (int64_t i = 0; i < chunk->slot_count; i++) {
+        struct slot *slot = &chunk->slots[i];
+
+        if (chunk->first)
+            slot->tokens = take(arena, n->rows, sizeof(int32_t));
+        if (chunk->last) {
+            slot->targets = take(arena, n->rows, sizeof(int32_t));
+            slot->weights = take(arena, n->rows, sizeof(float));
+        }
+        slot->positions = take(arena, n->rows, sizeof(int32_t));
+        slot->starts = take(arena, stage->sequences + 1, sizeof(int32_t));
+        lay_out_blocks(stage, slot, arena);
+        slot->output = take(arena, n->rows * n->hidden, act);
+    }
+    for (int64_t i = 0; i < chunk->gradient_count; i++)
+        chunk->gradients[i].buffer = take(arena, n->rows * n->hidden, act);
+}
+
+static bool recomputes_layers(const struct stage *stage)
+{
+    return stage->chunks[0].recompute_layers > 0;
 }
 
 static void lay_out_scratch(struct stage *stage, struct arena *arena)
@@ -124,7 +155,7 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     scratch->attention = take(arena, (int64_t)stage->kernels->attention_workspace(&attention), 1);
     if (stage->dropout.rate > 0)
         scratch->dropped = take(arena, n->rows * n->hidden, act);
-    if (stage->recompute_layers > 0)
+    if (recomputes_layers(stage))
         lay_out_block(stage, &scratch->again, arena);
     if (!stage->last)
         return;
@@ -167,22 +198,8 @@ static void lay_out(struct stage *stage, enum stage_state state, struct arena *a
     stage->cosine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
     stage->sine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
     lay_out_scratch(stage, arena);
-    for (int i = 0; i < stage->slot_count; i++) {
-        struct slot *slot = &stage->slots[i];
-
-        if (stage->first)
-            slot->tokens = take(arena, n->rows, sizeof(int32_t));
-        if (stage->last) {
-            slot->targets = take(arena, n->rows, sizeof(int32_t));
-            slot->weights = take(arena, n->rows, sizeof(float));
-        }
-        slot->positions = take(arena, n->rows, sizeof(int32_t));
-        slot->starts = take(arena, stage->sequences + 1, sizeof(int32_t));
-        lay_out_blocks(stage, slot, arena);
-        slot->output = take(arena, n->rows * n->hidden, act);
-        if (state != STAGE_EVALUATES)
-            slot->gradient = take(arena, n->rows * n->hidden, act);
-    }
+    for (int c = 0; c < stage->layout->chunks; c++)
+        lay_out_chunk(stage, &stage->chunks[c], arena);
 }
 
 /* cos and sin of position * frequency, from the fp32 angle, as transformers takes them. */
@@ -238,13 +255,101 @@ static int prepare_products(const struct stage *stage, struct error *error)
     return 0;
 }
 
+/* In what order the stage will work, which says how many microbatches are in flight. */
+static int plan_pipeline(struct stage *stage, const struct stage_work *work)
+{
+    struct pipeline_shape evaluation;
+
+    stage->pipeline = (struct pipeline_shape){
+        .stages = stage->layout->pp,
+        .chunks = stage->layout->chunks,
+        .microbatches = work->microbatches,
+        .schedule = PIPELINE_1F1B,
+    };
+    evaluation = stage->pipeline;
+    evaluation.schedule = PIPELINE_FORWARD_ONLY;
+    if (work->state != STAGE_EVALUATES &&
+        pipeline_order_create(&stage->training, &stage->pipeline, stage->place.pp) < 0)
+        return -1;
+    return pipeline_order_create(&stage->evaluation, &evaluation, stage->place.pp);
+}
+
+static int create_slots(const struct stage *stage, struct chunk *chunk, int64_t microbatches)
+{
+    bool training = stage->training.count > 0;
+
+    chunk->input_count = chunk->slot_count;
+    if (!chunk->first && chunk->input_count < microbatches)
+        chunk->input_count++;
+    chunk->slots = calloc((size_t)chunk->slot_count, sizeof(*chunk->slots));
+    chunk->inputs = calloc((size_t)chunk->input_count, sizeof(*chunk->inputs));
+    if (training)
+        chunk->gradient_count =
+            chunk->slot_count + pipeline_gradients_waiting(&stage->pipeline, stage->place.pp);
+    chunk->gradients = calloc((size_t)chunk->gradient_count + 1, sizeof(*chunk->gradients));
+    if (!chunk->slots || !chunk->inputs || !chunk->gradients)
+        return -1;
+    for (int64_t i = 0; i < chunk->slot_count; i++) {
+        struct slot *slot = &chunk->slots[i];
+
+        slot->chunk = chunk;
+        slot->blocks = calloc((size_t)chunk->layers, sizeof(*slot->blocks));
+        if (!slot->blocks)
+            return -1;
+    }
+    return 0;
+}
+
+static int create_chunks(struct stage *stage, const struct stage_work *work)
+{
+    const struct layout *layout = stage->layout;
+    int64_t recompute = work->recompute == RECOMPUTE_FULL ? work->recompute_layers : 0;
+
+    stage->chunks = calloc((size_t)layout->chunks, sizeof(*stage->chunks));
+    if (!stage->chunks)
+        return -1;
+    for (int c = 0; c < layout->chunks; c++) {
+        struct chunk *chunk = &stage->chunks[c];
+        int at = c * layout->pp + stage->place.pp;
+        int64_t first = layout_first_layer(layout, stage->model, at);
+        int64_t layers = layout_first_layer(layout, stage->model, at + 1) - first;
+
+        *chunk = (struct chunk){
+            .first_layer = first,
+            .layers = layers,
+            .recompute_layers = recompute < layers ? recompute : layers,
+            .first = at == 0,
+            .last = at == layout_virtual_stages(layout) - 1,
+            .slot_count = pipeline_order_in_flight(
+                stage->training.count > 0 ? &stage->training : &stage->evaluation, c),
+        };
+        recompute -= chunk->recompute_layers;
+        if (create_slots(stage, chunk, work->microbatches) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static void destroy_chunks(struct stage *stage)
+{
+    for (int c = 0; stage->chunks && c < stage->layout->chunks; c++) {
+        struct chunk *chunk = &stage->chunks[c];
+
+        for (int64_t i = 0; chunk->slots && i < chunk->slot_count; i++)
+            free(chunk->slots[i].blocks);
+        free(chunk->slots);
+        free(chunk->inputs);
+        free(chunk->gradients);
+    }
+    free(stage->chunks);
+}
+
 int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,
                  const struct layout *layout, struct layout_place place,
                  const struct comm_groups *groups, const struct stage_work *work,
                  struct error *error)
 {
     struct arena arena = {0};
-    int64_t in_flight = layout->pp - place.pp;
 
     *stage = (struct stage){
         .kernels = kernels,
@@ -257,27 +362,15 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         .sequences = work->sequences,
         .recompute = work->recompute,
         .dropout = work->dropout,
-        .first_layer = layout_first_layer(layout, model, place.pp),
         .first = place.pp == 0,
         .last = place.pp == layout->pp - 1,
         .moments = work->state == STAGE_TRAINS_BF16 ? DTYPE_BF16 : DTYPE_F32,
     };
-    stage->layers = layout_first_layer(layout, model, place.pp + 1) - stage->first_layer;
-    if (work->recompute == RECOMPUTE_FULL)
-        stage->recompute_layers =
-            work->recompute_layers < stage->layers ? work->recompute_layers : stage->layers;
     set_sizes(stage);
     if (parameters_create(&stage->parameters, model, layout, place, error) < 0)
         return -1;
-    stage->slot_count = (int)(in_flight < work->microbatches ? in_flight : work->microbatches);
-    stage->slots = calloc((size_t)stage->slot_count, sizeof(*stage->slots));
-    if (!stage->slots)
+    if (plan_pipeline(stage, work) < 0 || create_chunks(stage, work) < 0)
         goto no_memory;
-    for (int i = 0; i < stage->slot_count; i++) {
-        stage->slots[i].blocks = calloc((size_t)stage->layers, sizeof(*stage->slots[i].blocks));
-        if (!stage->slots[i].blocks)
-            goto no_memory;
-    }
     lay_out(stage, work->state, &arena);
     stage->memory_bytes = arena.used;
     if (prepare_products(stage, error) < 0) {
@@ -313,9 +406,9 @@ void stage_destroy(struct stage *stage)
     stage->kernels->stream_destroy(stage->sums);
     if (stage->memory)
         stage->kernels->release(stage->memory);
-    for (int i = 0; stage->slots && i < stage->slot_count; i++)
-        free(stage->slots[i].blocks);
-    free(stage->slots);
+    destroy_chunks(stage);
+    pipeline_order_destroy(&stage->training);
+    pipeline_order_destroy(&stage->evaluation);
     parameters_destroy(&stage->parameters);
     *stage = (struct stage){0};
 }
@@ -353,9 +446,9 @@ void stage_load(struct stage *stage, struct slot *slot, const struct microbatch 
     size_t bytes = (size_t)stage->sizes.rows * sizeof(int32_t);
 
     assert(microbatch->sequences <= stage->sequences);
-    if (stage->first)
+    if (slot->chunk->first)
         k->to_device(stage->stream, slot->tokens, microbatch->tokens, bytes);
-    if (stage->last) {
+    if (slot->chunk->last) {
         k->to_device(stage->stream, slot->targets, microbatch->targets, bytes);
         k->to_device(stage->stream, slot->weights, microbatch->weights,
                      (size_t)stage->sizes.rows * sizeof(float));

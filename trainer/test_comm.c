@@ -374,7 +374,7 @@ static bool in_group(const char *name, const struct layout *layout, int rank)
         return it.tp == me.tp && it.dp == me.dp;
     if (!strcmp(name, "model"))
         return it.dp == me.dp;
-    if (!strcmp(name, "embedding"))
+    if (!strcmp(name, "embedding") || !strcmp(name, "wrap"))
         return it.tp == me.tp && it.dp == me.dp && (it.pp == 0 || it.pp == layout->pp - 1);
     return true;
 }
@@ -422,6 +422,9 @@ static void check_layout(const struct layout *layout)
           (layout->pp > 1 && (place.pp == 0 || place.pp == layout->pp - 1)));
     if (groups.embedding)
         check_group(groups.embedding, "embedding", layout);
+    CHECK((groups.wrap != NULL) == (layout->chunks > 1 && groups.embedding));
+    if (groups.wrap)
+        check_group(groups.wrap, "wrap", layout);
     comm_close(&groups);
     comm_close(&groups);
 }
@@ -531,7 +534,7 @@ int main(int argc, char **argv)
     if (strcmp(how, "cuda") == 0)
         open_gpu();
     /* MPI can be started once a process: this one is open throughout. */
-    if (comm_open(&first, &world, &(struct layout){1, 1, world.size}, kernels, &error) < 0) {
+    if (comm_open(&first, &world, &(struct layout){1, 1, world.size, 1}, kernels, &error) < 0) {
         world_close(&world);
         return error_print(&error);
     }
@@ -542,7 +545,7 @@ int main(int argc, char **argv)
         for (int pp = 1; tp * pp <= world.size; pp++) {
             if (world.size % (tp * pp) != 0)
                 continue;
-            check_layout(&(struct layout){tp, pp, world.size / (tp * pp)});
+            check_layout(&(struct layout){tp, pp, world.size / (tp * pp), pp == 4 ? 2 : 1});
             layouts++;
         }
     }

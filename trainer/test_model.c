@@ -98,7 +98,7 @@ static void golden_open(struct golden *golden, const char *name)
                                     .state = STAGE_TRAINS};
     struct error error = {0};
 
-    *golden = (struct golden){.layout = {1, 1, 1}, .world = {.size = 1}};
+    *golden = (struct golden){.layout = {1, 1, 1, 1}, .world = {.size = 1}};
     snprintf(golden->directory, sizeof(golden->directory), "%s/tests/golden/models/%s",
              source ? source : ".", name);
     read_model(golden);
@@ -280,8 +280,8 @@ static void gather_rank(const struct layout *layout, int rank, const struct para
 
 static void test_layouts_start_alike(void **state)
 {
-    static const struct layout layouts[] = {{2, 1, 1}, {1, 4, 1}, {4, 2, 1}};
-    struct layout one = {1, 1, 1};
+    static const struct layout layouts[] = {{2, 1, 1, 1}, {1, 4, 1, 1}, {4, 2, 1, 1}, {1, 2, 1, 2}};
+    struct layout one = {1, 1, 1, 1};
     struct comm_groups groups = {0};
     struct stage stage;
     struct error error = {0};
@@ -349,7 +349,7 @@ static double direction_error(struct stage *stage, const struct batch *batch, do
 static void test_dropout_gradient(void **state)
 {
     static const enum model_family families[] = {MODEL_FAMILY_LLAMA, MODEL_FAMILY_FALCON};
-    const struct layout layout = {1, 1, 1};
+    const struct layout layout = {1, 1, 1, 1};
     const struct world world = {.size = 1};
     struct stage_work work = {.micro_batch = 2,
                               .seq_length = 8,
