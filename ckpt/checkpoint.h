@@ -54,7 +54,8 @@ struct checkpoint_state {
     int64_t step;                 /* updates made */
     int64_t samples;              /* consumed */
     int64_t tokens;               /* consumed */
-    int64_t skipped;              /* updates skipped for a non-finite gradient */
+    int64_t skipped;              /* steps without an update */
+    int64_t trained_samples;      /* consumed by updates made */
     double loss_scale;            /* of fp16; 1 otherwise */
     int64_t scale_clean_steps;    /* updates without an overflow since the scale last grew */
     int64_t scale_overflows_left; /* overflows until it shrinks */

@@ -36,6 +36,7 @@ static void compare_state(struct comparison *comparison)
         {"samples", one->samples, other->samples},
         {"tokens", one->tokens, other->tokens},
         {"skipped", one->skipped, other->skipped},
+        {"trained_samples", one->trained_samples, other->trained_samples},
         {"scale_clean_steps", one->scale_clean_steps, other->scale_clean_steps},
         {"scale_overflows_left", one->scale_overflows_left, other->scale_overflows_left},
     };

@@ -203,10 +203,11 @@ static int print_as_json(const struct show *show, struct error *error)
     for (size_t i = 0; i < state->file_count; i++)
         json_array_append_new(files, json_pack("{s:s, s:I}", "name", state->files[i].name, "bytes",
                                                (json_int_t)state->files[i].size));
-    json = json_pack("{s:s, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:s, s:s, s:I, s:I, s:o, s:o}",
+    json = json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:s, s:s, s:I, s:I, s:o, s:o}",
                      "directory", checkpoint->directory, "step", (json_int_t)state->step, "samples",
                      (json_int_t)state->samples, "tokens", (json_int_t)state->tokens, "skipped",
-                     (json_int_t)state->skipped, "loss_scale", state->loss_scale, "run_id",
+                     (json_int_t)state->skipped, "trained_samples",
+                     (json_int_t)state->trained_samples, "loss_scale", state->loss_scale, "run_id",
                      state->run_id, "layout", state->layout, "created",
                      checkpoint->manifest.created, "producer", checkpoint->manifest.producer,
                      "shards", (json_int_t)checkpoint->manifest.shard_count, "bytes",

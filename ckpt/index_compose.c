@@ -144,6 +144,7 @@ static int write_state(hid_t file, const struct checkpoint_state *state)
         h5_write_integer_attribute(group, "samples", state->samples) == 0 &&
         h5_write_integer_attribute(group, "tokens", state->tokens) == 0 &&
         h5_write_integer_attribute(group, "skipped", state->skipped) == 0 &&
+        h5_write_integer_attribute(group, "trained_samples", state->trained_samples) == 0 &&
         h5_write_real_attribute(group, "loss_scale", state->loss_scale) == 0 &&
         h5_write_integer_attribute(group, "scale_clean_steps", state->scale_clean_steps) == 0 &&
         h5_write_integer_attribute(group, "scale_overflows_left", state->scale_overflows_left) ==

@@ -143,6 +143,22 @@ static void *read_array(hid_t group, const char *name, hid_t type, size_t size, 
     return elements;
 }
 
+/* Written only since steps may differ in size; before that they did not. */
+static int read_trained_samples(hid_t group, struct checkpoint_state *state)
+{
+    int64_t updates;
+
+    if (H5Aexists(group, "trained_samples") > 0)
+        return read_integer(group, "trained_samples", &state->trained_samples);
+    if (state->step <= 0)
+        return 0;
+    return __builtin_sub_overflow(state->step, state->skipped, &updates) ||
+                   __builtin_mul_overflow(state->samples / state->step, updates,
+                                          &state->trained_samples)
+               ? -1
+               : 0;
+}
+
 static int read_state(hid_t file, size_t limit, struct checkpoint_state *state)
 {
     hid_t group = H5Gopen2(file, "state", H5P_DEFAULT);
@@ -153,6 +169,7 @@ static int read_state(hid_t file, size_t limit, struct checkpoint_state *state)
         read_integer(group, "samples", &state->samples) == 0 &&
         read_integer(group, "tokens", &state->tokens) == 0 &&
         read_integer(group, "skipped", &state->skipped) == 0 &&
+        read_trained_samples(group, state) == 0 &&
         read_real(group, "loss_scale", &state->loss_scale) == 0 &&
         read_integer(group, "scale_clean_steps", &state->scale_clean_steps) == 0 &&
         read_integer(group, "scale_overflows_left", &state->scale_overflows_left) == 0) {

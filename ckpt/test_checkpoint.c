@@ -17,7 +17,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "ckpt/checksum.h"
+#include "ckpt/disk.h"
 #include "ckpt/h5.h"
+#include "ckpt/manifest.h"
 #include "ckpt/test_fixture.h"
 
 /* cmocka's setup and teardown: a run directory of the test's own. */
@@ -90,6 +93,7 @@ static void test_round_trip(void **state)
         assert_int_equal(read->samples, shards * 8);
         assert_int_equal(read->tokens, shards * 4096);
         assert_int_equal(read->skipped, 100 + shards);
+        assert_int_equal(read->trained_samples, shards * 8 - 5);
         assert_true(read->loss_scale == 0.1);
         assert_int_equal(read->scale_clean_steps, 17);
         assert_int_equal(read->scale_overflows_left, 2);
@@ -105,6 +109,45 @@ static void test_round_trip(void **state)
         assert_memory_equal(read->files[1].bytes, "\0\1\2three", 8);
         checkpoint_close(checkpoint);
     }
+}
+
+/* As the version before wrote it, the manifest's checksum included. */
+static void remove_trained_samples(const char *directory)
+{
+    char index[FIXTURE_PATH], path[FIXTURE_PATH];
+    struct manifest manifest;
+    struct error error = {0};
+    void *bytes;
+    size_t size;
+    hid_t file;
+
+    snprintf(index, sizeof(index), "%.400s/index.h5", directory);
+    snprintf(path, sizeof(path), "%.400s/manifest.json", directory);
+    file = H5Fopen(index, H5F_ACC_RDWR, H5P_DEFAULT);
+    assert_true(file >= 0);
+    assert_true(H5Adelete_by_name(file, "state", "trained_samples", H5P_DEFAULT) >= 0);
+    assert_true(H5Fclose(file) >= 0);
+    assert_int_equal(manifest_read(&manifest, path, &error), 0);
+    assert_int_equal(disk_read_file(index, 1 << 30, &bytes, &size, &error), 0);
+    manifest.index = (struct manifest_part){size, checksum(bytes, size)};
+    assert_int_equal(manifest_write(&manifest, path, &error), 0);
+    manifest_free(&manifest);
+    free(bytes);
+}
+
+/* Ten steps of eight samples, of which three made no update. */
+static void test_steps_alike_before_ramps(void **state)
+{
+    char root[FIXTURE_PATH], directory[FIXTURE_PATH];
+    struct checkpoint *checkpoint;
+
+    root_of(*state, root);
+    write_good(root, 10, 1, 3);
+    snprintf(directory, sizeof(directory), "%.400s/step-00000010", root);
+    remove_trained_samples(directory);
+    checkpoint = open_good(directory);
+    assert_int_equal(checkpoint_get_state(checkpoint)->trained_samples, 7 * 8);
+    checkpoint_close(checkpoint);
 }
 
 static void test_tensors_are_listed(void **state)
@@ -599,6 +642,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_round_trip, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_steps_alike_before_ramps, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_tensors_are_listed, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_slices_by_several_threads, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_reads_outside_are_refused, set_up, tear_down),

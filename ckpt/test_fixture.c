@@ -151,6 +151,7 @@ int fixture_commit(const char *root, int64_t step, int shards, uint64_t seed, st
         .samples = step * 8,
         .tokens = step * 4096,
         .skipped = (int64_t)seed,
+        .trained_samples = step * 8 - 5,
         .loss_scale = 0.1,
         .scale_clean_steps = 17,
         .scale_overflows_left = 2,

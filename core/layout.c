@@ -7,14 +7,15 @@ struct layout_place layout_place(const struct layout *layout, int rank)
 {
     return (struct layout_place){
         .tp = rank % layout->tp,
-        .dp = rank / layout->tp % layout->dp,
-        .pp = rank / (layout->tp * layout->dp),
+        .cp = rank / layout->tp % layout->cp,
+        .dp = rank / (layout->tp * layout->cp) % layout->dp,
+        .pp = rank / (layout->tp * layout->cp * layout->dp),
     };
 }
 
 int layout_rank(const struct layout *layout, struct layout_place place)
 {
-    return (place.pp * layout->dp + place.dp) * layout->tp + place.tp;
+    return ((place.pp * layout->dp + place.dp) * layout->cp + place.cp) * layout->tp + place.tp;
 }
 
 int layout_kv_sharing(const struct layout *layout, const struct model *model)
@@ -122,38 +123,60 @@ static int check_tp(const struct layout *layout, const struct settings *settings
     return 0;
 }
 
+/* Every rank of a context parallel group attends with whole heads: as many query heads as the
+ * others, and whole key/value heads or, with its neighbours, one. */
+static int check_cp(const struct layout *layout, const struct settings *settings,
+                    const struct model *model, const char *prefix, struct error *error)
+{
+    int64_t heads = model->heads / layout->tp;
+    int64_t kv_heads = model->kv_heads * layout_kv_sharing(layout, model) / layout->tp;
+
+    if (heads % layout->cp == 0 && (kv_heads % layout->cp == 0 || layout->cp % kv_heads == 0))
+        return 0;
+    return error_set(error, EXIT_STATUS_CONFIGURATION,
+                     "%scp=%d: %s has %lld query and %lld key/value heads a rank with tp=%d, which "
+                     "it does not divide; use one that does",
+                     prefix, layout->cp, model_name(settings), (long long)heads,
+                     (long long)kv_heads, layout->tp);
+}
+
+int layout_check(const struct layout *layout, const struct settings *settings,
+                 const struct model *model, const char *prefix, struct error *error)
+{
+    if (check_tp(layout, settings, model, prefix, error) < 0 ||
+        check_cp(layout, settings, model, prefix, error) < 0)
+        return -1;
+    if (layout_virtual_stages(layout) <= model->layers)
+        return 0;
+    if (layout->pp <= model->layers)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "%spp-chunks=%d: %s has %lld layers, and every chunk of %spp=%d stages "
+                         "needs one; use at most %lld",
+                         prefix, layout->chunks, model_name(settings), (long long)model->layers,
+                         prefix, layout->pp, (long long)(model->layers / layout->pp));
+    return error_set(error, EXIT_STATUS_CONFIGURATION,
+                     "%spp=%d: %s has %lld layers, and every stage needs one; use at most %lld",
+                     prefix, layout->pp, model_name(settings), (long long)model->layers,
+                     (long long)model->layers);
+}
+
 int layout_from_settings(struct layout *layout, const struct settings *settings,
                          const struct model *model, int world, const char *prefix,
                          struct error *error)
 {
+    char group_text[64];
     int group;
 
     *layout = (struct layout){
         .tp = setting_is_set(settings, SETTING_TP) ? (int)setting_integer(settings, SETTING_TP) : 1,
         .pp = setting_is_set(settings, SETTING_PP) ? (int)setting_integer(settings, SETTING_PP) : 1,
         .dp = setting_is_set(settings, SETTING_DP) ? (int)setting_integer(settings, SETTING_DP) : 0,
-        .chunks = 1,
+        .cp = (int)setting_integer(settings, SETTING_CP),
+        .chunks = (int)setting_integer(settings, SETTING_PP_CHUNKS),
     };
-    if (layout->pp > 1)
-        layout->chunks = (int)setting_integer(settings, SETTING_PP_CHUNKS);
-    if (model) {
-        if (check_tp(layout, settings, model, prefix, error) < 0)
-            return -1;
-        if (layout->pp > model->layers)
-            return error_set(error, EXIT_STATUS_CONFIGURATION,
-                             "%spp=%d: %s has %lld layers, and every stage needs one; use at most "
-                             "%lld",
-                             prefix, layout->pp, model_name(settings), (long long)model->layers,
-                             (long long)model->layers);
-        if (layout_virtual_stages(layout) > model->layers)
-            return error_set(
-                error, EXIT_STATUS_CONFIGURATION,
-                "%spp-chunks=%d: %s has %lld layers, and each of the %d x %d chunks of "
-                "%spp=%d stages needs one; use at most %lld",
-                prefix, layout->chunks, model_name(settings), (long long)model->layers, layout->pp,
-                layout->chunks, prefix, layout->pp, (long long)(model->layers / layout->pp));
-    }
-    group = layout->tp * layout->pp;
+    if (model && layout_check(layout, settings, model, prefix, error) < 0)
+        return -1;
+    group = layout->tp * layout->pp * layout->cp;
     if (world == 0) {
         if (layout->dp == 0)
             layout->dp = 1;
@@ -161,34 +184,21 @@ int layout_from_settings(struct layout *layout, const struct settings *settings,
     }
     if (layout->dp == 0 && world % group == 0)
         layout->dp = world / group;
+    if (layout->cp > 1)
+        snprintf(group_text, sizeof(group_text), "%d x %d x %d", layout->tp, layout->pp,
+                 layout->cp);
+    else
+        snprintf(group_text, sizeof(group_text), "%d x %d", layout->tp, layout->pp);
     if (layout->dp == 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "%stp=%d %spp=%d: one replica takes %d x %d = %d ranks, which does not "
+                         "%stp=%d %spp=%d: one replica takes %s = %d ranks, which does not "
                          "divide the %d that were started; start a multiple of %d (srun -n)",
-                         prefix, layout->tp, prefix, layout->pp, layout->tp, layout->pp, group,
-                         world, group);
+                         prefix, layout->tp, prefix, layout->pp, group_text, group, world, group);
     if ((int64_t)group * layout->dp != world)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "%stp=%d %spp=%d %sdp=%d: %d x %d x %d = %lld ranks, but %d were "
+                         "%stp=%d %spp=%d %sdp=%d: %s x %d = %lld ranks, but %d were "
                          "started; start that many (srun -n), or leave %sdp to be worked out",
-                         prefix, layout->tp, prefix, layout->pp, prefix, layout->dp, layout->tp,
-                         layout->pp, layout->dp, (long long)group * layout->dp, world, prefix);
-    return 0;
-}
-
-int layout_microbatches(const struct layout *layout, const struct settings *settings,
-                        const char *prefix, int64_t *microbatches, struct error *error)
-{
-    int64_t micro = setting_integer(settings, SETTING_MICRO_BATCH_SIZE);
-    int64_t slice = micro * layout->dp, global = slice;
-
-    if (setting_is_set(settings, SETTING_GLOBAL_BATCH_SIZE))
-        global = setting_integer(settings, SETTING_GLOBAL_BATCH_SIZE);
-    if (global % slice != 0)
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "%sglobal-batch-size=%lld: not a multiple of micro-batch-size x dp = "
-                         "%lld x %d = %lld",
-                         prefix, (long long)global, (long long)micro, layout->dp, (long long)slice);
-    *microbatches = global / slice;
+                         prefix, layout->tp, prefix, layout->pp, prefix, layout->dp, group_text,
+                         layout->dp, (long long)group * layout->dp, world, prefix);
     return 0;
 }

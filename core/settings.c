@@ -43,6 +43,7 @@ static const char *const group_titles[SETTING_GROUP_COUNT] = {
     [SETTING_GROUP_EVALUATION] = "Validation",
     [SETTING_GROUP_CHECKPOINT] = "Checkpoints",
     [SETTING_GROUP_LOGGING] = "Logging",
+    [SETTING_GROUP_PLAN] = "Planning a layout",
 };
 
 struct value {

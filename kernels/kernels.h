@@ -204,6 +204,10 @@ struct kernels {
                     uint64_t seed, uint32_t place, int64_t first);
 
     /* --- elementwise and optimizer ----------------------------------------------------------- */
+    /* to[rows, columns] (+)= from[rows, columns], act, whose rows begin to_stride and from_stride
+     * elements apart. They do not overlap. */
+    void (*copy_columns)(struct stream *stream, void *to, int64_t to_stride, const void *from,
+                         int64_t from_stride, int64_t rows, int64_t columns, bool accumulate);
     /* y[n] += x[n], both act */
     void (*add)(struct stream *stream, void *y, const void *x, int64_t n);
     /* *out (device, double) += sum of x[i]^2 */

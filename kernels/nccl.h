@@ -49,6 +49,10 @@ struct nccl {
     /* In place. In the order of NCCL's ring, see comm.h. */
     int (*sum)(struct nccl_group *group, void *buffer, int64_t count, enum nccl_type type,
                struct stream *stream, struct error *error);
+    /* out[count] = the sum of this rank's part of everyone's in[size * count], in the same order;
+     * `out` may be that part. */
+    int (*sum_parts)(struct nccl_group *group, void *out, const void *in, int64_t count,
+                     enum nccl_type type, struct stream *stream, struct error *error);
     /* out[size * bytes]: every rank's in[bytes]; `in` may be this rank's place in out. */
     int (*gather)(struct nccl_group *group, void *out, const void *in, int64_t bytes,
                   struct stream *stream, struct error *error);

@@ -5,14 +5,17 @@
 #include <string.h>
 
 /* Static because SPANK hands an option's callback nothing to find its plugin's data by. */
-static char *option_texts[SETTING_COUNT];
+static char *option_texts[SETTING_COUNT + 1];
+
+/* The one option that is no setting: it keeps the job from being submitted. */
+enum { DRY_RUN = SETTING_COUNT };
 
 static int option_given(int id, const char *text, int remote)
 {
     char *copy;
 
     (void)remote;
-    if (id < 0 || id >= SETTING_COUNT || !text)
+    if (id < 0 || id > DRY_RUN || !text)
         return -1;
     copy = strdup(text);
     if (!copy)
@@ -20,6 +23,34 @@ static int option_given(int id, const char *text, int remote)
     free(option_texts[id]);
     option_texts[id] = copy;
     return 0;
+}
+
+static int register_option(spank_t spank, struct spank_option *option)
+{
+    spank_err_t status = spank_option_register(spank, option);
+
+    if (status == ESPANK_SUCCESS)
+        return 0;
+    slurm_error("mtllm: cannot register --%s: %s", option->name, spank_strerror(status));
+    return -1;
+}
+
+static int register_dry_run(spank_t spank)
+{
+    char name[] = "llm-dry-run", unit[] = "N",
+         help[] =
+             "submit nothing; print the layouts for N devices, as mtllm-plan does (FIRST:LAST: "
+             "the best for each power of two)";
+    struct spank_option option = {
+        .name = name,
+        .arginfo = unit,
+        .usage = help,
+        .has_arg = 1,
+        .val = DRY_RUN,
+        .cb = option_given,
+    };
+
+    return register_option(spank, &option);
 }
 
 int options_register(spank_t spank)
@@ -35,8 +66,6 @@ int options_register(spank_t spank)
             .val = id,
             .cb = option_given,
         };
-        spank_err_t status;
-
         if (!setting->submit)
             continue;
         snprintf(name, sizeof(name), "llm-%s", setting->name);
@@ -48,18 +77,15 @@ int options_register(spank_t spank)
             snprintf(unit, sizeof(unit), "%s", setting->unit);
             snprintf(help, sizeof(help), "%s", setting->help);
         }
-        status = spank_option_register(spank, &option);
-        if (status != ESPANK_SUCCESS) {
-            slurm_error("mtllm: cannot register --%s: %s", name, spank_strerror(status));
+        if (register_option(spank, &option) < 0)
             return -1;
-        }
     }
-    return 0;
+    return register_dry_run(spank);
 }
 
 void options_clear(void)
 {
-    for (int id = 0; id < SETTING_COUNT; id++) {
+    for (int id = 0; id <= DRY_RUN; id++) {
         free(option_texts[id]);
         option_texts[id] = NULL;
     }
@@ -67,7 +93,7 @@ void options_clear(void)
 
 bool options_given(void)
 {
-    for (int id = 0; id < SETTING_COUNT; id++)
+    for (int id = 0; id <= DRY_RUN; id++)
         if (option_texts[id])
             return true;
     return false;
@@ -76,6 +102,11 @@ bool options_given(void)
 const char *option_text(enum setting_id id)
 {
     return option_texts[id];
+}
+
+const char *option_dry_run(void)
+{
+    return option_texts[DRY_RUN];
 }
 
 /* Some settings of type TEXT are a word or a path. */

@@ -1,4 +1,5 @@
-/* The --llm-* options of sbatch, salloc and srun: the settings whose table line says SUBMIT.
+/* The --llm-* options of sbatch, salloc and srun: the settings whose table line says SUBMIT,
+ * and --llm-dry-run.
  *
  * Slurm calls an option's callback once to three times, with what the job inherits before what
  * the command line says, so the last value wins and nothing is judged before all are known.
@@ -24,6 +25,9 @@ bool options_given(void);
 
 /* What was written behind --llm-NAME=, or NULL. */
 const char *option_text(enum setting_id id);
+
+/* What was written behind --llm-dry-run=, or NULL. */
+const char *option_dry_run(void);
 
 /* The option's value with a relative path made absolute: it is taken from `directory`, the one
  * that the job was submitted from. Writes at most `size` bytes; returns -1 if they do not do. */

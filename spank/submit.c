@@ -1,12 +1,13 @@
 #include "spank/submit.h"
 
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "core/layout.h"
+#include "core/batch_ramp.h"
 #include "spank/job.h"
 #include "spank/options.h"
 #include "spank/task.h"
@@ -94,7 +95,7 @@ static int check_layout(const struct settings *settings, int world, struct error
     const char *prefix = "--llm-";
     struct model model;
     struct layout layout;
-    int64_t microbatches;
+    struct batch_ramp ramp;
     bool known =
         setting_is_set(settings, SETTING_MODEL) || setting_is_set(settings, SETTING_LAYERS);
 
@@ -103,9 +104,14 @@ static int check_layout(const struct settings *settings, int world, struct error
             prefix = "--";
     if (known && model_from_settings(&model, settings, error) < 0)
         return -1;
+    /* The trainer, which sees the devices, chooses what is not named. */
+    if (!setting_is_set(settings, SETTING_TP) && !setting_is_set(settings, SETTING_PP) &&
+        (!setting_is_set(settings, SETTING_DP) ||
+         world % setting_integer(settings, SETTING_DP) == 0))
+        world = 0;
     if (layout_from_settings(&layout, settings, known ? &model : NULL, world, prefix, error) < 0)
         return -1;
-    return layout_microbatches(&layout, settings, prefix, &microbatches, error);
+    return batch_ramp_from_settings(&ramp, settings, &layout, prefix, error);
 }
 
 /* What can be judged without an allocation. */
@@ -120,6 +126,46 @@ static int check_job(struct error *error)
         result = 0;
     settings_destroy(settings);
     return result;
+}
+
+/* The options for who is run next in this process's place. */
+static int export_options(struct error *error)
+{
+    char directory[PATH_MAX], value[2 * PATH_MAX], name[64];
+
+    if (submit_directory(directory, sizeof(directory), error) < 0)
+        return -1;
+    for (int i = 0; i < SETTING_COUNT; i++) {
+        enum setting_id id = (enum setting_id)i;
+
+        if (!option_text(id))
+            continue;
+        setting_environment_name(id, name, sizeof(name));
+        if (option_value(id, directory, value, sizeof(value)) < 0 || setenv(name, value, 1) < 0)
+            return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    }
+    return 0;
+}
+
+/* --llm-dry-run: become mtllm-plan. The command then ends with its status, and nothing was
+ * submitted; returns only when there is none. */
+static int become_planner(struct error *error)
+{
+    static char path[] = MTLLM_BIN_DIR "/mtllm-plan";
+    const char *wanted = option_dry_run();
+    char count[128], *words[] = {path, count, NULL};
+    sigset_t none;
+
+    if (export_options(error) < 0)
+        return -1;
+    snprintf(count, sizeof(count), "--%s=%s", strchr(wanted, ':') ? "simulate" : "gpus", wanted);
+    sigemptyset(&none);
+    (void)sigprocmask(SIG_SETMASK, &none, NULL); /* Slurm's commands block some */
+    (void)execv(path, words);
+    (void)execvp("mtllm-plan", words);
+    error_set_errno(error, "--llm-dry-run: cannot run mtllm-plan, neither %s nor one in PATH",
+                    path);
+    return -1;
 }
 
 /* Tell core/, here and in the job, where the site keeps its files. A user's own value stays. */
@@ -137,7 +183,7 @@ int submit_allocator_options(const struct arguments *arguments)
 
     if ((++components > 1 && components_error(&error) < 0) ||
         export_arguments(arguments, &error) < 0 || check_values(&error) < 0 ||
-        check_job(&error) < 0)
+        check_job(&error) < 0 || (option_dry_run() && become_planner(&error) < 0))
         return refuse(&error);
     /* The ranks find each other through PMIx; not every site makes that the default. */
     if (setenv("SLURM_MPI_TYPE", "pmix", 0) < 0) {
@@ -156,7 +202,8 @@ int submit_srun_options(const struct arguments *arguments)
         return refuse(&error);
     /* Inside a job, what the job brought along was judged when it was submitted, and this may
      * be an srun of something else altogether. */
-    if (!getenv("SLURM_JOB_ID") && check_job(&error) < 0)
+    if ((!getenv("SLURM_JOB_ID") && check_job(&error) < 0) ||
+        (option_dry_run() && become_planner(&error) < 0))
         return refuse(&error);
     return 0;
 }

@@ -2,7 +2,8 @@
  *
  * What cannot work is refused here, on the terminal, before it waits in the queue or takes the
  * nodes. All functions return 0, or -1 after saying why, on which the command exits with 1. They
- * are called only for jobs that use an --llm-* option.
+ * are called only for jobs that use an --llm-* option. With --llm-dry-run the command becomes
+ * mtllm-plan, and nothing is submitted.
  */
 #ifndef MTLLM_SPANK_SUBMIT_H
 #define MTLLM_SPANK_SUBMIT_H

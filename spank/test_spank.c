@@ -104,7 +104,7 @@ static void assert_task_has(const char *name, const char *value)
 static void registers_the_table(void **state)
 {
     static const spank_context_t contexts[] = {S_CTX_LOCAL, S_CTX_REMOTE, S_CTX_ALLOCATOR};
-    int expected = 0;
+    int expected = 1; /* --llm-dry-run */
 
     (void)state;
     for (int id = 0; id < SETTING_COUNT; id++)
@@ -118,7 +118,8 @@ static void registers_the_table(void **state)
             int id = setting_find(slurm.names[j]);
 
             assert_int_equal(strncmp(slurm.names[j], "llm-", 4), 0);
-            assert_true(id >= 0 && setting_table[id].submit);
+            assert_true(strcmp(slurm.names[j], "llm-dry-run") == 0 ||
+                        (id >= 0 && setting_table[id].submit));
             assert_int_equal(slurm.options[j].has_arg, 1);
             assert_true(strlen(slurm.names[j]) <= SPANK_OPTION_MAXLEN);
         }
@@ -203,6 +204,10 @@ static void submission_is_refused(void **state)
          "mtllm: --llm-global-batch-size=6: not a multiple"},
         {{{"llm-dp", "2"}, {"llm-global-batch-size", "3"}},
          "mtllm: --llm-global-batch-size=3: not a multiple"},
+        {{{"llm-dp", "4"}, {"llm-global-batch-size", "16"}, {"llm-batch-size-ramp", "4 2 80"}},
+         "mtllm: --llm-batch-size-ramp=4 2 80: on it is a batch of 6, not a multiple"},
+        {{{"llm-steps", "4"}, {"llm-train-samples", "16"}},
+         "mtllm: --llm-train-samples=16: --llm-steps=4 says how long"},
     };
     static const spank_context_t contexts[] = {S_CTX_ALLOCATOR, S_CTX_LOCAL};
 

@@ -109,6 +109,30 @@ layouts() {
     done
 }
 
+# Tokens whose embedding is infinite come in samples of one replica and not in those of another.
+@test "a gradient that is not finite on one replica: no rank makes the update" {
+    train 1 $model $run --steps=0 --run-dir=begin > log 2>&1
+    h5-to-hf begin finite
+    mkdir init
+    cp finite/config.json init/
+    "$build_dir/tests/model_tool" make finite init fp32 1 \
+        set=model.embed_tokens.weight:$((7 * 64)):inf
+    hf-to-h5 --allow-nonfinite=yes init infinite
+    train 1 $run --init=infinite --micro-batch-size=8 --run-dir=one > log 2>&1 || { cat log; false; }
+    grep 'the gradient is not finite; the update was skipped' log
+    sed -i 's/"loss":null/"loss":1/' one/metrics.jsonl
+    for layout in "1 1 4" "1 2 2" "2 2 1"; do
+        set -- $layout
+        rm -rf run
+        train 4 $run --init=infinite --tp=$1 --pp=$2 --dp=$3 --run-dir=run \
+            > log 2>&1
+        sed -i 's/"loss":null/"loss":1/' run/metrics.jsonl
+        losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
+        diff <(sed 's/.*"skipped"/skipped/; s/,.*//' run/metrics.jsonl) \
+            <(sed 's/.*"skipped"/skipped/; s/,.*//' one/metrics.jsonl)
+    done
+}
+
 @test "layers that stages do not divide: 5 on 2, 3 and 4" {
     train 1 $model $run --layers=5 --micro-batch-size=8 --run-dir=one > log 2>&1
     for pp in 2 3 4; do
@@ -116,6 +140,69 @@ layouts() {
         train $((2 * pp)) $model $run --layers=5 --tp=2 --pp=$pp --run-dir=run > log 2>&1
         losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
     done
+}
+
+@test "sequence-parallel: the same losses with and without; refused where rows do not divide" {
+    for how in no yes; do
+        train 8 $model $run --tp=4 --pp=2 --sequence-parallel=$how --run-dir=$how > log-$how 2>&1
+        losses_agree $how/metrics.jsonl "$(reference)" 1e-5 20
+    done
+    status=0
+    train 4 $model $run --tp=4 --seq-length=31 --sequence-parallel=yes --run-dir=odd > log 2>&1 ||
+        status=$?
+    [ $status = 78 ]
+    grep 'sequence-parallel=yes: micro-batch-size 1 x seq-length 31 rows, which tp=4 does not' log
+    train 4 $model $run --tp=4 --seq-length=31 --steps=5 --run-dir=odd > log 2>&1
+}
+
+@test "cp: ranks that share sequences have the losses of one; shared heads, packed and biased too" {
+    for layout in "2 --cp=2" "4 --cp=4 --micro-batch-size=2" "4 --cp=2 --tp=2" "8 --cp=2 --dp=2 --pp=2" \
+        "8 --cp=4 --tp=2 --recompute=full" "8 --cp=8 --recompute=selective"; do
+        set -- $layout
+        rm -rf run
+        train $1 $model $run ${@:2} --run-dir=run > log 2>&1 || { cat log; false; }
+        losses_agree run/metrics.jsonl "$(reference)" 1e-5 20
+    done
+    for how in "--hidden-dropout=0.2 --kv-heads=2 --qkv-bias=yes" "--family=mistral --sliding-window=5" \
+        "--family=falcon --kv-heads=1" "--packing=yes --eod-token=0"; do
+        rm -rf one run
+        train 1 $model $run $how --micro-batch-size=8 --eval-interval=10 --run-dir=one > log 2>&1
+        train 8 $model $run $how --cp=4 --dp=2 --eval-interval=10 --run-dir=run > log 2>&1
+        losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
+        paste <(grep '"eval"' run/metrics.jsonl | sed 's/.*"loss": *\([^,}]*\).*/\1/') \
+            <(grep '"eval"' one/metrics.jsonl | sed 's/.*"loss": *\([^,}]*\).*/\1/') |
+            awk '{ d = $1 / $2 - 1; if (d > 1e-5 || d < -1e-5) bad = 1 } END { exit bad || NR != 2 }'
+    done
+    rm -rf again
+    train 8 $model $run --packing=yes --eod-token=0 --cp=4 --dp=2 --eval-interval=10 --run-dir=again > log 2>&1
+    mtllm-ckpt diff run/ckpt/latest again/ckpt/latest
+    for bad in "3 --cp=3" "2 --cp=2 --seq-length=31" "2 --cp=2 --eval-only=yes --dump-logits=x.h5"; do
+        set -- $bad
+        status=0
+        train $1 $model $run ${@:2} --run-dir=none > log 2>&1 || status=$?
+        cat log
+        [ $status = 78 ]
+    done
+}
+
+@test "zero=0 and 1: the same losses; stopped, the bits of one that was not; another layout goes on" {
+    for layout in "4 --dp=4" "6 --tp=2 --dp=3 --global-batch-size=9" "8 --tp=2 --pp=2 --dp=2"; do
+        set -- $layout
+        for zero in 0 1; do
+            rm -rf run-$zero
+            train $1 $model $run ${@:2} --zero=$zero --run-dir=run-$zero > log-$zero 2>&1 ||
+                { cat log-$zero; false; }
+        done
+        losses_agree run-1/metrics.jsonl run-0/metrics.jsonl 1e-6 20
+        rm -rf again
+        train $1 $model $run ${@:2} --steps=9 --lr-decay-steps=20 --run-dir=again > log 2>&1
+        train $1 $model $run ${@:2} --run-dir=again > log 2>&1
+        mtllm-ckpt diff run-1/ckpt/latest again/ckpt/latest
+    done
+    train 8 $model $run --tp=2 --pp=2 --zero=1 --steps=10 --lr-decay-steps=20 --run-dir=other > log 2>&1
+    train 4 $model $run --dp=4 --zero=0 --steps=15 --lr-decay-steps=20 --run-dir=other > log 2>&1
+    train 3 $model $run --pp=1 --global-batch-size=9 --steps=18 --lr-decay-steps=20 --run-dir=other > log 2>&1
+    losses_agree <(head -n 15 other/metrics.jsonl) <(head -n 15 "$(reference)") 1e-5 15
 }
 
 @test "tied embeddings, tp=2 pp=2 dp=2" {

@@ -33,7 +33,7 @@ EXTRA_PROGRAMS = tests/bench/start
 tests_bench_start_SOURCES = tests/bench/start.c
 tests_bench_start_LDADD = data/libdata.la core/libcore.la
 
-trainer_bats = tests/init.bats tests/instruct.bats tests/layouts.bats tests/packing.bats tests/peers.bats tests/resume.bats tests/slurm/train.bats
+trainer_bats = tests/init.bats tests/instruct.bats tests/layouts.bats tests/packing.bats tests/plan.bats tests/peers.bats tests/ramp.bats tests/resume.bats tests/slurm/train.bats
 TESTS += $(trainer_bats)
 EXTRA_DIST += $(trainer_bats) tests/common.bash
 

@@ -36,8 +36,9 @@ script() {
 
 @test "--help lists every setting that can be given at submission" {
     wanted=$(sed -n 's/^SETTING([^"]*"\([^"]*\)".* SUBMIT, .*/--llm-\1/p' \
-        "$top/core/settings.def" | sort)
+        "$top/core/settings.def")
     [ -n "$wanted" ]
+    wanted=$(sort <<< "$wanted"$'\n'--llm-dry-run)
     for command in sbatch salloc srun; do
         run $command --help
         [ "$status" -eq 0 ]
@@ -136,6 +137,32 @@ script() {
     client_conf "$work/etc" "required $plugin models=$top/etc/models conf=$PWD/site.conf"
     assert_refused "--llm-tp=3: codellama-34b" sbatch --llm-pp=2 job.sh
     assert_accepted sbatch --llm-tp=2 job.sh
+}
+
+@test "--llm-dry-run prints the layouts and submits nothing" {
+    script
+    PATH=$build:$PATH
+    for command in "sbatch --llm-dry-run=16 --llm-model=llama-2-70b job.sh" \
+        "salloc --llm-model=llama-2-70b --llm-dry-run=16 true" \
+        "srun --llm-model=llama-2-70b --llm-dry-run=16 mtllm-train"; do
+        run timeout 20 $command
+        [ "$status" -eq 0 ]
+        [[ $output == "llama-2-70b: 68.98 billion weights"* ]]
+        [[ $output == *"GiB/rank"*refused:*"needs "*" GiB a rank, of 79.1"* ]]
+        [[ $output != *"slurm controller"* ]]
+    done
+    # Options of #SBATCH lines and what the layout is kept to count as for the job.
+    script '#SBATCH --llm-model=llama-2-7b' '#SBATCH --llm-device-type=h200'
+    run timeout 20 sbatch --llm-dry-run=8:16 --llm-tp=2 job.sh
+    [ "$status" -eq 0 ]
+    [ "$(grep -cE '^ +(8|16) +2 ' <<< "$output")" -eq 2 ]
+    run timeout 20 sbatch --llm-dry-run=1 --llm-model=llama-2-70b job.sh
+    [ "$status" -eq 78 ]
+    [[ $output == *"no layout fits"* ]]
+    run timeout 20 sbatch --llm-dry-run=many job.sh
+    [ "$status" -eq 64 ]
+    assert_refused "--llm-tp=3: codellama-34b" \
+        sbatch --llm-dry-run=16 --llm-model=codellama-34b --llm-tp=3 job.sh
 }
 
 @test "an unknown plugin argument disturbs no job but those that use the plugin" {

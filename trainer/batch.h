@@ -23,7 +23,8 @@ struct batch_sequences {
 
 struct batch {
     const struct kernels *kernels; /* all arrays below are host memory of theirs */
-    int64_t microbatches, micro_batch, seq_length;
+    int64_t microbatches;          /* that are in use; at most those it was created with */
+    int64_t micro_batch, seq_length;
     int32_t *tokens;                   /* [microbatches, micro_batch, seq_length] */
     int32_t *targets;                  /* likewise: the token that follows; negative: no target */
     float *weights;                    /* likewise: the target's weight in the loss */
@@ -34,12 +35,14 @@ struct batch {
     int64_t target_count; /* tokens that have a target */
 };
 
-/* Every row one sequence, its positions 0, 1, ...; the rest zeros. Error: EXIT_STATUS_SYSTEM. */
+/* Every row one sequence, its positions 0, 1, ...; the rest zeros. `microbatches` at most, and in
+ * use to begin with. Error: EXIT_STATUS_SYSTEM. */
 int batch_create(struct batch *batch, const struct kernels *kernels, int64_t microbatches,
                  int64_t micro_batch, int64_t seq_length, struct error *error);
 void batch_destroy(struct batch *batch);
 
-/* Fill from the global batch that begins with sample `first`. Error: EXIT_STATUS_DATA. */
+/* Fill the microbatches in use from the global batch that begins with sample `first`. Error:
+ * EXIT_STATUS_DATA. */
 int batch_read(struct batch *batch, const struct dataset *dataset, int64_t first,
                const struct layout *layout, int dp, struct error *error);
 

@@ -7,8 +7,8 @@
  * Every addition happens together with the norm that follows it, so a branch's output waits in
  * scratch.branch until then. With tensor parallelism each rank computes a part of every branch
  * (its heads, its columns of the MLP); the parts are summed where the branch ends, and in
- * backward the gradient of the branch's input is summed likewise. The bias at the end of a branch
- * is added by the first rank alone.
+ * backward the gradient of the branch's input is summed likewise (tensor_parallel.c). The bias at
+ * the end of a branch is added by the first rank alone.
  *
  * With RECOMPUTE_SELECTIVE the outputs of norms and of the activation, which backward needs for the
  * products' weights, are not kept from forward: backward has their inputs at hand and writes them
@@ -49,11 +49,10 @@ static enum tensor_role mlp_first_bias(const struct stage *stage)
 /* y[rows, width] += the bias, if there is one: of this rank's columns, or (`whole`) of all, by the
  * first rank for all that are summed. */
 static void bias_forward(struct stage *stage, enum tensor_role role, int64_t layer, void *y,
-                         int64_t width, bool whole)
+                         int64_t rows, int64_t width, bool whole)
 {
     if (parameters_find(&stage->parameters, role, layer) && !(whole && stage->place.tp != 0))
-        stage->kernels->bias_forward(stage->stream, y, weight_of(stage, role, layer),
-                                     stage->sizes.rows, width);
+        stage->kernels->bias_forward(stage->stream, y, weight_of(stage, role, layer), rows, width);
 }
 
 static void bias_backward(struct stage *stage, enum tensor_role role, int64_t layer, const void *dy,
@@ -67,30 +66,68 @@ static void bias_backward(struct stage *stage, enum tensor_role role, int64_t la
 /* --- forward -----------------------------------------------------------------------------------
  */
 
+/* y[rows, width] = the product that begins a branch, of a norm's output. */
+static void branch_begin(struct stage *stage, int64_t layer, enum tensor_role weight,
+                         enum tensor_role bias, void *y, int64_t width, const void *normed)
+{
+    const struct stage_sizes *n = &stage->sizes;
+
+    for (int chunk = 0; chunk < n->chunks; chunk++) {
+        const void *x = stage_gather_chunk(stage, normed, stage->scratch.whole_normed, chunk);
+
+        stage->kernels->linear_forward(
+            stage->stream, stage_rows(stage, y, chunk * n->chunk_rows, width), x,
+            weight_of(stage, weight, layer), n->chunk_rows, n->hidden, width, false);
+    }
+    bias_forward(stage, bias, layer, y, n->rows, width, false);
+}
+
+/* The product of x[rows, width] that ends a branch: this rank's part, which `accumulate` adds to
+ * what is there of another branch; `sum`: nothing more comes, and the parts are summed into
+ * scratch.branch. */
+static void branch_end(struct stage *stage, int64_t layer, enum tensor_role weight,
+                       enum tensor_role bias, const void *x, int64_t width, bool accumulate,
+                       bool sum)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    void *branch = stage->scratch.branch, *parts = stage_parts(stage, branch);
+
+    for (int chunk = 0; chunk < n->chunks; chunk++) {
+        int64_t row = chunk * n->chunk_rows;
+        void *y = stage_rows(stage, parts, row, n->hidden);
+
+        stage->kernels->linear_forward(stage->stream, y, stage_rows(stage, x, row, width),
+                                       weight_of(stage, weight, layer), n->chunk_rows, width,
+                                       n->hidden, accumulate);
+        bias_forward(stage, bias, layer, y, n->chunk_rows, n->hidden, true);
+        if (sum)
+            stage_sum_chunk(stage, branch, chunk);
+    }
+    if (sum)
+        stage_sum_end(stage);
+}
+
 /* block->mixed = attention of block->normed. */
 static void attention_inner(struct stage *stage, int64_t layer, struct block_activations *block)
 {
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
+    void *qkv = stage_qkv(stage, block->qkv);
 
-    k->linear_forward(stage->stream, block->qkv, block->normed, weight_of(stage, TENSOR_Q, layer),
-                      n->rows, n->hidden, n->qkv_width, false);
-    bias_forward(stage, TENSOR_Q_BIAS, layer, block->qkv, n->qkv_width, false);
-    k->rope(stage->stream, block->qkv, stage->cosine, stage->sine, block->slot->positions, n->rows,
+    branch_begin(stage, layer, TENSOR_Q, TENSOR_Q_BIAS, qkv, n->qkv_width, block->normed);
+    k->rope(stage->stream, qkv, stage->cosine, stage->sine, block->slot->positions, n->rows,
             n->heads, n->kv_heads, n->head_dim, false);
-    k->attention_forward(stage->stream, block->mixed, block->lse, block->qkv,
+    stage_to_heads(stage, block->qkv);
+    k->attention_forward(stage->stream, block->attended, block->lse, block->qkv,
                          &block->slot->attention);
+    stage_output_from_heads(stage, block->mixed, block->attended);
 }
 
-/* scratch.branch = this rank's part of the attention branch. */
+/* The end of the attention branch, which another one follows in a parallel block. */
 static void attention_outer(struct stage *stage, int64_t layer, struct block_activations *block)
 {
-    const struct stage_sizes *n = &stage->sizes;
-
-    stage->kernels->linear_forward(stage->stream, stage->scratch.branch, block->mixed,
-                                   weight_of(stage, TENSOR_O, layer), n->rows, n->mixed_width,
-                                   n->hidden, false);
-    bias_forward(stage, TENSOR_O_BIAS, layer, stage->scratch.branch, n->hidden, true);
+    branch_end(stage, layer, TENSOR_O, TENSOR_O_BIAS, block->mixed, stage->sizes.mixed_width, false,
+               !is_parallel(stage));
 }
 
 /* block->gated = the MLP of block->middle_normed, up to its last product. */
@@ -99,25 +136,18 @@ static void mlp_inner(struct stage *stage, int64_t layer, struct block_activatio
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
 
-    k->linear_forward(stage->stream, block->gate_up, block->middle_normed,
-                      weight_of(stage, mlp_first(stage), layer), n->rows, n->hidden, n->mlp_width,
-                      false);
-    bias_forward(stage, mlp_first_bias(stage), layer, block->gate_up, n->mlp_width, false);
+    branch_begin(stage, layer, mlp_first(stage), mlp_first_bias(stage), block->gate_up,
+                 n->mlp_width, block->middle_normed);
     if (stage->model->mlp == MODEL_MLP_SWIGLU)
         k->swiglu_forward(stage->stream, block->gated, block->gate_up, n->rows, n->ffn);
     else
         k->gelu_forward(stage->stream, block->gated, block->gate_up, n->rows * n->ffn);
 }
 
-/* scratch.branch (+)= this rank's part of the MLP branch. */
 static void mlp_outer(struct stage *stage, int64_t layer, struct block_activations *block)
 {
-    const struct stage_sizes *n = &stage->sizes;
-
-    stage->kernels->linear_forward(stage->stream, stage->scratch.branch, block->gated,
-                                   weight_of(stage, TENSOR_DOWN, layer), n->rows, n->ffn, n->hidden,
-                                   is_parallel(stage));
-    bias_forward(stage, TENSOR_DOWN_BIAS, layer, stage->scratch.branch, n->hidden, true);
+    branch_end(stage, layer, TENSOR_DOWN, TENSOR_DOWN_BIAS, block->gated, stage->sizes.ffn,
+               is_parallel(stage), true);
 }
 
 static struct norm input_norm(int64_t layer, const struct block_activations *block)
@@ -140,7 +170,6 @@ static void block_inner(struct stage *stage, int64_t layer, struct block_activat
     attention_inner(stage, layer, block);
     if (!is_parallel(stage)) {
         attention_outer(stage, layer, block);
-        stage_sum_over_tp(stage, stage->scratch.branch);
         stage_drop(stage, block->slot, DROPOUT_ATTENTION, layer, stage->scratch.branch);
         stage_norm_forward(stage, &second, block->middle, stage->scratch.branch, block->input);
     } else if (stage->model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS) {
@@ -156,7 +185,6 @@ static void *block_forward(struct stage *stage, int64_t layer, struct block_acti
     if (is_parallel(stage))
         attention_outer(stage, layer, block);
     mlp_outer(stage, layer, block);
-    stage_sum_over_tp(stage, stage->scratch.branch);
     stage_drop(stage, block->slot, DROPOUT_MLP, layer, stage->scratch.branch);
     return is_parallel(stage) ? block->input : block->middle;
 }
@@ -172,12 +200,13 @@ void blocks_forward(struct stage *stage, struct slot *slot)
         int64_t layer = slot->chunk->first_layer + i;
         const struct norm first = input_norm(layer, block);
 
+        stage_need_weights(stage, TENSOR_INPUT_NORM, layer);
         stage_norm_forward(stage, &first, block->input, residual ? branch : block->input, residual);
         residual = block_forward(stage, layer, block);
     }
     k->copy(stage->stream, slot->output, residual,
-            (size_t)(n->rows * n->hidden) * dtype_bytes(k->dtype));
-    k->add(stage->stream, slot->output, branch, n->rows * n->hidden);
+            (size_t)(n->shard_rows * n->hidden) * dtype_bytes(k->dtype));
+    k->add(stage->stream, slot->output, branch, n->shard_rows * n->hidden);
 }
 
 /* --- backward ----------------------------------------------------------------------------------
@@ -187,52 +216,80 @@ void blocks_forward(struct stage *stage, struct slot *slot)
 struct branch_input {
     enum tensor_role weight, bias;
     int64_t width;      /* that the product gives */
-    const void *normed; /* [rows, hidden] */
+    const void *normed; /* the norm's output */
 };
 
-/* From the gradient of that product, scratch.dwide, to that of the norm's output, which this rank's
- * part is added to. */
+/* From the gradient of that product, scratch.dwide, to this rank's part of that of the norm's
+ * output. */
 static void input_backward(struct stage *stage, int64_t layer, const struct branch_input *input,
                            void *dnormed, bool accumulate)
 {
     const struct stage_sizes *n = &stage->sizes;
 
-    stage->kernels->linear_backward_input(stage->stream, dnormed, stage->scratch.dwide,
-                                          weight_of(stage, input->weight, layer), n->rows,
-                                          n->hidden, input->width, accumulate);
+    stage->kernels->linear_backward_input(
+        stage->stream, stage_parts(stage, dnormed), stage->scratch.dwide,
+        weight_of(stage, input->weight, layer), n->rows, n->hidden, input->width, accumulate);
     bias_backward(stage, input->bias, layer, stage->scratch.dwide, input->width);
 }
 
-static void weight_backward(struct stage *stage, int64_t layer, const struct branch_input *input)
+/* `normed` whole. */
+static void weight_backward(struct stage *stage, int64_t layer, const struct branch_input *input,
+                            const void *normed)
 {
     const struct stage_sizes *n = &stage->sizes;
 
     stage->kernels->linear_backward_weight(stage->stream, gradient_of(stage, input->weight, layer),
-                                           stage->scratch.dwide, input->normed, n->rows, n->hidden,
+                                           stage->scratch.dwide, normed, n->rows, n->hidden,
                                            input->width);
 }
 
-/* The same while `dnormed`, complete but for that, is summed over tensor parallelism. */
-static void weight_backward_beside_sum(struct stage *stage, int64_t layer,
-                                       const struct branch_input *input, void *dnormed)
+/* Both: the norm's output is gathered while its gradient is computed, whose parts are summed while
+ * that of the weights is. `sum`: nothing more is added to that gradient. */
+static void both_backward(struct stage *stage, int64_t layer, const struct branch_input *input,
+                          void *dnormed, bool accumulate, bool sum)
 {
-    stage_sum_begin(stage, dnormed);
-    weight_backward(stage, layer, input);
-    stage_sum_end(stage);
+    const void *normed = stage_gather_begin(stage, input->normed, stage->scratch.whole_normed);
+
+    input_backward(stage, layer, input, dnormed, accumulate);
+    stage_gather_end(stage);
+    if (sum)
+        stage_sum_begin(stage, dnormed);
+    weight_backward(stage, layer, input, normed);
+    if (sum)
+        stage_sum_end(stage);
 }
 
-/* From the gradient of the MLP's output to that of its first product's, scratch.dwide. */
-static void mlp_backward(struct stage *stage, int64_t layer, const struct block_activations *block,
-                         const void *gradient)
+/* From the gradient of a branch to that of the input of the product that ends it, scratch.dmixed
+ * of `width` columns. Returns the branch's gradient whole; `whole`: it is that already. */
+static const void *output_backward(struct stage *stage, int64_t layer, enum tensor_role weight,
+                                   int64_t width, const void *gradient, bool whole)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    void *gathered = stage->scratch.whole_gradient;
+
+    for (int chunk = 0; chunk < n->chunks; chunk++) {
+        int64_t row = chunk * n->chunk_rows;
+        const void *dy = whole ? stage_rows(stage, gradient, row, n->hidden)
+                               : stage_gather_chunk(stage, gradient, gathered, chunk);
+
+        stage->kernels->linear_backward_input(
+            stage->stream, stage_rows(stage, stage->scratch.dmixed, row, width), dy,
+            weight_of(stage, weight, layer), n->chunk_rows, width, n->hidden, false);
+    }
+    return whole || !stage->sequence_parallel ? gradient : gathered;
+}
+
+/* From the gradient of the MLP's output to that of its first product's, scratch.dwide. Returns the
+ * former whole. */
+static const void *mlp_backward(struct stage *stage, int64_t layer,
+                                const struct block_activations *block, const void *gradient)
 {
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *scratch = &stage->scratch;
     void *again = stage->recompute == RECOMPUTE_SELECTIVE ? block->gated : NULL;
 
-    k->linear_backward_input(stage->stream, scratch->dmixed, gradient,
-                             weight_of(stage, TENSOR_DOWN, layer), n->rows, n->ffn, n->hidden,
-                             false);
+    gradient = output_backward(stage, layer, TENSOR_DOWN, n->ffn, gradient, false);
     if (stage->model->mlp == MODEL_MLP_SWIGLU)
         k->swiglu_backward(stage->stream, scratch->dwide, again, scratch->dmixed, block->gate_up,
                            n->rows, n->ffn);
@@ -242,24 +299,27 @@ static void mlp_backward(struct stage *stage, int64_t layer, const struct block_
     k->linear_backward_weight(stage->stream, gradient_of(stage, TENSOR_DOWN, layer), gradient,
                               block->gated, n->rows, n->ffn, n->hidden);
     bias_backward(stage, TENSOR_DOWN_BIAS, layer, gradient, n->hidden);
+    return gradient;
 }
 
 /* From the gradient of attention's output to that of its first product's, scratch.dwide. */
 static void attention_backward(struct stage *stage, int64_t layer,
-                               const struct block_activations *block, const void *gradient)
+                               const struct block_activations *block, const void *gradient,
+                               bool whole)
 {
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *scratch = &stage->scratch;
+    void *dattended = stage->layout->cp == 1 ? scratch->dwide : scratch->dattended;
 
-    k->linear_backward_input(stage->stream, scratch->dmixed, gradient,
-                             weight_of(stage, TENSOR_O, layer), n->rows, n->mixed_width, n->hidden,
-                             false);
+    gradient = output_backward(stage, layer, TENSOR_O, n->mixed_width, gradient, whole);
     k->linear_backward_weight(stage->stream, gradient_of(stage, TENSOR_O, layer), gradient,
                               block->mixed, n->rows, n->mixed_width, n->hidden);
     bias_backward(stage, TENSOR_O_BIAS, layer, gradient, n->hidden);
-    k->attention_backward(stage->stream, scratch->dwide, scratch->dmixed, block->mixed, block->qkv,
-                          block->lse, scratch->attention, &block->slot->attention);
+    k->attention_backward(stage->stream, dattended, stage_output_to_heads(stage, scratch->dmixed),
+                          block->attended, block->qkv, block->lse, scratch->attention,
+                          &block->slot->attention);
+    stage_from_heads(stage, dattended);
     k->rope(stage->stream, scratch->dwide, stage->cosine, stage->sine, block->slot->positions,
             n->rows, n->heads, n->kv_heads, n->head_dim, true);
 }
@@ -283,16 +343,20 @@ static void branch_backward(struct stage *stage, int64_t layer, const struct bra
                             const struct norm *norm, const void *s, void *gradient)
 {
     void *dnormed = stage->scratch.dnormed;
-    bool again = stage->recompute == RECOMPUTE_SELECTIVE;
+    const void *normed;
 
+    if (stage->recompute != RECOMPUTE_SELECTIVE) {
+        both_backward(stage, layer, input, dnormed, false, true);
+        stage_norm_backward(stage, norm, gradient, false, dnormed, s, gradient);
+        return;
+    }
     input_backward(stage, layer, input, dnormed, false);
-    if (again)
-        stage_sum_over_tp(stage, dnormed);
-    else
-        weight_backward_beside_sum(stage, layer, input, dnormed);
-    stage_norm_backward(stage, norm, gradient, again, dnormed, s, gradient);
-    if (again)
-        weight_backward(stage, layer, input);
+    stage_sum_begin(stage, dnormed);
+    stage_sum_end(stage);
+    stage_norm_backward(stage, norm, gradient, true, dnormed, s, gradient);
+    normed = stage_gather_begin(stage, input->normed, stage->scratch.whole_normed);
+    stage_gather_end(stage);
+    weight_backward(stage, layer, input, normed);
 }
 
 /* Both branches' gradients are that of the layer's output, so both come before the norms. */
@@ -307,15 +371,10 @@ static void parallel_backward(struct stage *stage, int64_t layer,
     const void *dbranches;
 
     dbranches = stage_dropped(stage, block->slot, DROPOUT_MLP, layer, gradient);
-    mlp_backward(stage, layer, block, dbranches);
-    input_backward(stage, layer, &mlp, dsecond, false);
-    if (two)
-        weight_backward_beside_sum(stage, layer, &mlp, dsecond);
-    else
-        weight_backward(stage, layer, &mlp);
-    attention_backward(stage, layer, block, dbranches);
-    input_backward(stage, layer, &attention, dfirst, !two);
-    weight_backward_beside_sum(stage, layer, &attention, dfirst);
+    dbranches = mlp_backward(stage, layer, block, dbranches);
+    both_backward(stage, layer, &mlp, dsecond, false, two);
+    attention_backward(stage, layer, block, dbranches, true);
+    both_backward(stage, layer, &attention, dfirst, !two, true);
     if (two)
         stage_norm_backward(stage, &second, gradient, false, dsecond, block->input, gradient);
     stage_norm_backward(stage, &first, gradient, false, dfirst, block->input, gradient);
@@ -332,7 +391,8 @@ static void sequential_backward(struct stage *stage, int64_t layer,
                  stage_dropped(stage, block->slot, DROPOUT_MLP, layer, gradient));
     branch_backward(stage, layer, &mlp, &second, block->middle, gradient);
     attention_backward(stage, layer, block,
-                       stage_dropped(stage, block->slot, DROPOUT_ATTENTION, layer, gradient));
+                       stage_dropped(stage, block->slot, DROPOUT_ATTENTION, layer, gradient),
+                       false);
     branch_backward(stage, layer, &attention, &first, block->input, gradient);
 }
 
@@ -356,7 +416,6 @@ void blocks_backward(struct stage *stage, struct slot *slot)
             parallel_backward(stage, layer, &slot->blocks[i], slot->gradient);
         else
             sequential_backward(stage, layer, &slot->blocks[i], slot->gradient);
-        stage_gradients_done(stage,
-                             parameters_find(&stage->parameters, TENSOR_INPUT_NORM, layer)->offset);
+        stage_gradients_done(stage, TENSOR_INPUT_NORM, layer);
     }
 }

@@ -131,6 +131,7 @@ int comm_open(struct comm_groups *groups, const struct world *world, const struc
               const struct kernels *kernels, struct error *error)
 {
     struct layout_place place = layout_place(layout, world->rank);
+    int in_stage = world->rank % (layout->tp * layout_replicas(layout));
     bool at_end = place.pp == 0 || place.pp == layout->pp - 1;
     bool complete;
 
@@ -138,19 +139,20 @@ int comm_open(struct comm_groups *groups, const struct world *world, const struc
     *groups = (struct comm_groups){0};
     if (open_world(&groups->world, world, kernels, error) < 0)
         return -1;
-    groups->tp = open_group(groups->world, layout->tp, place.pp * layout->dp + place.dp, "tp");
-    groups->dp = open_group(groups->world, layout->dp, place.pp * layout->tp + place.tp, "dp");
-    groups->pp = open_group(groups->world, layout->pp, place.dp * layout->tp + place.tp, "pp");
-    groups->model = open_group(groups->world, layout->tp * layout->pp, place.dp, "model");
-    complete = groups->tp && groups->dp && groups->pp && groups->model;
+    groups->tp = open_group(groups->world, layout->tp, world->rank / layout->tp, "tp");
+    groups->cp = open_group(groups->world, layout->cp,
+                            world->rank / (layout->tp * layout->cp) * layout->tp + place.tp, "cp");
+    groups->replicas = open_group(groups->world, layout_replicas(layout),
+                                  place.pp * layout->tp + place.tp, "replicas");
+    groups->pp = open_group(groups->world, layout->pp, in_stage, "pp");
+    complete = groups->tp && groups->cp && groups->replicas && groups->pp;
     if (layout->pp > 1) {
-        groups->embedding = open_group(groups->world, 2,
-                                       at_end ? place.dp * layout->tp + place.tp : -1, "embedding");
+        groups->embedding = open_group(groups->world, 2, at_end ? in_stage : -1, "embedding");
         complete = complete && (groups->embedding || !at_end);
         if (groups->pp)
             comm_connect(groups->pp);
     }
-    if (layout->pp > 1 && layout->chunks > 1) {
+    if (layout_chunks(layout) > 1) {
         groups->wrap =
             open_group(groups->world, 2, at_end ? place.dp * layout->tp + place.tp : -1, "wrap");
         complete = complete && (groups->wrap || !at_end);
@@ -189,9 +191,9 @@ void comm_close(struct comm_groups *groups)
     close_group(&groups->kv);
     close_group(&groups->wrap);
     close_group(&groups->embedding);
-    close_group(&groups->model);
     close_group(&groups->pp);
-    close_group(&groups->dp);
+    close_group(&groups->replicas);
+    close_group(&groups->cp);
     close_group(&groups->tp);
     close_group(&groups->world);
 }
@@ -224,6 +226,32 @@ void comm_all_gather(struct comm *comm, void *out, const void *in, int64_t count
         comm->backend->all_gather(comm, out, in, count, type, stream);
     else if (out != in)
         comm->kernels->copy(stream, out, in, (size_t)count * comm_type_bytes(type));
+}
+
+void comm_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                         enum comm_type type, struct stream *stream)
+{
+    assert(count >= 0);
+    if (count == 0)
+        return;
+    if (comm->size > 1)
+        comm->backend->reduce_scatter(comm, out, in, count, type, stream);
+    else if (out != in)
+        comm->kernels->copy(stream, out, in, (size_t)count * comm_type_bytes(type));
+}
+
+void comm_all_to_all(struct comm *comm, void *out, const void *in, int64_t count,
+                     enum comm_type type, struct stream *stream)
+{
+    int64_t bytes = count * (int64_t)comm_type_bytes(type);
+
+    assert(count >= 0);
+    if (count == 0)
+        return;
+    if (comm->size > 1)
+        comm->backend->all_to_all(comm, out, in, bytes, stream);
+    else
+        comm->kernels->copy(stream, out, in, (size_t)bytes);
 }
 
 void comm_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root, struct stream *stream)

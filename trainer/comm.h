@@ -31,10 +31,10 @@ struct comm_request {
 
 struct comm_groups {
     struct comm *world;
-    struct comm *tp;        /* same dp and pp */
-    struct comm *dp;        /* same tp and pp: replicas of the same weights */
-    struct comm *pp;        /* same tp and dp: rank in it = stage */
-    struct comm *model;     /* same dp: all of one replica */
+    struct comm *tp;        /* same cp, dp and pp */
+    struct comm *cp;        /* same tp, dp and pp */
+    struct comm *replicas;  /* same tp and pp: of the same weights; rank = layout_replica() */
+    struct comm *pp;        /* same tp, cp and dp: rank in it = stage */
     struct comm *embedding; /* first and last stage of one pp group; NULL on other stages, or when
                                there is one stage */
     struct comm *wrap;      /* the same ranks, for messages between the last stage and the first;
@@ -71,6 +71,15 @@ void comm_all_reduce(struct comm *comm, void *buffer, int64_t count, enum comm_t
 /* out[size * count]: every rank's in[count], by rank. `in` is this rank's part of out, or does not
  * overlap it. */
 void comm_all_gather(struct comm *comm, void *out, const void *in, int64_t count,
+                     enum comm_type type, struct stream *stream);
+/* out[count] = the sum over the ranks of this rank's part, in[rank * count] and following, of their
+ * in[size * count], in the order of comm_all_reduce(). `out` may be that part of `in`; the other
+ * parts then are of no more use. */
+void comm_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                         enum comm_type type, struct stream *stream);
+/* out[size * count]: by rank, what the others have for this one: in[rank * count] and following of
+ * their in[size * count]. They do not overlap. */
+void comm_all_to_all(struct comm *comm, void *out, const void *in, int64_t count,
                      enum comm_type type, struct stream *stream);
 void comm_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root,
                     struct stream *stream);

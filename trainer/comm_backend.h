@@ -26,6 +26,10 @@ struct comm_backend {
                        enum comm_op op, struct stream *stream);
     void (*all_gather)(struct comm *comm, void *out, const void *in, int64_t count,
                        enum comm_type type, struct stream *stream);
+    void (*reduce_scatter)(struct comm *comm, void *out, const void *in, int64_t count,
+                           enum comm_type type, struct stream *stream);
+    void (*all_to_all)(struct comm *comm, void *out, const void *in, int64_t bytes,
+                       struct stream *stream); /* `bytes` for each rank */
     void (*broadcast)(struct comm *comm, void *buffer, int64_t bytes, int root,
                       struct stream *stream);
     void (*barrier)(struct comm *comm);

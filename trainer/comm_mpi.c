@@ -39,6 +39,7 @@ struct workspace {
 struct mpi_group {
     MPI_Comm mpi;
     struct workspace *workspace;
+    MPI_Request *requests; /* [2 size] */
 };
 
 struct mpi_transfer {
@@ -132,6 +133,47 @@ static void mpi_all_reduce(struct comm *comm, void *buffer, int64_t count, enum 
     reduce_gathered(comm, at, count, type, op);
 }
 
+/* Bytes [start, start + bytes) of every part, of which `part` bytes are each rank's, to the rank
+ * that adds them up. */
+static void exchange_parts(struct comm *comm, const char *in, int64_t part, int64_t start,
+                           size_t bytes)
+{
+    struct mpi_group *group = group_of(comm);
+    char *scratch = group->workspace->scratch;
+    MPI_Request *requests = group->requests;
+    int count = 0;
+
+    for (int i = 1; i < comm->size; i++) {
+        int from = (comm->rank + comm->size - i) % comm->size, to = (comm->rank + i) % comm->size;
+
+        check(MPI_Irecv(scratch + bytes * (size_t)from, (int)bytes, MPI_BYTE, from, 0, group->mpi,
+                        &requests[count++]),
+              comm, "reduce-scatter", (int64_t)bytes);
+        check(MPI_Isend(in + part * to + start, (int)bytes, MPI_BYTE, to, 0, group->mpi,
+                        &requests[count++]),
+              comm, "reduce-scatter", (int64_t)bytes);
+    }
+    memcpy(scratch + bytes * (size_t)comm->rank, in + part * comm->rank + start, bytes);
+    check(MPI_Waitall(count, requests, MPI_STATUSES_IGNORE), comm, "reduce-scatter",
+          (int64_t)bytes);
+}
+
+static void mpi_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                               enum comm_type type, struct stream *stream)
+{
+    int64_t element = (int64_t)comm_type_bytes(type);
+    int64_t most = (int64_t)SCRATCH_BYTES / comm->size / element;
+
+    (void)stream;
+    for (int64_t start = 0; start < count; start += most) {
+        int64_t n = count - start < most ? count - start : most;
+
+        exchange_parts(comm, in, count * element, start * element, (size_t)(n * element));
+        comm_reduce_parts((char *)out + start * element, group_of(comm)->workspace->scratch,
+                          (size_t)(n * element), comm->size, (size_t)n, type, COMM_SUM);
+    }
+}
+
 /* --- copies ------------------------------------------------------------------------------------*/
 
 /* Bytes [start, start + bytes) of every rank's part, where parts are `part` bytes long: rank r's
@@ -176,6 +218,31 @@ static void mpi_all_gather(struct comm *comm, void *out, const void *in, int64_t
 
         check(gather_piece(comm, out, in, part, start, bytes), comm, "all-gather", bytes);
     }
+}
+
+static void mpi_all_to_all(struct comm *comm, void *out, const void *in, int64_t bytes,
+                           struct stream *stream)
+{
+    struct mpi_group *group = group_of(comm);
+
+    (void)stream;
+    for (int64_t start = 0; start < bytes; start += MESSAGE_BYTES) {
+        int n = (int)(bytes - start < MESSAGE_BYTES ? bytes - start : MESSAGE_BYTES), count = 0;
+
+        for (int i = 1; i < comm->size; i++) {
+            int from = (comm->rank + comm->size - i) % comm->size;
+            int to = (comm->rank + i) % comm->size;
+
+            check(MPI_Irecv((char *)out + bytes * from + start, n, MPI_BYTE, from, 0, group->mpi,
+                            &group->requests[count++]),
+                  comm, "all-to-all", n);
+            check(MPI_Isend((const char *)in + bytes * to + start, n, MPI_BYTE, to, 0, group->mpi,
+                            &group->requests[count++]),
+                  comm, "all-to-all", n);
+        }
+        check(MPI_Waitall(count, group->requests, MPI_STATUSES_IGNORE), comm, "all-to-all", n);
+    }
+    memcpy((char *)out + bytes * comm->rank, (const char *)in + bytes * comm->rank, (size_t)bytes);
 }
 
 static void mpi_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root,
@@ -275,21 +342,21 @@ static struct comm *create_group(MPI_Comm mpi, struct workspace *workspace,
     struct comm *comm = calloc(1, sizeof(*comm));
     struct mpi_group *group = calloc(1, sizeof(*group));
 
-    if (!comm || !group) {
-        free(comm);
-        free(group);
-        return NULL;
-    }
-    *group = (struct mpi_group){mpi, workspace};
+    if (!comm || !group)
+        goto failed;
+    *group = (struct mpi_group){mpi, workspace, NULL};
     *comm =
         (struct comm){.backend = &mpi_backend, .kernels = kernels, .name = name, .state = group};
     if (MPI_Comm_rank(mpi, &comm->rank) != MPI_SUCCESS ||
-        MPI_Comm_size(mpi, &comm->size) != MPI_SUCCESS) {
-        free(comm);
-        free(group);
-        return NULL;
-    }
-    return comm;
+        MPI_Comm_size(mpi, &comm->size) != MPI_SUCCESS)
+        goto failed;
+    group->requests = malloc(2 * (size_t)comm->size * sizeof(*group->requests));
+    if (group->requests)
+        return comm;
+failed:
+    free(comm);
+    free(group);
+    return NULL;
 }
 
 static struct comm *mpi_split(struct comm *parent, int color, const char *name)
@@ -335,6 +402,7 @@ static void mpi_close(struct comm *comm)
         close_workspace(group->workspace);
     else
         check(MPI_Comm_free(&group->mpi), comm, "close", 0);
+    free(group->requests);
     free(group);
     free(comm);
 }
@@ -430,6 +498,8 @@ static const struct comm_backend mpi_backend = {
     .close = mpi_close,
     .all_reduce = mpi_all_reduce,
     .all_gather = mpi_all_gather,
+    .reduce_scatter = mpi_reduce_scatter,
+    .all_to_all = mpi_all_to_all,
     .broadcast = mpi_broadcast,
     .barrier = mpi_barrier,
     .send = mpi_send,

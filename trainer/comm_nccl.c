@@ -62,11 +62,12 @@ struct connection {
 struct nccl_state {
     struct connection *connection;
     struct nccl_group *group;
-    struct stream *last; /* that had work of the group */
-    char *scratch;       /* device, [SCRATCH_BYTES] */
-    int32_t *ranks;      /* [size] of the members, in the world */
-    bool apart;          /* its messages are */
-    struct comm *next;   /* in `members` */
+    struct stream *last;           /* that had work of the group */
+    char *scratch;                 /* device, [SCRATCH_BYTES] */
+    int32_t *ranks;                /* [size] of the members, in the world */
+    struct nccl_message *messages; /* [2 size] */
+    bool apart;                    /* its messages are */
+    struct comm *next;             /* in `members` */
 };
 
 struct nccl_transfer {
@@ -172,6 +173,32 @@ static void nccl_all_gather(struct comm *comm, void *out, const void *in, int64_
 
     if (state->connection->nccl->gather(state->group, out, in, bytes, stream, &error) < 0)
         fail(comm, "all-gather", bytes, &error);
+}
+
+static void nccl_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                                enum comm_type type, struct stream *stream)
+{
+    struct nccl_state *state = begin(comm, stream);
+    struct error error;
+
+    if (state->connection->nccl->sum_parts(state->group, out, in, count, types[type], stream,
+                                           &error) < 0)
+        fail(comm, "reduce-scatter", count * (int64_t)comm_type_bytes(type), &error);
+}
+
+static void nccl_all_to_all(struct comm *comm, void *out, const void *in, int64_t bytes,
+                            struct stream *stream)
+{
+    struct nccl_state *state = begin(comm, stream);
+    struct error error;
+
+    for (int i = 0; i < comm->size; i++) {
+        state->messages[2 * i] = (struct nccl_message){(char *)in + bytes * i, bytes, i, false};
+        state->messages[2 * i + 1] = (struct nccl_message){(char *)out + bytes * i, bytes, i, true};
+    }
+    if (state->connection->nccl->exchange(state->group, state->messages, 2 * comm->size, stream,
+                                          &error) < 0)
+        fail(comm, "all-to-all", bytes, &error);
 }
 
 static void nccl_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root,
@@ -386,7 +413,8 @@ static struct comm *create_group(struct connection *connection, struct nccl_grou
     if (connection->nccl->place(group, &comm->rank, &comm->size, &error) < 0)
         fail(comm, "opening", 0, &error);
     state->ranks = calloc((size_t)comm->size, sizeof(*state->ranks));
-    if (!state->scratch || !state->ranks)
+    state->messages = calloc(2 * (size_t)comm->size, sizeof(*state->messages));
+    if (!state->scratch || !state->ranks || !state->messages)
         end_without_memory(connection->world);
     assert(comm->size <= SCRATCH_BYTES / 8);
     if (gather_ranks(comm, &error) < 0)
@@ -455,6 +483,7 @@ static void nccl_close(struct comm *comm)
         free(connection);
     }
     free(state->ranks);
+    free(state->messages);
     free(state);
     free(comm);
 }
@@ -565,6 +594,8 @@ static const struct comm_backend nccl_backend = {
     .close = nccl_close,
     .all_reduce = nccl_all_reduce,
     .all_gather = nccl_all_gather,
+    .reduce_scatter = nccl_reduce_scatter,
+    .all_to_all = nccl_all_to_all,
     .broadcast = nccl_broadcast,
     .barrier = nccl_barrier,
     .set_apart = nccl_set_apart,

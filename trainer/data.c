@@ -35,7 +35,9 @@ static int64_t samples_wanted(const struct training *t, enum dataset_split set)
     if (!is_wanted(t, set))
         return 0;
     if (set == DATASET_TRAIN)
-        return t->steps * t->global_batch;
+        return setting_is_set(t->settings, SETTING_TRAIN_SAMPLES)
+                   ? setting_integer(t->settings, SETTING_TRAIN_SAMPLES)
+                   : t->steps * t->global_batch;
     if (set == DATASET_VALID && interval > 0)
         batches *= t->steps / interval + 1;
     return batches * t->global_batch;
@@ -141,6 +143,7 @@ int training_open_data(struct training *t, struct error *error)
 {
     char cache[PATH_MAX + 16];
     struct dataset_options options;
+    struct batch_ramp full = {.full = t->global_batch};
     /* The first ranks make the order of samples, the others find it. */
     int turn = t->world->rank == 0 ? 0 : t->world->local_rank == 0 ? 1 : 2;
     int result = settle_options(t, &options, cache, sizeof(cache), error);
@@ -153,11 +156,11 @@ int training_open_data(struct training *t, struct error *error)
             return -1;
     }
     if (result == 0)
-        result = feed_create(&t->feed, t->team.kernels, &t->layout, t->place.dp, t->microbatches,
+        result = feed_create(&t->feed, t->team.kernels, &t->layout, t->place.dp, &t->ramp,
                              t->micro_batch, t->seq_length, error);
     if (result == 0 && (t->sets[DATASET_VALID] || t->sets[DATASET_TEST]))
-        result = feed_create(&t->eval_feed, t->team.kernels, &t->layout, t->place.dp,
-                             t->microbatches, t->micro_batch, t->seq_length, error);
+        result = feed_create(&t->eval_feed, t->team.kernels, &t->layout, t->place.dp, &full,
+                             t->micro_batch, t->seq_length, error);
     return team_agree(&t->team, result, error);
 }
 
@@ -171,10 +174,15 @@ void training_close_data(struct training *t)
     }
 }
 
+int64_t training_row_sequences(const struct settings *settings, int64_t seq_length)
+{
+    bool several = setting_boolean(settings, SETTING_PACKING) ||
+                   setting_boolean(settings, SETTING_RESET_ATTENTION_MASK);
+
+    return several ? dataset_sequences_most(seq_length) : 1;
+}
+
 int64_t training_sequences(const struct training *t)
 {
-    bool several = setting_boolean(t->settings, SETTING_PACKING) ||
-                   setting_boolean(t->settings, SETTING_RESET_ATTENTION_MASK);
-
-    return t->micro_batch * (several ? dataset_sequences_most(t->seq_length) : 1);
+    return t->micro_batch * training_row_sequences(t->settings, t->seq_length);
 }

@@ -1,6 +1,7 @@
 #include "trainer/device.h"
 
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -92,6 +93,13 @@ static const struct cuda_module *module_of(const struct kernels *kernels)
     return strcmp(kernels->name, "cuda") == 0 ? cuda_module_load(&error) : NULL;
 }
 
+const char *device_name(const struct kernels *kernels)
+{
+    const struct cuda_module *module = module_of(kernels);
+
+    return module ? module->device_name() : kernels->name;
+}
+
 /* --- speed ----------------------------------------------------------------------------------- */
 
 double device_peak_tflops(const struct kernels *kernels)
@@ -122,21 +130,55 @@ static double gib(size_t bytes)
     return (double)bytes / (1 << 30);
 }
 
-void device_report_plan(const struct stage *stage)
+double device_memory(const struct kernels *kernels, const struct settings *settings)
+{
+    const struct cuda_module *module = module_of(kernels);
+    size_t total = 0, used;
+
+    if (setting_is_set(settings, SETTING_DEVICE_MEMORY))
+        return setting_real(settings, SETTING_DEVICE_MEMORY) * (1 << 30);
+    if (module)
+        module->memory(&total, &used);
+    return (double)total;
+}
+
+/* A rank's memory by what it is for. */
+struct shares {
+    uint64_t whole, weights, gradients, state;
+};
+
+int device_report_plan(const struct stage *stage, struct team *team, struct error *error)
 {
     const struct cuda_module *module = module_of(stage->kernels);
+    struct shares mine = {stage->memory_bytes, stage->weight_bytes, stage->gradient_bytes,
+                          stage->state_bytes};
+    int ranks = comm_size(team->world), most = 0;
+    struct shares *all = calloc((size_t)ranks, sizeof(*all));
     size_t total, used;
+    char device[64] = "";
+    int result;
 
-    if (!module)
-        return;
-    module->memory(&total, &used);
-    log_info(
-        "%s: %.2f GiB planned: weights %.2f, gradients %.2f, optimizer state %.2f, "
-        "activations %.2f; the device has %.2f",
-        module->device_name(), gib(stage->memory_bytes), gib(stage->weight_bytes),
-        gib(stage->gradient_bytes), gib(stage->state_bytes),
-        gib(stage->memory_bytes - stage->weight_bytes - stage->gradient_bytes - stage->state_bytes),
-        gib(total));
+    if (!all)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    result = team_gather(team, all, &mine, sizeof(mine), error);
+    for (int rank = 1; rank < ranks; rank++)
+        if (all[rank].whole > all[most].whole)
+            most = rank;
+    if (module) {
+        module->memory(&total, &used);
+        snprintf(device, sizeof(device), "; the device has %.2f GiB", gib(total));
+    }
+    if (result == 0)
+        log_info("%s: %.2f GiB planned on rank %d, which takes most, in bytes: weights %llu, "
+                 "gradients %llu, optimizer state %llu, activations %llu%s",
+                 module ? module->device_name() : "memory", gib(all[most].whole), most,
+                 (unsigned long long)all[most].weights, (unsigned long long)all[most].gradients,
+                 (unsigned long long)all[most].state,
+                 (unsigned long long)(all[most].whole - all[most].weights - all[most].gradients -
+                                      all[most].state),
+                 device);
+    free(all);
+    return result;
 }
 
 void device_report_use(const struct stage *stage)

@@ -6,6 +6,7 @@
 #include "core/settings.h"
 #include "kernels/kernels.h"
 #include "trainer/stage.h"
+#include "trainer/team.h"
 #include "trainer/world.h"
 
 /* The backend that --device, --dtype and --attention ask for; with --device=auto a GPU where this
@@ -14,13 +15,21 @@
 int device_open(const struct kernels **kernels, const struct settings *settings,
                 const struct world *world, struct error *error);
 
+/* "NVIDIA H200", "cpu". */
+const char *device_name(const struct kernels *kernels);
+
 /* What the device multiplies at most, in the type that it computes in, without sparsity, by its
  * vendor's data sheet: TFLOP/s; 0 where that is not known. */
 double device_peak_tflops(const struct kernels *kernels);
 
-/* Say on the console what rank 0 plans to take of the device's memory, and after the first step
- * what is taken. Nothing on CPUs. */
-void device_report_plan(const struct stage *stage);
+/* Bytes that a rank may take: --device-memory, or all that its GPU has; 0, no limit known: on CPUs.
+ * What is free now would be another number at every start, and with it the layout. */
+double device_memory(const struct kernels *kernels, const struct settings *settings);
+
+/* Say on the console how much memory the rank that takes most has planned for, and what for.
+ * Collective. Error: EXIT_STATUS_SYSTEM, the device's. */
+int device_report_plan(const struct stage *stage, struct team *team, struct error *error);
+/* After the first step: what is taken of the device. Nothing on CPUs. */
 void device_report_use(const struct stage *stage);
 
 #endif

@@ -12,10 +12,17 @@ double stage_dropout_rate(const struct stage_dropout *dropout, int64_t layers, i
 static void drop(struct stage *stage, const struct slot *slot, enum dropout_place place,
                  int64_t layer, double rate, void *y, const void *x)
 {
+    const struct stage_sizes *n = &stage->sizes;
     uint32_t number = place == DROPOUT_EMBEDDING ? 0 : 1 + 2 * (uint32_t)layer + (uint32_t)place;
 
-    stage->kernels->dropout(stage->stream, y, x, stage->sizes.rows * stage->sizes.hidden, rate,
-                            stage->dropout.seed, number, slot->first_row * stage->sizes.hidden);
+    for (int chunk = 0; chunk < n->chunks; chunk++) {
+        int64_t row = slot->first_row + stage_shard_row(stage, chunk);
+
+        stage->kernels->dropout(
+            stage->stream, stage_rows(stage, y, chunk * n->part_rows, n->hidden),
+            stage_rows(stage, x, chunk * n->part_rows, n->hidden), n->part_rows * n->hidden, rate,
+            stage->dropout.seed, number, row * n->hidden);
+    }
 }
 
 void stage_drop(struct stage *stage, const struct slot *slot, enum dropout_place place,

@@ -13,12 +13,14 @@ void embedding_forward(struct stage *stage, struct slot *slot)
 {
     const struct stage_sizes *n = &stage->sizes;
     const struct parameter *embedding = parameters_find(&stage->parameters, TENSOR_EMBEDDING, -1);
-    void *output = slot->blocks[0].input;
+    void *output = slot->blocks[0].input, *part = stage_parts(stage, output);
 
-    stage->kernels->embedding_forward(stage->stream, output, slot->tokens,
+    stage_need_weights(stage, TENSOR_EMBEDDING, -1);
+    stage->kernels->embedding_forward(stage->stream, part, slot->tokens,
                                       stage_weight(stage, embedding->offset), n->vocab_first,
                                       n->vocab_count, n->rows, n->hidden);
-    stage_sum_over_tp(stage, output);
+    stage_sum_begin(stage, output);
+    stage_sum_end(stage);
     stage_drop(stage, slot, DROPOUT_EMBEDDING, -1, output);
 }
 
@@ -26,12 +28,15 @@ void embedding_backward(struct stage *stage, struct slot *slot)
 {
     const struct stage_sizes *n = &stage->sizes;
     const struct parameter *embedding = parameters_find(&stage->parameters, TENSOR_EMBEDDING, -1);
+    const void *gradient;
 
     stage_drop(stage, slot, DROPOUT_EMBEDDING, -1, slot->gradient);
+    gradient = stage_gather_begin(stage, slot->gradient, stage->scratch.whole_gradient);
+    stage_gather_end(stage);
     stage->kernels->embedding_backward(stage->stream, stage->gradients + embedding->offset,
-                                       slot->tokens, slot->gradient, n->vocab_first, n->vocab_count,
+                                       slot->tokens, gradient, n->vocab_first, n->vocab_count,
                                        n->rows, n->hidden);
-    stage_gradients_done(stage, embedding->offset);
+    stage_gradients_done(stage, TENSOR_EMBEDDING, -1);
 }
 
 /* The head's matrix: its own, or the embedding's when they are tied. */
@@ -74,13 +79,18 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
     const struct norm norm = {TENSOR_FINAL_NORM, -1, s->final_normed, s->final_mean, s->final_rstd};
     const struct parameter *head = head_parameter(stage);
     const void *head_weight = stage_weight(stage, head->offset);
-    size_t row_bytes = (size_t)n->hidden * dtype_bytes(k->dtype);
+    const void *whole;
+    void *dwhole = stage_parts(stage, s->dnormed);
 
+    stage_need_weights(stage, TENSOR_FINAL_NORM, -1);
+    stage_need_weights(stage, head->role, -1);
     stage_norm_forward(stage, &norm, NULL, slot->output, NULL);
+    whole = stage_gather_begin(stage, s->final_normed, s->whole_normed);
+    stage_gather_end(stage);
     for (int64_t row = 0; row < n->rows; row += n->head_rows) {
         int64_t rows = n->rows - row < n->head_rows ? n->rows - row : n->head_rows;
-        char *normed = (char *)s->final_normed + (size_t)row * row_bytes;
-        char *dnormed = (char *)s->dnormed + (size_t)row * row_bytes;
+        const void *normed = stage_rows(stage, whole, row, n->hidden);
+        void *dnormed = stage_rows(stage, dwhole, row, n->hidden);
 
         k->linear_forward(stage->stream, s->logits, normed, head_weight, rows, n->hidden,
                           n->vocab_count, false);
@@ -97,7 +107,8 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
     k->weighted_sum(stage->stream, stage->loss_sum, slot->weights, s->loss, n->rows);
     if (!backward)
         return;
-    stage_sum_over_tp(stage, s->dnormed);
+    stage_sum_begin(stage, s->dnormed);
+    stage_sum_end(stage);
     stage_norm_backward(stage, &norm, slot->gradient, false, s->dnormed, slot->output, NULL);
-    stage_gradients_done(stage, parameters_find(&stage->parameters, TENSOR_FINAL_NORM, -1)->offset);
+    stage_gradients_done(stage, TENSOR_FINAL_NORM, -1);
 }

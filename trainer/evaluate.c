@@ -261,7 +261,8 @@ static int evaluate_batch(struct training *t, struct dump *dump, double sums[2],
         return -1;
     if (stage->last && t->place.tp == 0) {
         sums[0] += loss;
-        sums[1] += batch->weight_sum;
+        if (t->place.cp == 0)
+            sums[1] += batch->weight_sum;
     }
     if (dump && t->world->rank == 0)
         return receive_dump(dump, error);

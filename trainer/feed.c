@@ -12,6 +12,7 @@ enum { BATCHES = 2 }; /* one computed with, one being read */
 struct feed {
     const struct layout *layout;
     int dp;
+    struct batch_ramp ramp;
     struct batch batches[BATCHES];
     pthread_t thread;
     bool running;
@@ -20,8 +21,9 @@ struct feed {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     const struct dataset *dataset;
-    int64_t first, count;
+    int64_t count;
     int64_t read, given; /* batches read, and given to the caller */
+    int64_t sample;      /* the first of batch number `read` */
     bool reading, stopping;
     struct error error; /* of batch number `read`; status 0: none */
 };
@@ -49,7 +51,7 @@ static void *read_batches(void *argument)
     while (!feed->stopping) {
         struct error error = {0};
         struct batch *batch;
-        int64_t sample;
+        int64_t size;
         int result;
 
         if (!has_work(feed)) {
@@ -57,17 +59,19 @@ static void *read_batches(void *argument)
             continue;
         }
         batch = &feed->batches[feed->read % BATCHES];
-        sample =
-            feed->first + feed->read * batch->microbatches * batch->micro_batch * feed->layout->dp;
+        size = batch_ramp_size(&feed->ramp, feed->sample);
+        batch->microbatches = size / (batch->micro_batch * feed->layout->dp);
         feed->reading = true;
         pthread_mutex_unlock(&feed->mutex);
-        result = batch_read(batch, feed->dataset, sample, feed->layout, feed->dp, &error);
+        result = batch_read(batch, feed->dataset, feed->sample, feed->layout, feed->dp, &error);
         pthread_mutex_lock(&feed->mutex);
         feed->reading = false;
-        if (result < 0)
+        if (result < 0) {
             feed->error = error;
-        else
+        } else {
             feed->read++;
+            feed->sample += size;
+        }
         pthread_cond_broadcast(&feed->changed);
     }
     pthread_mutex_unlock(&feed->mutex);
@@ -91,21 +95,22 @@ static int start_thread(struct feed *feed, struct error *error)
 }
 
 int feed_create(struct feed **result, const struct kernels *kernels, const struct layout *layout,
-                int dp, int64_t microbatches, int64_t micro_batch, int64_t seq_length,
+                int dp, const struct batch_ramp *ramp, int64_t micro_batch, int64_t seq_length,
                 struct error *error)
 {
     struct feed *feed = calloc(1, sizeof(*feed));
+    int64_t most = ramp->full / (micro_batch * layout->dp);
 
     *result = NULL;
     if (!feed)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     feed->layout = layout;
     feed->dp = dp;
+    feed->ramp = *ramp;
     pthread_mutex_init(&feed->mutex, NULL);
     pthread_cond_init(&feed->changed, NULL);
     for (int i = 0; i < BATCHES; i++)
-        if (batch_create(&feed->batches[i], kernels, microbatches, micro_batch, seq_length, error) <
-            0)
+        if (batch_create(&feed->batches[i], kernels, most, micro_batch, seq_length, error) < 0)
             goto failed;
     if (start_thread(feed, error) < 0)
         goto failed;
@@ -141,7 +146,7 @@ void feed_begin(struct feed *feed, const struct dataset *dataset, int64_t first,
     while (feed->reading)
         pthread_cond_wait(&feed->changed, &feed->mutex);
     feed->dataset = dataset;
-    feed->first = first;
+    feed->sample = first;
     feed->count = count;
     feed->read = feed->given = 0;
     feed->error = (struct error){0};

@@ -3,13 +3,15 @@
 #ifndef MTLLM_TRAINER_FEED_H
 #define MTLLM_TRAINER_FEED_H
 
+#include "core/batch_ramp.h"
 #include "trainer/batch.h"
 
 struct feed;
 
-/* The parts of replica `dp`. layout must outlive the feed. Error: EXIT_STATUS_SYSTEM. */
+/* The parts of replica `dp`, of batches as large as the ramp has them. layout must outlive the
+ * feed. Error: EXIT_STATUS_SYSTEM. */
 int feed_create(struct feed **feed, const struct kernels *kernels, const struct layout *layout,
-                int dp, int64_t microbatches, int64_t micro_batch, int64_t seq_length,
+                int dp, const struct batch_ramp *ramp, int64_t micro_batch, int64_t seq_length,
                 struct error *error);
 void feed_destroy(struct feed *feed); /* NULL is nothing */
 

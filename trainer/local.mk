@@ -52,17 +52,21 @@ trainer_libtraining_la_SOURCES = \
 	trainer/batch.c trainer/batch.h \
 	trainer/block.c trainer/ends.c \
 	trainer/contact.c trainer/contact.h \
+	trainer/context_parallel.c \
 	trainer/data.c \
+	trainer/default_layout.c \
 	trainer/device.c trainer/device.h \
 	trainer/dropout.c \
 	trainer/evaluate.c \
 	trainer/feed.c trainer/feed.h \
+	trainer/gradients.c \
 	trainer/loss_scale.c trainer/loss_scale.h \
 	trainer/norm.c \
 	trainer/optimizer.c trainer/optimizer.h \
 	trainer/parameter.c trainer/parameter.h \
 	trainer/peers.c trainer/peers.h \
 	trainer/pipeline.c trainer/pipeline.h \
+	trainer/plan.c trainer/plan.h trainer/plan_device.c trainer/plan_list.c \
 	trainer/products.c trainer/products.h \
 	trainer/restore.c trainer/restore.h \
 	trainer/run_directory.c trainer/run_directory.h \
@@ -70,6 +74,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/stage.c trainer/stage.h \
 	trainer/step_list.c trainer/step_list.h \
 	trainer/team.c trainer/team.h \
+	trainer/tensor_parallel.c \
 	trainer/train.c trainer/training.c trainer/training.h
 trainer_libtraining_la_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS)
 trainer_libtraining_la_LIBADD = trainer/libtrainer.la kernels/libkernels.la ckpt/libconvert.la \
@@ -79,12 +84,21 @@ bin_PROGRAMS += mtllm-train
 mtllm_train_SOURCES = trainer/main.c
 mtllm_train_LDADD = trainer/libtraining.la
 
+bin_PROGRAMS += mtllm-plan
+mtllm_plan_SOURCES = trainer/mtllm_plan.c
+mtllm_plan_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
+mtllm_plan_LDADD = trainer/libtraining.la $(JANSSON_LIBS)
+
 if HAVE_CMOCKA
 check_PROGRAMS += trainer/test_model trainer/test_loss_scale
 trainer_test_loss_scale_SOURCES = trainer/test_loss_scale.c
 trainer_test_loss_scale_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_loss_scale_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)
-TESTS += trainer/test_model trainer/test_loss_scale
+check_PROGRAMS += trainer/test_plan
+trainer_test_plan_SOURCES = trainer/test_plan.c
+trainer_test_plan_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+trainer_test_plan_LDADD = trainer/libtraining.la $(CMOCKA_LIBS) -lm
+TESTS += trainer/test_model trainer/test_loss_scale trainer/test_plan
 trainer_test_model_SOURCES = trainer/test_model.c
 trainer_test_model_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_model_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)

@@ -19,12 +19,12 @@ void stage_norm_forward(struct stage *stage, const struct norm *norm, void *sum,
 
     if (stage->model->norm == MODEL_NORM_RMS)
         k->rmsnorm_forward(stage->stream, norm->y, norm->rstd, sum, x, residual,
-                           stage_weight(stage, weight->offset), eps, stage->sizes.rows,
+                           stage_weight(stage, weight->offset), eps, stage->sizes.shard_rows,
                            stage->sizes.hidden);
     else
         k->layernorm_forward(stage->stream, norm->y, norm->mean, norm->rstd, sum, x, residual,
                              stage_weight(stage, weight->offset), stage_weight(stage, bias->offset),
-                             eps, stage->sizes.rows, stage->sizes.hidden);
+                             eps, stage->sizes.shard_rows, stage->sizes.hidden);
 }
 
 void stage_norm_backward(struct stage *stage, const struct norm *norm, void *dx, bool again,
@@ -39,10 +39,10 @@ void stage_norm_backward(struct stage *stage, const struct norm *norm, void *dx,
     if (stage->model->norm == MODEL_NORM_RMS)
         k->rmsnorm_backward(stage->stream, dx, stage->gradients + weight->offset, y, dy, s,
                             stage_weight(stage, weight->offset), norm->rstd, dresidual,
-                            stage->sizes.rows, stage->sizes.hidden);
+                            stage->sizes.shard_rows, stage->sizes.hidden);
     else
         k->layernorm_backward(
             stage->stream, dx, stage->gradients + weight->offset, stage->gradients + bias->offset,
             y, dy, s, stage_weight(stage, weight->offset), stage_weight(stage, bias->offset),
-            norm->mean, norm->rstd, dresidual, stage->sizes.rows, stage->sizes.hidden);
+            norm->mean, norm->rstd, dresidual, stage->sizes.shard_rows, stage->sizes.hidden);
 }

@@ -1,7 +1,5 @@
 #include "trainer/optimizer.h"
 
-#include <assert.h>
-
 int optimizer_create(struct optimizer *optimizer, const struct settings *settings,
                      const struct stage *stage, struct error *error)
 {
@@ -31,62 +29,21 @@ void optimizer_zero_gradients(struct stage *stage)
                          (size_t)stage->parameters.elements * sizeof(float));
 }
 
-/* Of the roles `first` to `last` of a layer, which lie one behind the other. */
-static void reduce_shared(struct stage *stage, enum tensor_role first, enum tensor_role last,
-                          int64_t layer)
-{
-    const struct parameter *from = parameters_find(&stage->parameters, first, layer);
-    const struct parameter *to = parameters_find(&stage->parameters, last, layer);
-
-    if (from)
-        comm_all_reduce(stage->groups->kv, stage->gradients + from->offset,
-                        to->offset + to->count - from->offset, COMM_F32, COMM_SUM, stage->stream);
-}
-
-/* Each rank that shares a key/value head has the gradient of its own query heads. */
-static void reduce_kv_gradients(struct stage *stage)
-{
-    for (int c = 0; c < stage->layout->chunks; c++) {
-        const struct chunk *chunk = &stage->chunks[c];
-
-        for (int64_t i = 0; i < chunk->layers; i++) {
-            reduce_shared(stage, TENSOR_K, TENSOR_V, chunk->first_layer + i);
-            reduce_shared(stage, TENSOR_K_BIAS, TENSOR_V_BIAS, chunk->first_layer + i);
-        }
-    }
-}
-
-void optimizer_reduce_gradients(struct stage *stage)
-{
-    assert(stage->layout->dp == 1 || stage->unreduced == 0);
-    if (stage->layout->dp > 1)
-        stage->kernels->stream_wait(stage->stream, stage->reductions);
-    if (stage->groups->kv)
-        reduce_kv_gradients(stage);
-    if (stage->model->tied_embeddings && stage->groups->embedding) {
-        const struct parameter *embedding =
-            parameters_find(&stage->parameters, TENSOR_EMBEDDING, -1);
-
-        comm_all_reduce(stage->groups->embedding, stage->gradients + embedding->offset,
-                        embedding->count, COMM_F32, COMM_SUM, stage->stream);
-    }
-}
-
 int optimizer_squared_norm(const struct optimizer *optimizer, const struct stage *stage,
                            double *squared, struct error *error)
 {
     const struct kernels *k = stage->kernels;
 
     *squared = 0;
-    if (stage->place.dp != 0)
+    if (stage->shares == 1 && stage->replica != 0)
         return 0;
     k->zero(stage->stream, optimizer->sum_squares, sizeof(double));
-    for (size_t i = 0; i < stage->parameters.count; i++) {
-        const struct parameter *parameter = &stage->parameters.list[i];
+    for (size_t i = 0; i < stage->piece_count; i++) {
+        const struct piece *piece = &stage->pieces[i];
 
-        if (parameter->counts)
-            k->sum_squares(stage->stream, optimizer->sum_squares,
-                           stage->gradients + parameter->offset, parameter->count);
+        if (piece->parameter->counts)
+            k->sum_squares(stage->stream, optimizer->sum_squares, stage->gradients + piece->offset,
+                           piece->count);
     }
     k->to_host(stage->stream, squared, optimizer->sum_squares, sizeof(*squared));
     return k->stream_sync(stage->stream, error);
@@ -108,19 +65,17 @@ void optimizer_update(const struct optimizer *optimizer, struct stage *stage, do
     };
     size_t moment_bytes = dtype_bytes(stage->moments);
 
-    for (size_t i = 0; i < stage->parameters.count; i++) {
-        const struct parameter *parameter = &stage->parameters.list[i];
-        int64_t at = parameter->offset;
+    for (size_t i = 0; i < stage->piece_count; i++) {
+        const struct piece *piece = &stage->pieces[i];
+        size_t moment = (size_t)piece->state * moment_bytes;
 
-        if (parameter->count == 0)
-            continue;
-        adamw.weight_decay = parameter->decay ? weight_decay : 0;
-        adamw.tile = &parameter->local;
-        adamw.tensor = parameter->random;
-        stage->kernels->adamw(stage->stream, stage_weight(stage, at),
-                              stage->master ? stage->master + at : NULL,
-                              (char *)stage->exp_avg + (size_t)at * moment_bytes,
-                              (char *)stage->exp_avg_sq + (size_t)at * moment_bytes,
-                              stage->gradients + at, parameter->count, &adamw);
+        adamw.weight_decay = piece->parameter->decay ? weight_decay : 0;
+        adamw.tile = &piece->tile;
+        adamw.tensor = piece->parameter->random;
+        stage->kernels->adamw(stage->stream, stage_weight(stage, piece->offset),
+                              stage->master ? stage->master + piece->state : NULL,
+                              (char *)stage->exp_avg + moment, (char *)stage->exp_avg_sq + moment,
+                              stage->gradients + piece->offset, piece->count, &adamw);
     }
+    stage_weights_updated(stage);
 }

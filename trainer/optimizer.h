@@ -1,5 +1,4 @@
-/* From the gradients of this rank to new weights: reduction over replicas, global norm, clipping,
- * AdamW. */
+/* From the gradients of this rank to new weights: global norm, clipping, AdamW. */
 #ifndef MTLLM_TRAINER_OPTIMIZER_H
 #define MTLLM_TRAINER_OPTIMIZER_H
 
@@ -19,10 +18,6 @@ int optimizer_create(struct optimizer *optimizer, const struct settings *setting
 void optimizer_destroy(struct optimizer *optimizer, const struct stage *stage);
 
 void optimizer_zero_gradients(struct stage *stage);
-
-/* After pipeline_train(), which has begun to sum the gradients over data parallel replicas: what
- * computes next finds them summed, over the homes of a tied embedding too. Collective. */
-void optimizer_reduce_gradients(struct stage *stage);
 
 /* *squared = this rank's share of the squared global norm: every weight of the model counts on one
  * rank. Error: the device's. */

@@ -39,16 +39,40 @@ struct parameter {
     uint64_t random;   /* key of its initial values */
 };
 
+/* Elements [first, first + count) of the rank's arrays, whose gradients are summed over replicas,
+ * and whose weights are gathered from them, at one time: the embedding, a layer, the final norm
+ * with the head, the tied embedding's second home. Replicas share each evenly. */
+struct bucket {
+    int64_t first, count;
+};
+
 struct parameters {
     struct parameter *list; /* of this rank, in the order of their offsets */
     size_t count;
+    struct bucket *buckets; /* in that order too */
+    size_t bucket_count;
     int64_t elements; /* of the rank's arrays, gaps for alignment included */
+};
+
+/* A rectangle of a parameter that one replica keeps the optimizer's state of, and updates. */
+struct piece {
+    const struct parameter *parameter;
+    struct tile tile; /* of the whole stored tensor */
+    int64_t offset;   /* in the rank's weights and gradients */
+    int64_t state;    /* in its arrays of optimizer state */
+    int64_t count;
 };
 
 /* The part of `model` that the rank at `place` holds. Error: EXIT_STATUS_SYSTEM (memory). */
 int parameters_create(struct parameters *parameters, const struct model *model,
                       const struct layout *layout, struct layout_place place, struct error *error);
 void parameters_destroy(struct parameters *parameters);
+
+/* What replica `replica` of `replicas` updates: its share of every bucket, of which its arrays of
+ * state hold parameters->elements / replicas. One of one: all parameters, whole. The list is to be
+ * freed. Error: EXIT_STATUS_SYSTEM (memory). */
+int parameters_share(const struct parameters *parameters, int replica, int replicas,
+                     struct piece **pieces, size_t *count, struct error *error);
 
 /* The first parameter of a role in a layer (-1 outside layers), where the matrix begins, or NULL
  * when it is not on this rank. */

@@ -30,6 +30,7 @@
 struct walk {
     struct stage *stage;
     const struct batch *batch;
+    struct pipeline_shape shape;
     const struct pipeline_order *order;
     bool training;
     pipeline_logits see;
@@ -42,14 +43,14 @@ struct walk {
 
 static struct slot *slot_of(const struct walk *walk, const struct pipeline_action *action)
 {
-    const struct chunk *chunk = &walk->stage->chunks[action->chunk];
+    const struct model_chunk *chunk = &walk->stage->model_chunks[action->chunk];
 
     return &chunk->slots[action->microbatch % chunk->slot_count];
 }
 
 static void *input_of(const struct walk *walk, const struct pipeline_action *action)
 {
-    const struct chunk *chunk = &walk->stage->chunks[action->chunk];
+    const struct model_chunk *chunk = &walk->stage->model_chunks[action->chunk];
 
     return chunk->inputs[action->microbatch % chunk->input_count];
 }
@@ -58,14 +59,15 @@ static void *input_of(const struct walk *walk, const struct pipeline_action *act
 static struct boundary_gradient *gradient_of(const struct walk *walk,
                                              const struct pipeline_action *action)
 {
-    const struct chunk *chunk = &walk->stage->chunks[action->chunk];
+    const struct model_chunk *chunk = &walk->stage->model_chunks[action->chunk];
 
     return &chunk->gradients[action->microbatch % chunk->gradient_count];
 }
 
 static int64_t boundary_bytes(const struct stage *stage)
 {
-    return stage->sizes.rows * stage->sizes.hidden * (int64_t)dtype_bytes(stage->kernels->dtype);
+    return stage->sizes.shard_rows * stage->sizes.hidden *
+           (int64_t)dtype_bytes(stage->kernels->dtype);
 }
 
 /* The group that a message goes through, and the other end's rank in it. */
@@ -83,7 +85,7 @@ static void begin_receives(struct walk *walk, int64_t last)
     for (; walk->received_count <= last && walk->received_count < walk->order->count;
          walk->received_count++) {
         const struct pipeline_action *action = &walk->order->actions[walk->received_count];
-        struct pipeline_end source = pipeline_source(&stage->pipeline, stage->place.pp, action);
+        struct pipeline_end source = pipeline_source(&walk->shape, stage->place.pp, action);
         struct comm *group;
         void *buffer;
         int rank;
@@ -119,10 +121,11 @@ static void wait_for_input(struct walk *walk, int64_t i)
     walk->stage->waited_s += now_s() - start_s;
 }
 
-static void send(struct stage *stage, const struct pipeline_action *action, const void *buffer,
+static void send(const struct walk *walk, const struct pipeline_action *action, const void *buffer,
                  struct comm_request *request)
 {
-    struct pipeline_end target = pipeline_target(&stage->pipeline, stage->place.pp, action);
+    const struct stage *stage = walk->stage;
+    struct pipeline_end target = pipeline_target(&walk->shape, stage->place.pp, action);
     struct comm *group;
     int rank;
 
@@ -135,7 +138,9 @@ static void send(struct stage *stage, const struct pipeline_action *action, cons
 static void load(const struct walk *walk, struct slot *slot, const struct pipeline_action *action)
 {
     const struct batch *batch = walk->batch;
-    int64_t m = action->microbatch, at = m * walk->stage->sizes.rows;
+    const struct stage *stage = walk->stage;
+    int64_t m = action->microbatch;
+    int64_t at = m * stage->sizes.attention_rows + stage->place.cp * stage->sizes.rows;
     struct microbatch microbatch = {
         .tokens = batch->tokens + at,
         .targets = batch->targets + at,
@@ -176,7 +181,7 @@ static void forward(struct walk *walk, const struct pipeline_action *action)
         walk->microbatch = action->microbatch;
         head_forward_backward(stage, slot, walk->training, walk->see ? see_logits : NULL, walk);
     }
-    send(stage, action, slot->output, &slot->sent);
+    send(walk, action, slot->output, &slot->sent);
 }
 
 static void backward(struct walk *walk, const struct pipeline_action *action)
@@ -188,13 +193,13 @@ static void backward(struct walk *walk, const struct pipeline_action *action)
     blocks_backward(stage, slot);
     if (slot->chunk->first)
         embedding_backward(stage, slot);
-    send(stage, action, gradient->buffer, &gradient->sent);
+    send(walk, action, gradient->buffer, &gradient->sent);
 }
 
 static void finish_sends(struct stage *stage)
 {
-    for (int c = 0; c < stage->layout->chunks; c++) {
-        struct chunk *chunk = &stage->chunks[c];
+    for (int c = 0; c < layout_chunks(stage->layout); c++) {
+        struct model_chunk *chunk = &stage->model_chunks[c];
 
         for (int64_t i = 0; i < chunk->slot_count; i++)
             comm_wait(&chunk->slots[i].sent);
@@ -203,12 +208,18 @@ static void finish_sends(struct stage *stage)
     }
 }
 
-static void go(struct walk *walk)
+static void go(struct walk *walk, enum pipeline_schedule schedule)
 {
     struct stage *stage = walk->stage;
-    int early = pipeline_receives_early(&stage->pipeline);
+    int early;
 
-    assert(walk->batch->microbatches == stage->pipeline.microbatches);
+    walk->shape = stage->pipeline;
+    walk->shape.microbatches = walk->batch->microbatches;
+    walk->shape.schedule = schedule;
+    assert(walk->shape.microbatches <= stage->pipeline.microbatches);
+    pipeline_order_set(&stage->order, &walk->shape, stage->place.pp);
+    walk->order = &stage->order;
+    early = pipeline_receives_early(&walk->shape);
     for (int64_t i = 0; i < walk->order->count; i++) {
         const struct pipeline_action *action = &walk->order->actions[i];
 
@@ -225,18 +236,16 @@ static void go(struct walk *walk)
 
 void pipeline_train(struct stage *stage, const struct batch *batch)
 {
-    struct walk walk = {
-        .stage = stage, .batch = batch, .order = &stage->training, .training = true};
+    struct walk walk = {.stage = stage, .batch = batch, .training = true};
 
-    stage->unreduced = stage->parameters.elements;
-    go(&walk);
+    stage->unreduced = stage->parameters.bucket_count;
+    go(&walk, stage->pipeline.schedule);
 }
 
 void pipeline_evaluate(struct stage *stage, const struct batch *batch, pipeline_logits see,
                        void *user)
 {
-    struct walk walk = {
-        .stage = stage, .batch = batch, .order = &stage->evaluation, .see = see, .user = user};
+    struct walk walk = {.stage = stage, .batch = batch, .see = see, .user = user};
 
-    go(&walk);
+    go(&walk, PIPELINE_FORWARD_ONLY);
 }

@@ -9,7 +9,7 @@
 typedef void (*pipeline_logits)(void *user, int64_t microbatch, int64_t row, int64_t rows,
                                 const void *logits);
 
-/* Forward and backward of every microbatch; the batch has as many as the stage was made for.
+/* Forward and backward of every microbatch; the batch has no more than the stage was made for.
  * Gradients and loss_sum accumulate; in the last microbatch the gradients' sums over replicas
  * begin, which optimizer_reduce_gradients() ends. waited_s grows by what the caller waited for its
  * neighbours. */

@@ -114,15 +114,19 @@ static void zero_bubble(struct pipeline_order *order, const struct pipeline_shap
         append(order, (struct pipeline_action){PIPELINE_WEIGHT_GRADIENT, 0, weights++});
 }
 
-int pipeline_order_create(struct pipeline_order *order, const struct pipeline_shape *shape,
-                          int stage)
+int pipeline_order_create(struct pipeline_order *order, const struct pipeline_shape *shape)
+{
+    *order = (struct pipeline_order){.most = 3 * shape->microbatches * shape->chunks};
+    order->actions = calloc((size_t)order->most, sizeof(*order->actions));
+    return order->actions ? 0 : -1;
+}
+
+void pipeline_order_set(struct pipeline_order *order, const struct pipeline_shape *shape, int stage)
 {
     int64_t all = shape->microbatches * shape->chunks;
 
     assert(stage >= 0 && stage < shape->stages && shape->chunks > 0 && shape->microbatches > 0);
-    *order = (struct pipeline_order){.actions = calloc((size_t)(3 * all), sizeof(*order->actions))};
-    if (!order->actions)
-        return -1;
+    order->count = 0;
     switch (shape->schedule) {
     case PIPELINE_FORWARD_ONLY:
         for (int64_t k = 0; k < all; k++)
@@ -136,8 +140,7 @@ int pipeline_order_create(struct pipeline_order *order, const struct pipeline_sh
         zero_bubble(order, shape, stage);
         break;
     }
-    assert(order->count <= 3 * all);
-    return 0;
+    assert(order->count <= order->most);
 }
 
 void pipeline_order_destroy(struct pipeline_order *order)
@@ -290,8 +293,10 @@ double pipeline_duration(const struct pipeline_shape *shape, const struct pipeli
     for (int64_t i = 0; going && i < cells; i++)
         simulation.forwards[i] = simulation.gradients[i] = -1;
     for (int s = 0; going && s < shape->stages; s++)
-        if (pipeline_order_create(&simulation.stages[s].order, shape, s) < 0)
+        if (pipeline_order_create(&simulation.stages[s].order, shape) < 0)
             goto out;
+        else
+            pipeline_order_set(&simulation.stages[s].order, shape, s);
     while (going) {
         going = false;
         for (int s = 0; s < shape->stages; s++)

@@ -42,12 +42,14 @@ struct pipeline_action {
  * chunk, microbatches are finished in the order in which they were begun. */
 struct pipeline_order {
     struct pipeline_action *actions;
-    int64_t count;
+    int64_t count, most;
 };
 
-/* -1: no memory. */
-int pipeline_order_create(struct pipeline_order *order, const struct pipeline_shape *shape,
-                          int stage);
+/* Memory for the order of that shape, whatever its schedule, and of fewer microbatches. -1: there
+ * is none. */
+int pipeline_order_create(struct pipeline_order *order, const struct pipeline_shape *shape);
+void pipeline_order_set(struct pipeline_order *order, const struct pipeline_shape *shape,
+                        int stage);
 void pipeline_order_destroy(struct pipeline_order *order); /* of zeros: nothing */
 
 /* The most microbatches of a chunk that are between their forward and the last that needs its

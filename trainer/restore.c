@@ -57,75 +57,93 @@ bool candidates_open(struct candidates *candidates, struct team *team, struct we
     return false;
 }
 
-/* Copy a parameter that was read into its place in an array of this rank. */
-static int place(struct stage *stage, const struct parameter *parameter, void *array,
-                 enum dtype dtype, const void *buffer, struct error *error)
-{
-    size_t bytes = dtype_bytes(dtype);
+/* What is read into one place: a rectangle of a tensor of the file. `buffer` is host memory for
+ * it. */
+struct target {
+    const char *name;
+    const struct tile *tile;
+    void *array; /* of the rank */
+    int64_t at;  /* element of it */
+    enum dtype dtype;
+    void *buffer;
+};
 
-    stage->kernels->to_device(stage->stream, (char *)array + (size_t)parameter->offset * bytes,
-                              buffer, (size_t)parameter->count * bytes);
+static int place(struct stage *stage, const struct target *target, struct error *error)
+{
+    size_t bytes = dtype_bytes(target->dtype);
+
+    stage->kernels->to_device(stage->stream, (char *)target->array + (size_t)target->at * bytes,
+                              target->buffer,
+                              (size_t)(target->tile->rows * target->tile->columns) * bytes);
     return stage->kernels->stream_sync(stage->stream, error);
 }
 
-/* A parameter's weights, or the fp32 master copy of them. `buffer` is host memory for it. */
-static int restore_weight(struct stage *stage, struct weights *from,
-                          const struct parameter *parameter, void *array, enum dtype dtype,
-                          void *buffer, struct error *error)
+/* Weights, or the fp32 master copy of them. */
+static int restore_weight(struct stage *stage, struct weights *from, const struct target *target,
+                          struct error *error)
 {
-    const int64_t start[2] = {parameter->local.row, parameter->local.column};
-    const int64_t extent[2] = {parameter->local.rows, parameter->local.columns};
+    const int64_t start[2] = {target->tile->row, target->tile->column};
+    const int64_t extent[2] = {target->tile->rows, target->tile->columns};
 
-    if (weights_read(from, parameter->name, start, extent, dtype, buffer, error) < 0)
+    if (weights_read(from, target->name, start, extent, target->dtype, target->buffer, error) < 0)
         return -1;
-    return place(stage, parameter, array, dtype, buffer, error);
+    return place(stage, target, error);
 }
 
 static int restore_moment(struct stage *stage, struct checkpoint *checkpoint,
-                          const struct parameter *parameter, enum checkpoint_kind kind, void *array,
-                          void *buffer, struct error *error)
+                          enum checkpoint_kind kind, const struct target *target,
+                          struct error *error)
 {
-    const int64_t start[2] = {parameter->local.row, parameter->local.column};
-    const int64_t extent[2] = {parameter->local.rows, parameter->local.columns};
+    const int64_t start[2] = {target->tile->row, target->tile->column};
+    const int64_t extent[2] = {target->tile->rows, target->tile->columns};
 
-    if (checkpoint_read(checkpoint, parameter->name, kind, start, extent, stage->moments, buffer,
-                        error) < 0)
+    if (checkpoint_read(checkpoint, target->name, kind, start, extent, target->dtype,
+                        target->buffer, error) < 0)
         return -1;
-    return place(stage, parameter, array, stage->moments, buffer, error);
+    return place(stage, target, error);
 }
 
 static int restore_moments(struct stage *stage, struct checkpoint *checkpoint,
-                           const struct parameter *parameter, void *buffer, struct error *error)
+                           const struct piece *piece, void *buffer, struct error *error)
 {
-    const struct checkpoint_tensor *tensor = checkpoint_find_tensor(checkpoint, parameter->name);
+    const char *name = piece->parameter->name;
+    const struct checkpoint_tensor *tensor = checkpoint_find_tensor(checkpoint, name);
+    const struct target first = {name,         &piece->tile,   stage->exp_avg,
+                                 piece->state, stage->moments, buffer};
+    const struct target second = {name,         &piece->tile,   stage->exp_avg_sq,
+                                  piece->state, stage->moments, buffer};
 
     if (!tensor->present[CHECKPOINT_EXP_AVG] || !tensor->present[CHECKPOINT_EXP_AVG_SQ]) {
         if (checkpoint_get_state(checkpoint)->step == 0)
             return 0;
         return error_set(error, EXIT_STATUS_DATA,
                          "%s: has no optimizer state for %s; start from its weights with --init",
-                         checkpoint_directory(checkpoint), parameter->name);
+                         checkpoint_directory(checkpoint), name);
     }
-    if (restore_moment(stage, checkpoint, parameter, CHECKPOINT_EXP_AVG, stage->exp_avg, buffer,
-                       error) < 0)
+    if (restore_moment(stage, checkpoint, CHECKPOINT_EXP_AVG, &first, error) < 0)
         return -1;
-    return restore_moment(stage, checkpoint, parameter, CHECKPOINT_EXP_AVG_SQ, stage->exp_avg_sq,
-                          buffer, error);
+    return restore_moment(stage, checkpoint, CHECKPOINT_EXP_AVG_SQ, &second, error);
 }
 
 static int restore_parameter(struct stage *stage, struct weights *from,
-                             const struct parameter *parameter, bool optimizer_state, void *buffer,
-                             struct error *error)
+                             const struct parameter *parameter, void *buffer, struct error *error)
 {
-    if (restore_weight(stage, from, parameter, stage->weights, stage->kernels->dtype, buffer,
-                       error) < 0)
+    const struct target target = {parameter->name,   &parameter->local,     stage->weights,
+                                  parameter->offset, stage->kernels->dtype, buffer};
+
+    return parameter->count == 0 ? 0 : restore_weight(stage, from, &target, error);
+}
+
+static int restore_piece(struct stage *stage, struct weights *from, const struct piece *piece,
+                         bool optimizer_state, void *buffer, struct error *error)
+{
+    const struct target master = {piece->parameter->name, &piece->tile, stage->master,
+                                  piece->state,           DTYPE_F32,    buffer};
+
+    if (stage->master && restore_weight(stage, from, &master, error) < 0)
         return -1;
-    if (stage->master &&
-        restore_weight(stage, from, parameter, stage->master, DTYPE_F32, buffer, error) < 0)
-        return -1;
-    if (!optimizer_state)
-        return 0;
-    return restore_moments(stage, weights_checkpoint(from), parameter, buffer, error);
+    return optimizer_state ? restore_moments(stage, weights_checkpoint(from), piece, buffer, error)
+                           : 0;
 }
 
 int restore_stage(struct stage *stage, struct weights *from, bool optimizer_state,
@@ -143,9 +161,9 @@ int restore_stage(struct stage *stage, struct weights *from, bool optimizer_stat
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory for %lld weights",
                          (long long)most);
     for (size_t i = 0; i < stage->parameters.count && result == 0; i++)
-        if (stage->parameters.list[i].count > 0)
-            result = restore_parameter(stage, from, &stage->parameters.list[i], optimizer_state,
-                                       buffer, error);
+        result = restore_parameter(stage, from, &stage->parameters.list[i], buffer, error);
+    for (size_t i = 0; i < stage->piece_count && result == 0; i++)
+        result = restore_piece(stage, from, &stage->pieces[i], optimizer_state, buffer, error);
     free(buffer);
     return result;
 }

@@ -18,7 +18,7 @@ struct saver {
     int rank, ranks, keep;
 
     struct checkpoint_piece *pieces; /* of this rank, data in the staging memory */
-    const struct parameter **sources;
+    const struct piece **sources;
     size_t count;
     pthread_t memory_thread; /* takes the staging memory */
     bool memory_running;
@@ -79,14 +79,16 @@ static enum dtype dtype_of(const struct stage *stage, enum checkpoint_kind kind)
     return kind == CHECKPOINT_MASTER ? DTYPE_F32 : stage->moments;
 }
 
-/* Replicas share the work: each writes the parameters whose middle falls into its part of the
- * whole. Of the ranks that hold the same, the one that counts writes. */
-static bool writes(const struct stage *stage, const struct parameter *parameter)
+/* Replicas share the work: where each has all of the optimizer's state, it writes the parameters
+ * whose middle falls into its part of the whole. Of the ranks that hold the same, the one that
+ * counts writes. */
+static bool writes(const struct stage *stage, const struct piece *piece)
 {
-    int64_t middle = parameter->offset + parameter->count / 2;
-    int64_t share = (stage->parameters.elements + stage->layout->dp - 1) / stage->layout->dp;
+    int64_t middle = piece->offset + piece->count / 2;
+    int replicas = layout_replicas(stage->layout);
+    int64_t share = (stage->parameters.elements + replicas - 1) / replicas;
 
-    return parameter->counts && parameter->count > 0 && middle / share == stage->place.dp;
+    return piece->parameter->counts && (stage->shares > 1 || middle / share == stage->replica);
 }
 
 /* List this rank's pieces and add up the staging memory that they take. */
@@ -99,22 +101,23 @@ static void list_pieces(struct saver *saver)
 
         if (!array_of(stage, kinds[kind]))
             continue;
-        for (size_t i = 0; i < stage->parameters.count; i++) {
-            const struct parameter *parameter = &stage->parameters.list[i];
+        for (size_t i = 0; i < stage->piece_count; i++) {
+            const struct piece *piece = &stage->pieces[i];
+            const struct parameter *parameter = piece->parameter;
 
-            if (!writes(stage, parameter))
+            if (!writes(stage, piece))
                 continue;
-            saver->sources[saver->count] = parameter;
+            saver->sources[saver->count] = piece;
             saver->pieces[saver->count++] = (struct checkpoint_piece){
                 .tensor = parameter->name,
                 .kind = kinds[kind],
                 .dtype = dtype,
                 .dimensions = parameter->dimensions,
                 .shape = {parameter->shape[0], parameter->shape[1]},
-                .start = {parameter->local.row, parameter->local.column},
-                .extent = {parameter->local.rows, parameter->local.columns},
+                .start = {piece->tile.row, piece->tile.column},
+                .extent = {piece->tile.rows, piece->tile.columns},
             };
-            saver->staging_bytes += ((size_t)parameter->count * dtype_bytes(dtype) + 63) / 64 * 64;
+            saver->staging_bytes += ((size_t)piece->count * dtype_bytes(dtype) + 63) / 64 * 64;
         }
     }
 }
@@ -154,8 +157,8 @@ int saver_create(struct saver **result, const struct stage *stage, const struct 
     saver->root = strdup(root);
     pthread_mutex_init(&saver->mutex, NULL);
     pthread_cond_init(&saver->copied_condition, NULL);
-    saver->pieces = calloc(stage->parameters.count * CHECKPOINT_KINDS, sizeof(*saver->pieces));
-    saver->sources = calloc(stage->parameters.count * CHECKPOINT_KINDS, sizeof(*saver->sources));
+    saver->pieces = calloc(stage->piece_count * CHECKPOINT_KINDS, sizeof(*saver->pieces));
+    saver->sources = calloc(stage->piece_count * CHECKPOINT_KINDS, sizeof(*saver->sources));
     if (!saver->root || !saver->pieces || !saver->sources)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     list_pieces(saver);
@@ -240,13 +243,13 @@ static int copy_state(struct saver *saver)
 
     for (size_t i = 0; i < saver->count; i++) {
         struct checkpoint_piece *piece = &saver->pieces[i];
-        const struct parameter *parameter = saver->sources[i];
+        const struct piece *source = saver->sources[i];
         size_t bytes = dtype_bytes(piece->dtype);
+        int64_t at = piece->kind == CHECKPOINT_WEIGHT ? source->offset : source->state;
 
         stage->kernels->to_host(saver->copies, (void *)piece->data,
-                                (const char *)array_of(stage, piece->kind) +
-                                    (size_t)parameter->offset * bytes,
-                                (size_t)parameter->count * bytes);
+                                (const char *)array_of(stage, piece->kind) + (size_t)at * bytes,
+                                (size_t)source->count * bytes);
     }
     return stage->kernels->stream_sync(saver->copies, &saver->error);
 }

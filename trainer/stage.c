@@ -31,11 +31,11 @@ static int64_t larger(int64_t a, int64_t b)
 static void set_sizes(struct stage *stage)
 {
     const struct model *model = stage->model;
-    int tp = stage->layout->tp;
+    int tp = stage->layout->tp, cp = stage->layout->cp;
     struct stage_sizes *sizes = &stage->sizes;
 
     *sizes = (struct stage_sizes){
-        .rows = stage->micro_batch * stage->seq_length,
+        .rows = stage->micro_batch * stage->seq_length / cp,
         .hidden = model->hidden_size,
         .ffn = model->ffn_size / tp,
         .heads = (int)(model->heads / tp),
@@ -44,9 +44,21 @@ static void set_sizes(struct stage *stage)
     };
     sizes->qkv_width = (int64_t)(sizes->heads + 2 * sizes->kv_heads) * sizes->head_dim;
     sizes->mixed_width = (int64_t)sizes->heads * sizes->head_dim;
+    sizes->attention_rows = cp * sizes->rows;
+    sizes->attention_heads = sizes->heads / cp;
+    sizes->attention_kv_heads = sizes->kv_heads > cp ? sizes->kv_heads / cp : 1;
+    if (cp == 1)
+        sizes->attention_kv_heads = sizes->kv_heads;
+    sizes->attention_width =
+        (int64_t)(sizes->attention_heads + 2 * sizes->attention_kv_heads) * sizes->head_dim;
     sizes->mlp_width = (model->mlp == MODEL_MLP_SWIGLU ? 2 : 1) * sizes->ffn;
     vocabulary_shard(model, stage->layout, stage->place.tp, &sizes->vocab_first,
                      &sizes->vocab_count);
+    /* Two chunks: one travels while the other is multiplied. */
+    sizes->chunks = stage->sequence_parallel && sizes->rows % (2 * tp) == 0 ? 2 : 1;
+    sizes->chunk_rows = sizes->rows / sizes->chunks;
+    sizes->part_rows = stage->sequence_parallel ? sizes->chunk_rows / tp : sizes->chunk_rows;
+    sizes->shard_rows = sizes->chunks * sizes->part_rows;
     sizes->head_rows =
         sizes->rows < stage->kernels->head_rows ? sizes->rows : stage->kernels->head_rows;
 }
@@ -56,9 +68,9 @@ static struct attention_shape attention_of(const struct stage *stage, int64_t se
                                            int64_t longest)
 {
     return (struct attention_shape){
-        .rows = stage->sizes.rows,
-        .heads = stage->sizes.heads,
-        .kv_heads = stage->sizes.kv_heads,
+        .rows = stage->sizes.attention_rows,
+        .heads = stage->sizes.attention_heads,
+        .kv_heads = stage->sizes.attention_kv_heads,
         .head_dim = stage->sizes.head_dim,
         .sequences = (int)sequences,
         .longest = longest,
@@ -78,18 +90,21 @@ static void lay_out_block(struct stage *stage, struct block_activations *block, 
     bool two_norms = model->block != MODEL_BLOCK_PARALLEL;
     size_t act = dtype_bytes(stage->kernels->dtype);
 
-    block->normed = keep_normed ? take(arena, n->rows * n->hidden, act) : stage->scratch.dnormed;
-    block->mean = layer_norm ? take(arena, n->rows, sizeof(float)) : NULL;
-    block->rstd = take(arena, n->rows, sizeof(float));
-    block->qkv = take(arena, n->rows * n->qkv_width, act);
+    block->normed =
+        keep_normed ? take(arena, n->shard_rows * n->hidden, act) : stage->scratch.dnormed;
+    block->mean = layer_norm ? take(arena, n->shard_rows, sizeof(float)) : NULL;
+    block->rstd = take(arena, n->shard_rows, sizeof(float));
+    block->qkv = take(arena, n->attention_rows * n->attention_width, act);
     block->mixed = take(arena, n->rows * n->mixed_width, act);
-    block->lse = take(arena, n->rows * n->heads, sizeof(float));
-    block->middle = sequential ? take(arena, n->rows * n->hidden, act) : NULL;
+    block->attended =
+        stage->layout->cp > 1 ? take(arena, n->rows * n->mixed_width, act) : block->mixed;
+    block->lse = take(arena, n->attention_rows * n->attention_heads, sizeof(float));
+    block->middle = sequential ? take(arena, n->shard_rows * n->hidden, act) : NULL;
     block->middle_normed = !two_norms    ? block->normed
-                           : keep_normed ? take(arena, n->rows * n->hidden, act)
+                           : keep_normed ? take(arena, n->shard_rows * n->hidden, act)
                                          : stage->scratch.dnormed;
-    block->middle_mean = layer_norm && two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
-    block->middle_rstd = two_norms ? take(arena, n->rows, sizeof(float)) : NULL;
+    block->middle_mean = layer_norm && two_norms ? take(arena, n->shard_rows, sizeof(float)) : NULL;
+    block->middle_rstd = two_norms ? take(arena, n->shard_rows, sizeof(float)) : NULL;
     block->gate_up = take(arena, n->rows * n->mlp_width, act);
     block->gated = keep ? take(arena, n->rows * n->ffn, act) : stage->scratch.dmixed;
 }
@@ -107,17 +122,18 @@ static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena 
             lay_out_block(stage, block, arena);
         block->slot = slot;
         if (i > 0)
-            block->input = take(arena, n->rows * n->hidden, dtype_bytes(stage->kernels->dtype));
+            block->input =
+                take(arena, n->shard_rows * n->hidden, dtype_bytes(stage->kernels->dtype));
     }
 }
 
-static void lay_out_chunk(struct stage *stage, struct chunk *chunk, struct arena *arena)
+static void lay_out_chunk(struct stage *stage, struct model_chunk *chunk, struct arena *arena)
 {
     const struct stage_sizes *n = &stage->sizes;
     size_t act = dtype_bytes(stage->kernels->dtype);
 
     for (int64_t i = 0; i < chunk->input_count; i++)
-        chunk->inputs[i] = take(arena, n->rows * n->hidden, act);
+        chunk->inputs[i] = take(arena, n->shard_rows * n->hidden, act);
     for (int64_t i = 0; i < chunk->slot_count; i++) {
         struct slot *slot = &chunk->slots[i];
 
@@ -130,15 +146,10 @@ static void lay_out_chunk(struct stage *stage, struct chunk *chunk, struct arena
         slot->positions = take(arena, n->rows, sizeof(int32_t));
         slot->starts = take(arena, stage->sequences + 1, sizeof(int32_t));
         lay_out_blocks(stage, slot, arena);
-        slot->output = take(arena, n->rows * n->hidden, act);
+        slot->output = take(arena, n->shard_rows * n->hidden, act);
     }
     for (int64_t i = 0; i < chunk->gradient_count; i++)
-        chunk->gradients[i].buffer = take(arena, n->rows * n->hidden, act);
-}
-
-static bool recomputes_layers(const struct stage *stage)
-{
-    return stage->chunks[0].recompute_layers > 0;
+        chunk->gradients[i].buffer = take(arena, n->shard_rows * n->hidden, act);
 }
 
 static void lay_out_scratch(struct stage *stage, struct arena *arena)
@@ -148,20 +159,31 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     size_t act = dtype_bytes(stage->kernels->dtype);
     struct attention_shape attention = attention_of(stage, stage->sequences, stage->seq_length);
 
-    scratch->branch = take(arena, n->rows * n->hidden, act);
-    scratch->dnormed = take(arena, n->rows * n->hidden, act);
+    scratch->branch = take(arena, n->shard_rows * n->hidden, act);
+    scratch->dnormed = take(arena, n->shard_rows * n->hidden, act);
+    if (stage->sequence_parallel) {
+        scratch->whole_normed = take(arena, n->rows * n->hidden, act);
+        scratch->whole_gradient = take(arena, n->rows * n->hidden, act);
+        scratch->parts = take(arena, n->rows * n->hidden, act);
+    }
     scratch->dwide = take(arena, n->rows * larger(n->mlp_width, n->qkv_width), act);
     scratch->dmixed = take(arena, n->rows * larger(n->ffn, n->mixed_width), act);
     scratch->attention = take(arena, (int64_t)stage->kernels->attention_workspace(&attention), 1);
+    if (stage->layout->cp > 1) {
+        scratch->dattended = take(arena, n->attention_rows * n->attention_width, act);
+        scratch->dattended_output = take(arena, n->rows * n->mixed_width, act);
+        scratch->exchange = take(
+            arena, larger(n->attention_rows * n->attention_width, n->rows * n->mixed_width), act);
+    }
     if (stage->dropout.rate > 0)
-        scratch->dropped = take(arena, n->rows * n->hidden, act);
-    if (recomputes_layers(stage))
+        scratch->dropped = take(arena, n->shard_rows * n->hidden, act);
+    if (stage->recompute_layers > 0)
         lay_out_block(stage, &scratch->again, arena);
     if (!stage->last)
         return;
-    scratch->final_normed = take(arena, n->rows * n->hidden, act);
-    scratch->final_mean = take(arena, n->rows, sizeof(float));
-    scratch->final_rstd = take(arena, n->rows, sizeof(float));
+    scratch->final_normed = take(arena, n->shard_rows * n->hidden, act);
+    scratch->final_mean = take(arena, n->shard_rows, sizeof(float));
+    scratch->final_rstd = take(arena, n->shard_rows, sizeof(float));
     scratch->logits = take(arena, n->head_rows * n->vocab_count, act);
     scratch->maximum = take(arena, n->head_rows, sizeof(float));
     scratch->global = take(arena, n->head_rows, sizeof(float));
@@ -172,12 +194,12 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
 
 static void lay_out_state(struct stage *stage, enum stage_state state, struct arena *arena)
 {
-    int64_t elements = stage->parameters.elements;
+    int64_t elements = stage->state_elements;
     size_t bytes = dtype_bytes(stage->moments);
 
     if (state == STAGE_EVALUATES)
         return;
-    stage->gradients = take(arena, elements, sizeof(float));
+    stage->gradients = take(arena, stage->parameters.elements, sizeof(float));
     stage->gradient_bytes = arena->used - stage->weight_bytes;
     stage->exp_avg = take(arena, elements, bytes);
     stage->exp_avg_sq = take(arena, elements, bytes);
@@ -198,8 +220,8 @@ static void lay_out(struct stage *stage, enum stage_state state, struct arena *a
     stage->cosine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
     stage->sine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
     lay_out_scratch(stage, arena);
-    for (int c = 0; c < stage->layout->chunks; c++)
-        lay_out_chunk(stage, &stage->chunks[c], arena);
+    for (int c = 0; c < layout_chunks(stage->layout); c++)
+        lay_out_chunk(stage, &stage->model_chunks[c], arena);
 }
 
 /* cos and sin of position * frequency, from the fp32 angle, as transformers takes them. */
@@ -244,9 +266,11 @@ static int prepare_products(const struct stage *stage, struct error *error)
     const int64_t products[][3] = {
         {n->rows, n->hidden, n->qkv_width},        {n->rows, n->mixed_width, n->hidden},
         {n->rows, n->hidden, n->mlp_width},        {n->rows, n->ffn, n->hidden},
+        {n->chunk_rows, n->hidden, n->qkv_width},  {n->chunk_rows, n->mixed_width, n->hidden},
+        {n->chunk_rows, n->hidden, n->mlp_width},  {n->chunk_rows, n->ffn, n->hidden},
         {n->head_rows, n->hidden, n->vocab_count}, {rest, n->hidden, n->vocab_count},
     };
-    int count = !stage->last ? 4 : rest == 0 ? 5 : 6;
+    int count = !stage->last ? 8 : rest == 0 ? 9 : 10;
 
     for (int i = 0; i < count; i++)
         if (stage->kernels->linear_prepare(products[i][0], products[i][1], products[i][2], error) <
@@ -255,37 +279,44 @@ static int prepare_products(const struct stage *stage, struct error *error)
     return 0;
 }
 
-/* In what order the stage will work, which says how many microbatches are in flight. */
-static int plan_pipeline(struct stage *stage, const struct stage_work *work)
+/* How many buffers the chunks need, whatever the number of microbatches in a step. */
+static int count_buffers(struct stage *stage, const struct stage_work *work)
 {
-    struct pipeline_shape evaluation;
+    bool training = work->state != STAGE_EVALUATES;
+    int64_t fewest = work->fewest_microbatches > 0 ? work->fewest_microbatches : work->microbatches;
+    struct pipeline_shape *shape = &stage->pipeline;
 
-    stage->pipeline = (struct pipeline_shape){
+    *shape = (struct pipeline_shape){
         .stages = stage->layout->pp,
-        .chunks = stage->layout->chunks,
+        .chunks = layout_chunks(stage->layout),
         .microbatches = work->microbatches,
-        .schedule = PIPELINE_1F1B,
+        .schedule = training ? PIPELINE_1F1B : PIPELINE_FORWARD_ONLY,
     };
-    evaluation = stage->pipeline;
-    evaluation.schedule = PIPELINE_FORWARD_ONLY;
-    if (work->state != STAGE_EVALUATES &&
-        pipeline_order_create(&stage->training, &stage->pipeline, stage->place.pp) < 0)
+    if (pipeline_order_create(&stage->order, shape) < 0)
         return -1;
-    return pipeline_order_create(&stage->evaluation, &evaluation, stage->place.pp);
+    for (shape->microbatches = fewest;; shape->microbatches++) {
+        int64_t waiting = pipeline_gradients_waiting(shape, stage->place.pp);
+
+        pipeline_order_set(&stage->order, shape, stage->place.pp);
+        for (int c = 0; c < shape->chunks; c++) {
+            struct model_chunk *chunk = &stage->model_chunks[c];
+            int64_t slots = pipeline_order_in_flight(&stage->order, c);
+            int64_t inputs = slots + (!chunk->first && slots < shape->microbatches);
+
+            chunk->slot_count = larger(chunk->slot_count, slots);
+            chunk->input_count = larger(chunk->input_count, inputs);
+            if (training)
+                chunk->gradient_count = larger(chunk->gradient_count, slots + waiting);
+        }
+        if (shape->microbatches == work->microbatches)
+            return 0;
+    }
 }
 
-static int create_slots(const struct stage *stage, struct chunk *chunk, int64_t microbatches)
+static int create_slots(struct model_chunk *chunk)
 {
-    bool training = stage->training.count > 0;
-
-    chunk->input_count = chunk->slot_count;
-    if (!chunk->first && chunk->input_count < microbatches)
-        chunk->input_count++;
     chunk->slots = calloc((size_t)chunk->slot_count, sizeof(*chunk->slots));
     chunk->inputs = calloc((size_t)chunk->input_count, sizeof(*chunk->inputs));
-    if (training)
-        chunk->gradient_count =
-            chunk->slot_count + pipeline_gradients_waiting(&stage->pipeline, stage->place.pp);
     chunk->gradients = calloc((size_t)chunk->gradient_count + 1, sizeof(*chunk->gradients));
     if (!chunk->slots || !chunk->inputs || !chunk->gradients)
         return -1;
@@ -304,36 +335,40 @@ static int create_chunks(struct stage *stage, const struct stage_work *work)
 {
     const struct layout *layout = stage->layout;
     int64_t recompute = work->recompute == RECOMPUTE_FULL ? work->recompute_layers : 0;
+    int count = layout_chunks(layout);
 
-    stage->chunks = calloc((size_t)layout->chunks, sizeof(*stage->chunks));
-    if (!stage->chunks)
+    stage->model_chunks = calloc((size_t)count, sizeof(*stage->model_chunks));
+    if (!stage->model_chunks)
         return -1;
-    for (int c = 0; c < layout->chunks; c++) {
-        struct chunk *chunk = &stage->chunks[c];
+    for (int c = 0; c < count; c++) {
+        struct model_chunk *chunk = &stage->model_chunks[c];
         int at = c * layout->pp + stage->place.pp;
         int64_t first = layout_first_layer(layout, stage->model, at);
         int64_t layers = layout_first_layer(layout, stage->model, at + 1) - first;
+        int64_t again = recompute - stage->recompute_layers;
 
-        *chunk = (struct chunk){
+        *chunk = (struct model_chunk){
             .first_layer = first,
             .layers = layers,
-            .recompute_layers = recompute < layers ? recompute : layers,
+            .recompute_layers = again < layers ? again : layers,
             .first = at == 0,
             .last = at == layout_virtual_stages(layout) - 1,
-            .slot_count = pipeline_order_in_flight(
-                stage->training.count > 0 ? &stage->training : &stage->evaluation, c),
         };
-        recompute -= chunk->recompute_layers;
-        if (create_slots(stage, chunk, work->microbatches) < 0)
-            return -1;
+        stage->layers += layers;
+        stage->recompute_layers += chunk->recompute_layers;
     }
+    if (count_buffers(stage, work) < 0)
+        return -1;
+    for (int c = 0; c < count; c++)
+        if (create_slots(&stage->model_chunks[c]) < 0)
+            return -1;
     return 0;
 }
 
 static void destroy_chunks(struct stage *stage)
 {
-    for (int c = 0; stage->chunks && c < stage->layout->chunks; c++) {
-        struct chunk *chunk = &stage->chunks[c];
+    for (int c = 0; stage->model_chunks && c < layout_chunks(stage->layout); c++) {
+        struct model_chunk *chunk = &stage->model_chunks[c];
 
         for (int64_t i = 0; chunk->slots && i < chunk->slot_count; i++)
             free(chunk->slots[i].blocks);
@@ -341,22 +376,27 @@ static void destroy_chunks(struct stage *stage)
         free(chunk->inputs);
         free(chunk->gradients);
     }
-    free(stage->chunks);
+    free(stage->model_chunks);
 }
 
-int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,
-                 const struct layout *layout, struct layout_place place,
-                 const struct comm_groups *groups, const struct stage_work *work,
-                 struct error *error)
+/* Pieces of the stage's memory, of which there is none yet where it is measured only. */
+static size_t lay_out_all(struct stage *stage, enum stage_state state)
 {
-    struct arena arena = {0};
+    struct arena arena = {.base = stage->memory};
 
+    lay_out(stage, state, &arena);
+    return arena.used;
+}
+
+int stage_measure(struct stage *stage, const struct kernels *kernels, const struct model *model,
+                  const struct layout *layout, struct layout_place place,
+                  const struct stage_work *work, struct error *error)
+{
     *stage = (struct stage){
         .kernels = kernels,
         .model = model,
         .layout = layout,
         .place = place,
-        .groups = groups,
         .micro_batch = work->micro_batch,
         .seq_length = work->seq_length,
         .sequences = work->sequences,
@@ -365,28 +405,52 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         .first = place.pp == 0,
         .last = place.pp == layout->pp - 1,
         .moments = work->state == STAGE_TRAINS_BF16 ? DTYPE_BF16 : DTYPE_F32,
+        .shares = work->zero && work->state != STAGE_EVALUATES ? layout_replicas(layout) : 1,
+        .replica = layout_replica(layout, place),
     };
+    stage->sequence_parallel =
+        work->sequence_parallel && layout->tp > 1 &&
+        work->micro_batch * work->seq_length % (layout->tp * layout->cp) == 0;
     set_sizes(stage);
     if (parameters_create(&stage->parameters, model, layout, place, error) < 0)
         return -1;
-    if (plan_pipeline(stage, work) < 0 || create_chunks(stage, work) < 0)
+    if (parameters_share(&stage->parameters, stage->shares > 1 ? stage->replica : 0, stage->shares,
+                         &stage->pieces, &stage->piece_count, error) < 0) {
+        stage_destroy(stage);
+        return -1;
+    }
+    stage->state_elements = stage->parameters.elements / stage->shares;
+    stage->gathered = stage->gathering = stage->parameters.bucket_count;
+    if (create_chunks(stage, work) < 0)
         goto no_memory;
-    lay_out(stage, work->state, &arena);
-    stage->memory_bytes = arena.used;
+    stage->memory_bytes = lay_out_all(stage, work->state);
+    return 0;
+no_memory:
+    stage_destroy(stage);
+    return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+}
+
+int stage_create(struct stage *stage, const struct kernels *kernels, const struct model *model,
+                 const struct layout *layout, struct layout_place place,
+                 const struct comm_groups *groups, const struct stage_work *work,
+                 struct error *error)
+{
+    if (stage_measure(stage, kernels, model, layout, place, work, error) < 0)
+        return -1;
+    stage->groups = groups;
     if (prepare_products(stage, error) < 0) {
         stage_destroy(stage);
         return -1;
     }
-    stage->memory = kernels->allocate(arena.used);
+    stage->memory = kernels->allocate(stage->memory_bytes);
     if (!stage->memory)
         goto no_memory;
-    arena = (struct arena){.base = stage->memory};
-    lay_out(stage, work->state, &arena);
+    lay_out_all(stage, work->state);
     if (set_positions(stage) < 0)
         goto no_memory;
-    if (layout->dp > 1 && work->state != STAGE_EVALUATES)
+    if (layout_replicas(layout) > 1 && work->state != STAGE_EVALUATES)
         stage->reductions = kernels->stream_create();
-    if (layout->tp > 1 && work->state != STAGE_EVALUATES)
+    if (layout->tp > 1)
         stage->sums = kernels->stream_create();
     return 0;
 no_memory:
@@ -402,13 +466,15 @@ void stage_destroy(struct stage *stage)
 {
     if (!stage->kernels)
         return;
-    stage->kernels->stream_destroy(stage->reductions);
-    stage->kernels->stream_destroy(stage->sums);
+    if (stage->reductions)
+        stage->kernels->stream_destroy(stage->reductions);
+    if (stage->sums)
+        stage->kernels->stream_destroy(stage->sums);
     if (stage->memory)
         stage->kernels->release(stage->memory);
     destroy_chunks(stage);
-    pipeline_order_destroy(&stage->training);
-    pipeline_order_destroy(&stage->evaluation);
+    pipeline_order_destroy(&stage->order);
+    free(stage->pieces);
     parameters_destroy(&stage->parameters);
     *stage = (struct stage){0};
 }
@@ -418,25 +484,32 @@ void *stage_weight(const struct stage *stage, int64_t offset)
     return (char *)stage->weights + (size_t)offset * dtype_bytes(stage->kernels->dtype);
 }
 
-void stage_randomize(struct stage *stage, uint64_t seed)
+/* The initial values of a rectangle of a parameter. */
+static void fill(struct stage *stage, const struct parameter *parameter, const struct tile *tile,
+                 void *values, enum dtype dtype, uint64_t seed)
 {
     const struct kernels *k = stage->kernels;
 
+    if (parameter->dimensions == 1)
+        k->fill(stage->stream, values, dtype, parameter->init_value, tile->rows * tile->columns);
+    else
+        k->random_normal(stage->stream, values, dtype, tile, parameter->init_std, seed,
+                         parameter->random);
+}
+
+void stage_randomize(struct stage *stage, uint64_t seed)
+{
     for (size_t i = 0; i < stage->parameters.count; i++) {
         const struct parameter *parameter = &stage->parameters.list[i];
-        void *weight = stage_weight(stage, parameter->offset);
-        void *finest = stage->master ? stage->master + parameter->offset : weight;
-        enum dtype dtype = stage->master ? DTYPE_F32 : k->dtype;
 
-        if (parameter->count == 0)
-            continue;
-        if (parameter->dimensions == 1)
-            k->fill(stage->stream, finest, dtype, parameter->init_value, parameter->count);
-        else
-            k->random_normal(stage->stream, finest, dtype, &parameter->local, parameter->init_std,
-                             seed, parameter->random);
-        if (finest != weight)
-            k->convert(stage->stream, weight, k->dtype, finest, dtype, parameter->count);
+        if (parameter->count > 0)
+            fill(stage, parameter, &parameter->local, stage_weight(stage, parameter->offset),
+                 stage->kernels->dtype, seed);
+    }
+    for (size_t i = 0; stage->master && i < stage->piece_count; i++) {
+        const struct piece *piece = &stage->pieces[i];
+
+        fill(stage, piece->parameter, &piece->tile, stage->master + piece->state, DTYPE_F32, seed);
     }
 }
 
@@ -461,48 +534,4 @@ void stage_load(struct stage *stage, struct slot *slot, const struct microbatch 
     slot->attention.device_starts = slot->starts;
     slot->first_row = microbatch->first_row;
     slot->training = microbatch->training;
-}
-
-static void sum_over_tp(struct stage *stage, void *buffer, struct stream *stream)
-{
-    static const enum comm_type types[] = {
-        [DTYPE_F32] = COMM_F32,
-        [DTYPE_BF16] = COMM_BF16,
-        [DTYPE_F16] = COMM_F16,
-    };
-
-    comm_all_reduce(stage->groups->tp, buffer, stage->sizes.rows * stage->sizes.hidden,
-                    types[stage->kernels->dtype], COMM_SUM, stream);
-}
-
-void stage_sum_over_tp(struct stage *stage, void *buffer)
-{
-    if (stage->layout->tp > 1)
-        sum_over_tp(stage, buffer, stage->stream);
-}
-
-void stage_sum_begin(struct stage *stage, void *buffer)
-{
-    if (stage->layout->tp == 1)
-        return;
-    stage->kernels->stream_wait(stage->sums, stage->stream);
-    sum_over_tp(stage, buffer, stage->sums);
-}
-
-void stage_sum_end(struct stage *stage)
-{
-    if (stage->layout->tp > 1)
-        stage->kernels->stream_wait(stage->stream, stage->sums);
-}
-
-void stage_gradients_done(struct stage *stage, int64_t offset)
-{
-    int64_t count = stage->unreduced - offset;
-
-    if (!stage->last_microbatch || stage->layout->dp == 1 || count <= 0)
-        return;
-    stage->kernels->stream_wait(stage->reductions, stage->stream);
-    comm_all_reduce(stage->groups->dp, stage->gradients + offset, count, COMM_F32, COMM_SUM,
-                    stage->reductions);
-    stage->unreduced = offset;
 }

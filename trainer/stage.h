@@ -18,17 +18,20 @@
 #include "trainer/parameter.h"
 #include "trainer/pipeline_order.h"
 
-/* What a layer keeps from forward to backward. rows = tokens of a microbatch. */
+/* What a layer keeps from forward to backward. rows = tokens of a microbatch, of which shard_rows
+ * are this rank's of the residual stream. */
 struct block_activations {
     const struct slot *slot; /* that it belongs to */
-    void *input;             /* [rows, hidden] the residual stream before the layer */
-    void *normed;            /* [rows, hidden] */
-    float *mean;             /* [rows], of LayerNorm; NULL: there is none */
-    float *rstd;             /* [rows] */
-    void *qkv;               /* [rows, (heads + 2 kv_heads) head_dim] after rotation */
-    void *mixed;             /* [rows, heads head_dim] out of attention */
-    float *lse;              /* [heads, rows] */
-    /* [rows, hidden] the residual stream between attention and MLP; NULL in a parallel block */
+    void *input;             /* [shard_rows, hidden] the residual stream before the layer */
+    void *normed;            /* [shard_rows, hidden] */
+    float *mean;             /* [shard_rows], of LayerNorm; NULL: there is none */
+    float *rstd;             /* [shard_rows] */
+    void *qkv;               /* [attention_rows, attention_width] after rotation */
+    void *attended;          /* [attention_rows, attention_heads head_dim] out of attention */
+    float *lse;              /* [attention_heads, attention_rows] */
+    void *mixed;             /* [rows, mixed_width] the same by rows; attended, without cp */
+    /* [shard_rows, hidden] the residual stream between attention and MLP; NULL in a parallel block
+     */
     void *middle;
     /* What the MLP reads; `normed` in a parallel block with one norm. */
     void *middle_normed;
@@ -47,7 +50,7 @@ struct norm {
 
 /* One microbatch in flight in one chunk. */
 struct slot {
-    const struct chunk *chunk;
+    const struct model_chunk *chunk;
     int32_t *tokens;    /* [rows] device; first chunk of the model */
     int32_t *targets;   /* [rows] device; last chunk of the model; negative: no target */
     float *weights;     /* [rows] device; likewise: d(batch loss) / d(token's loss) */
@@ -57,26 +60,27 @@ struct slot {
     int64_t first_row;                /* among all rows of the run */
     bool training;
     struct block_activations *blocks;
-    void *output;   /* [rows, hidden] for the next chunk; in the last the final residual stream */
+    /* [shard_rows, hidden] for the next chunk; in the last the final residual stream. */
+    void *output;
     void *gradient; /* of the chunk's: of output on the way back, of the input at the end */
     struct comm_request sent;
 };
 
-/* A [rows, hidden] gradient, of a chunk's output and then of its input. */
+/* A [shard_rows, hidden] gradient, of a chunk's output and then of its input. */
 struct boundary_gradient {
     void *buffer;
     struct comm_request sent;
 };
 
 /* Layers of this rank that lie one behind the other. */
-struct chunk {
+struct model_chunk {
     int64_t first_layer, layers;
     int64_t recompute_layers; /* the first ones, of which only the input is kept */
     bool first, last;         /* in the model: behind the embedding, in front of the head */
     struct slot *slots;       /* microbatches have them by turns */
     int64_t slot_count;
-    /* Of the first layer, [rows, hidden], by turns too. One more than slots, so that there is one
-     * to receive into before the slot is free; no more where nothing is received. */
+    /* Of the first layer, [shard_rows, hidden], by turns too. One more than slots, so that there is
+     * one to receive into before the slot is free; no more where nothing is received. */
     void **inputs;
     int64_t input_count;
     /* Likewise; more than slots where they wait for the stage that they are sent to. */
@@ -87,8 +91,15 @@ struct chunk {
 /* The sizes of this rank's shards. */
 struct stage_sizes {
     int64_t rows, hidden, ffn;
+    /* Rows are gathered, multiplied and summed by chunks, of each of which this rank's shard has
+     * part_rows; shard_rows = rows, and chunks = 1, without sequence parallelism. */
+    int64_t shard_rows, chunk_rows, part_rows;
+    int chunks;
     int heads, kv_heads, head_dim;
     int64_t qkv_width, mixed_width;
+    /* What this rank attends with: with context parallelism the microbatch's rows, some heads. */
+    int64_t attention_rows, attention_width;
+    int attention_heads, attention_kv_heads;
     int64_t mlp_width; /* columns before the activation: gate and up, or up alone */
     int64_t vocab_first, vocab_count;
     int64_t head_rows; /* tokens whose logits exist at one time */
@@ -97,20 +108,25 @@ struct stage_sizes {
 /* Memory that lives for a part of one microbatch only. */
 struct scratch {
     struct block_activations again; /* of the layer that is computed again; its input is its own */
-    void *branch;                   /* [rows, hidden] what a branch adds to the residual stream */
-    void *dnormed;                  /* [rows, hidden] */
-    void *dwide;                    /* [rows, max(mlp_width, qkv_width)] */
-    void *dmixed;                   /* [rows, max(ffn, mixed_width)] */
-    void *attention;                /* what its backward works in */
-    void *dropped;                  /* [rows, hidden] a branch's gradient; NULL without dropout */
-    void *final_normed;             /* [rows, hidden] */
-    float *final_mean;              /* [rows] */
-    float *final_rstd;              /* [rows] */
-    void *logits;                   /* [head_rows, vocab_count] */
-    float *maximum, *global;        /* [head_rows] */
-    float *sums;                    /* [2][head_rows] sums of exponentials, then targets' logits */
-    float *loss;                    /* [rows] */
-    int32_t *best;                  /* [head_rows] */
+    void *branch;  /* [shard_rows, hidden] what a branch adds to the residual stream */
+    void *dnormed; /* [shard_rows, hidden] */
+    /* With sequence parallelism, [rows, hidden]: a norm's output and a gradient of the residual
+     * stream, gathered; what is to be summed. NULL without. */
+    void *whole_normed, *whole_gradient, *parts;
+    void *dwide;  /* [rows, max(mlp_width, qkv_width)] */
+    void *dmixed; /* [rows, max(ffn, mixed_width)] */
+    /* With context parallelism: gradients of block->qkv and block->attended; what is exchanged. */
+    void *dattended, *dattended_output, *exchange;
+    void *attention;         /* what its backward works in */
+    void *dropped;           /* [shard_rows, hidden] a branch's gradient; NULL without dropout */
+    void *final_normed;      /* [shard_rows, hidden] */
+    float *final_mean;       /* [shard_rows] */
+    float *final_rstd;       /* [shard_rows] */
+    void *logits;            /* [head_rows, vocab_count] */
+    float *maximum, *global; /* [head_rows] */
+    float *sums;             /* [2][head_rows] sums of exponentials, then targets' logits */
+    float *loss;             /* [rows] */
+    int32_t *best;           /* [head_rows] */
 };
 
 /* What backward computes again instead of keeping it: nothing; the outputs of the activation and,
@@ -133,9 +149,12 @@ struct stage {
     struct layout_place place;
     const struct comm_groups *groups;
     int64_t micro_batch, seq_length, sequences;
+    int64_t layers; /* of all chunks */
     enum recompute recompute;
+    int64_t recompute_layers; /* the first of the stage, of which only the input is kept */
     struct stage_dropout dropout;
     bool first, last; /* holds the embedding; the head */
+    bool sequence_parallel;
     struct stage_sizes sizes;
     struct parameters parameters;
 
@@ -145,17 +164,25 @@ struct stage {
      * where the kernels have some. */
     struct stream *reductions, *sums;
     bool last_microbatch; /* what backward has finished will not change any more */
-    int64_t unreduced;    /* gradients [0, unreduced) are this replica's own */
-    float *master;        /* fp32; NULL when the weights are fp32, or updated without one */
+    size_t unreduced;     /* the first buckets' gradients are this replica's own */
+    size_t gathered;      /* the first buckets' weights are whole */
+    size_t gathering;     /* or will be, when `reductions` has done its work */
+    int replica;          /* this rank's number among those with the same weights */
+    int shares;           /* replicas that share the optimizer's state; 1: each has all */
+    struct piece *pieces; /* what this one updates */
+    size_t piece_count;
+    /* Of state_elements = parameters.elements / shares: */
+    int64_t state_elements;
+    float *master; /* fp32; NULL when the weights are fp32, or updated without one */
     enum dtype moments;
     void *exp_avg, *exp_avg_sq; /* of `moments` */
     double waited_s;            /* by the caller for messages of its neighbours */
     double *loss_sum;           /* device: sum of weight * loss over microbatches */
     float *cosine, *sine;       /* [seq_length, head_dim / 2] */
     struct scratch scratch;
-    struct chunk *chunks; /* [layout->chunks] */
-    struct pipeline_shape pipeline;
-    struct pipeline_order training, evaluation; /* the first only of a stage that trains */
+    struct model_chunk *model_chunks; /* [layout_chunks(layout)] */
+    struct pipeline_shape pipeline;   /* of the largest batch */
+    struct pipeline_order order;      /* of the batch at hand */
 
     void *memory; /* the one allocation */
     size_t memory_bytes;
@@ -170,13 +197,25 @@ enum stage_state { STAGE_EVALUATES, STAGE_TRAINS, STAGE_TRAINS_BF16 };
 /* What a stage has to do. */
 struct stage_work {
     int64_t micro_batch, seq_length;
-    int64_t sequences;    /* at most, a microbatch; micro_batch: each row is one */
-    int64_t microbatches; /* a step */
+    int64_t sequences; /* at most, a microbatch; micro_batch: each row is one */
+    /* A step, at most and, where steps are not all alike, at least: bounds how many can be in
+     * flight. */
+    int64_t microbatches, fewest_microbatches;
     enum stage_state state;
+    bool sequence_parallel; /* where tp divides the rows of a microbatch */
+    bool zero;              /* replicas share the optimizer's state */
     enum recompute recompute;
     int64_t recompute_layers; /* of a stage, with RECOMPUTE_FULL; more than it has: all */
     struct stage_dropout dropout;
 };
+
+/* Lay everything out without taking it, communicating or preparing anything: sizes, parameters,
+ * microbatches in flight and the bytes of each kind, by the arithmetic that stage_create() uses.
+ * Of the kernels only dtype, head_rows and attention_workspace() count. To be destroyed by
+ * stage_destroy(); model and layout must outlive the stage. Error: EXIT_STATUS_SYSTEM. */
+int stage_measure(struct stage *stage, const struct kernels *kernels, const struct model *model,
+                  const struct layout *layout, struct layout_place place,
+                  const struct stage_work *work, struct error *error);
 
 /* Lay out and allocate everything, and settle how products are computed. model, layout and groups
  * must outlive the stage. Error: EXIT_STATUS_SYSTEM with the bytes asked for. */
@@ -206,16 +245,55 @@ struct microbatch {
 };
 void stage_load(struct stage *stage, struct slot *slot, const struct microbatch *microbatch);
 
-/* Sum a [rows, hidden] buffer of activations over the ranks that hold parts of the same layer. */
-void stage_sum_over_tp(struct stage *stage, void *buffer);
-/* The same while the stage computes something else; done when stage_sum_end() has been called. */
-void stage_sum_begin(struct stage *stage, void *buffer);
+/* --- tensor_parallel.c: a buffer of the residual stream is a shard, [shard_rows, hidden]; whole is
+ * [rows, hidden]. Without sequence parallelism they are the same, and nothing is gathered. --- */
+
+/* Row `row` of a buffer of activations. */
+void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int64_t width);
+
+/* Chunk `chunk` of what a shard is gathered to, for each from 0 on, while the next is under way. */
+const void *stage_gather_chunk(struct stage *stage, const void *shard, void *whole, int chunk);
+/* All of it, while the stage computes something else: it is there after stage_gather_end(). */
+const void *stage_gather_begin(struct stage *stage, const void *shard, void *whole);
+void stage_gather_end(struct stage *stage);
+
+/* Where this rank's part, whole, is to be of what is then summed into a shard: scratch.parts, or
+ * the shard. */
+void *stage_parts(const struct stage *stage, void *shard);
+/* Sum a chunk of the parts, or all of them, over tensor parallelism while the stage computes
+ * something else; done after stage_sum_end(). */
+void stage_sum_chunk(struct stage *stage, void *shard, int chunk);
+void stage_sum_begin(struct stage *stage, void *shard);
 void stage_sum_end(struct stage *stage);
 
-/* Backward adds nothing more to the gradients from element `offset` on in this microbatch. In the
- * last one they are summed over replicas, while backward goes on: always the same ranges in the
- * same order, from the end of the model to its beginning. */
-void stage_gradients_done(struct stage *stage, int64_t offset);
+/* Which row of the microbatch the shard's part of a chunk begins with. */
+int64_t stage_shard_row(const struct stage *stage, int chunk);
+
+/* --- context_parallel.c: nothing to do without context parallelism --- */
+
+/* Where q, k and v of this rank's rows are to be: [rows, qkv_width]. */
+void *stage_qkv(const struct stage *stage, void *attended);
+/* From there to those that this rank attends with, and their gradients, `dattended`, back to
+ * scratch.dwide. */
+void stage_to_heads(struct stage *stage, void *attended);
+void stage_from_heads(struct stage *stage, void *dattended);
+/* From attention's output to that of this rank's rows, and its gradient back. */
+void stage_output_from_heads(struct stage *stage, void *mixed, const void *output);
+const void *stage_output_to_heads(struct stage *stage, const void *dmixed);
+
+/* --- gradients.c --- */
+
+/* Backward adds nothing more to the gradients from those of role `first` of a layer on in this
+ * microbatch. In the last one they are summed over replicas, while backward goes on: always the
+ * same buckets in the same order, from the end of the model to its beginning. */
+void stage_gradients_done(struct stage *stage, enum tensor_role first, int64_t layer);
+/* After the last microbatch: the gradients of what this replica updates are those of the batch. */
+void stage_finish_gradients(struct stage *stage);
+
+/* This replica's share of the weights has changed: those of the others are to be gathered. */
+void stage_weights_updated(struct stage *stage);
+/* Before forward computes with the weights of a bucket, of which role `role` of a layer is one. */
+void stage_need_weights(struct stage *stage, enum tensor_role role, int64_t layer);
 
 /* --- dropout (dropout.c) --- */
 
@@ -234,8 +312,8 @@ void stage_drop(struct stage *stage, const struct slot *slot, enum dropout_place
 const void *stage_dropped(struct stage *stage, const struct slot *slot, enum dropout_place place,
                           int64_t layer, const void *gradient);
 
-/* --- norms (norm.c): y and statistics of s = x + residual; sum[rows, hidden] = s. residual may be
- * NULL: then s = x, and sum is not written. */
+/* --- norms (norm.c): y and statistics of s = x + residual; sum[shard_rows, hidden] = s. residual
+ * may be NULL: then s = x, and sum is not written. */
 void stage_norm_forward(struct stage *stage, const struct norm *norm, void *sum, const void *x,
                         const void *residual);
 /* dx = the gradient of s + dresidual (NULL: none; may be dx itself); weights' gradients accumulate;

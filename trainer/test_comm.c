@@ -163,6 +163,53 @@ static void check_reduce_f32(struct comm *comm, const int *ranks, int64_t count,
     free(again);
 }
 
+/* Each rank's part of the sum, in place and elsewhere, is that of a sum of everything. */
+static void check_reduce_scatter(struct comm *comm, int64_t count, const char *name)
+{
+    int64_t whole = count * comm_size(comm), mine = count * comm_rank(comm);
+    float *in = allocate((size_t)whole * 4), *sum = allocate((size_t)whole * 4);
+    float *out = allocate((size_t)count * 4);
+
+    for (int64_t i = 0; i < whole; i++)
+        in[i] = sum[i] = (float)value_of(world.rank, i);
+    all_reduce(comm, sum, whole, COMM_F32, COMM_SUM);
+    for (int pass = 0; pass < 2; pass++) {
+        char *device = push(in, (size_t)whole * 4);
+        void *elsewhere = push(out, (size_t)count * 4);
+        void *to = pass ? elsewhere : device + (size_t)mine * 4;
+
+        comm_reduce_scatter(comm, to, device, count, COMM_F32, NULL);
+        copy_back(out, to, (size_t)count * 4);
+        kernels->release(device);
+        kernels->release(elsewhere);
+        for (int64_t i = 0; i < count; i++)
+            CHECK(fabsf(out[i] - sum[mine + i]) <= 5e-3F * (float)comm_size(comm)); /* of 5e3 */
+    }
+    free(in);
+    free(sum);
+    free(out);
+}
+
+/* Everyone has what everyone had for it. */
+static void check_all_to_all(struct comm *comm, const int *ranks, int64_t count, const char *name)
+{
+    int64_t whole = count * comm_size(comm);
+    float *in = allocate((size_t)whole * 4), *out = allocate((size_t)whole * 4);
+    void *from, *to;
+
+    for (int64_t i = 0; i < whole; i++)
+        in[i] = (float)value_of(world.rank, i);
+    from = push(in, (size_t)whole * 4);
+    to = push(out, (size_t)whole * 4);
+    comm_all_to_all(comm, to, from, count, COMM_F32, NULL);
+    pull(out, to, (size_t)whole * 4);
+    kernels->release(from);
+    for (int64_t i = 0; i < whole; i++)
+        CHECK(out[i] == (float)value_of(ranks[i / count], comm_rank(comm) * count + i % count));
+    free(in);
+    free(out);
+}
+
 static void check_reduce_other(struct comm *comm, const int *ranks, const char *name)
 {
     enum { COUNT = 5000 };
@@ -365,17 +412,18 @@ static void check_streams(struct comm *comm, const char *name)
 static bool in_group(const char *name, const struct layout *layout, int rank)
 {
     struct layout_place me = layout_place(layout, world.rank), it = layout_place(layout, rank);
+    bool same_rows = it.cp == me.cp && it.dp == me.dp;
 
     if (!strcmp(name, "tp"))
-        return it.pp == me.pp && it.dp == me.dp;
-    if (!strcmp(name, "dp"))
+        return it.pp == me.pp && same_rows;
+    if (!strcmp(name, "cp"))
+        return it.tp == me.tp && it.dp == me.dp && it.pp == me.pp;
+    if (!strcmp(name, "replicas"))
         return it.pp == me.pp && it.tp == me.tp;
     if (!strcmp(name, "pp"))
-        return it.tp == me.tp && it.dp == me.dp;
-    if (!strcmp(name, "model"))
-        return it.dp == me.dp;
+        return it.tp == me.tp && same_rows;
     if (!strcmp(name, "embedding") || !strcmp(name, "wrap"))
-        return it.tp == me.tp && it.dp == me.dp && (it.pp == 0 || it.pp == layout->pp - 1);
+        return it.tp == me.tp && same_rows && (it.pp == 0 || it.pp == layout->pp - 1);
     return true;
 }
 
@@ -394,7 +442,11 @@ static void check_group(struct comm *comm, const char *name, const struct layout
     CHECK(comm_rank(comm) == mine);
     for (int64_t n = 1; n <= 30000; n = n * 5 + 1)
         check_reduce_f32(comm, ranks, n, name);
+    check_reduce_scatter(comm, 1, name);
+    check_reduce_scatter(comm, 1777, name);
     check_reduce_other(comm, ranks, name);
+    check_all_to_all(comm, ranks, 1, name);
+    check_all_to_all(comm, ranks, 1777, name);
     check_gather(comm, ranks, 1, name);
     check_gather(comm, ranks, 1777, name);
     check_broadcast(comm, ranks, 333, name);
@@ -415,9 +467,9 @@ static void check_layout(const struct layout *layout)
         world_abort(&world, error_print(&error));
     check_group(groups.world, "world", layout);
     check_group(groups.tp, "tp", layout);
-    check_group(groups.dp, "dp", layout);
+    check_group(groups.cp, "cp", layout);
+    check_group(groups.replicas, "replicas", layout);
     check_group(groups.pp, "pp", layout);
-    check_group(groups.model, "model", layout);
     CHECK((groups.embedding != NULL) ==
           (layout->pp > 1 && (place.pp == 0 || place.pp == layout->pp - 1)));
     if (groups.embedding)
@@ -436,6 +488,7 @@ static void check_large(struct comm *comm)
     for (int rank = 0; rank < world.size; rank++)
         ranks[rank] = rank;
     check_reduce_f32(comm, ranks, LARGE_COUNT, "large");
+    check_reduce_scatter(comm, LARGE_COUNT / 8, "large");
     check_gather(comm, ranks, LARGE_COUNT / 8, "large");
     check_broadcast(comm, ranks, LARGE_COUNT / 8, "large");
     check_messages(comm, ranks, LARGE_COUNT / 16, "large");
@@ -534,21 +587,25 @@ int main(int argc, char **argv)
     if (strcmp(how, "cuda") == 0)
         open_gpu();
     /* MPI can be started once a process: this one is open throughout. */
-    if (comm_open(&first, &world, &(struct layout){1, 1, world.size, 1}, kernels, &error) < 0) {
+    if (comm_open(&first, &world, &(struct layout){.tp = 1, .pp = 1, .dp = world.size, .cp = 1},
+                  kernels, &error) < 0) {
         world_close(&world);
         return error_print(&error);
     }
     check_places(first.world);
     if (*how && strcmp(how, "cuda") != 0)
         fail(first.world, how);
-    for (int tp = 1; tp <= world.size; tp++) {
-        for (int pp = 1; tp * pp <= world.size; pp++) {
-            if (world.size % (tp * pp) != 0)
-                continue;
-            check_layout(&(struct layout){tp, pp, world.size / (tp * pp), pp == 4 ? 2 : 1});
-            layouts++;
-        }
-    }
+    for (int tp = 1; tp <= world.size; tp++)
+        for (int pp = 1; tp * pp <= world.size; pp++)
+            for (int cp = 1; tp * pp * cp <= world.size; cp++)
+                if (world.size % (tp * pp * cp) == 0 && (cp == 1 || tp == 1 || pp == 1)) {
+                    check_layout(&(struct layout){.tp = tp,
+                                                  .pp = pp,
+                                                  .dp = world.size / (tp * pp * cp),
+                                                  .cp = cp,
+                                                  .chunks = pp == 4 ? 2 : 1});
+                    layouts++;
+                }
     check_large(first.world);
     if (world.rank == 0)
         printf("%d ranks: %d layouts\n", world.size, layouts);

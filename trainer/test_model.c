@@ -98,7 +98,7 @@ static void golden_open(struct golden *golden, const char *name)
                                     .state = STAGE_TRAINS};
     struct error error = {0};
 
-    *golden = (struct golden){.layout = {1, 1, 1, 1}, .world = {.size = 1}};
+    *golden = (struct golden){.layout = {.tp = 1, .pp = 1, .dp = 1, .cp = 1}, .world = {.size = 1}};
     snprintf(golden->directory, sizeof(golden->directory), "%s/tests/golden/models/%s",
              source ? source : ".", name);
     read_model(golden);
@@ -278,10 +278,66 @@ static void gather_rank(const struct layout *layout, int rank, const struct para
     stage_destroy(&stage);
 }
 
+/* Mark what a piece covers; every element of the rank's weights once, and of its state too. */
+static void mark_piece(const struct piece *piece, char *weights, char *state)
+{
+    const struct tile *local = &piece->parameter->local, *tile = &piece->tile;
+    int64_t row = tile->row - local->row, column = tile->column - local->column;
+
+    assert_int_equal(piece->count, tile->rows * tile->columns);
+    assert_true(tile->rows == 1 || tile->columns == local->columns);
+    assert_int_equal(piece->offset, piece->parameter->offset + row * local->columns + column);
+    for (int64_t i = 0; i < piece->count; i++) {
+        assert_int_equal(weights[piece->offset + i]++, 0);
+        assert_int_equal(state[piece->state + i]++, 0);
+    }
+}
+
+/* Whatever their number, replicas share all elements of all parameters. */
+static void test_replicas_share(void **unused)
+{
+    struct error error = {0};
+    (void)unused;
+
+    for (int dp = 1; dp <= 9; dp++)
+        for (int tp = 1; tp <= 2; tp++) {
+            struct layout layout = {.tp = tp, .pp = 1, .dp = dp, .cp = 1};
+            struct parameters parameters;
+            char *weights;
+
+            check(parameters_create(&parameters, &small, &layout, (struct layout_place){0}, &error),
+                  &error);
+            weights = calloc((size_t)parameters.elements, 1);
+            assert_non_null(weights);
+            for (int replica = 0; replica < dp; replica++) {
+                char *state = calloc((size_t)(parameters.elements / dp), 1);
+                struct piece *pieces;
+                size_t count;
+
+                assert_non_null(state);
+                check(parameters_share(&parameters, replica, dp, &pieces, &count, &error), &error);
+                for (size_t i = 0; i < count; i++)
+                    mark_piece(&pieces[i], weights, state);
+                free(state);
+                free(pieces);
+            }
+            for (size_t i = 0; i < parameters.count; i++)
+                for (int64_t j = 0; j < parameters.list[i].count; j++)
+                    assert_int_equal(weights[parameters.list[i].offset + j], 1);
+            free(weights);
+            parameters_destroy(&parameters);
+        }
+}
+
 static void test_layouts_start_alike(void **state)
 {
-    static const struct layout layouts[] = {{2, 1, 1, 1}, {1, 4, 1, 1}, {4, 2, 1, 1}, {1, 2, 1, 2}};
-    struct layout one = {1, 1, 1, 1};
+    static const struct layout layouts[] = {
+        {.tp = 2, .pp = 1, .dp = 1, .cp = 1},
+        {.tp = 1, .pp = 4, .dp = 1, .cp = 1},
+        {.tp = 4, .pp = 2, .dp = 1, .cp = 1},
+        {.tp = 1, .pp = 2, .dp = 1, .cp = 1, .chunks = 2},
+    };
+    struct layout one = {.tp = 1, .pp = 1, .dp = 1, .cp = 1};
     struct comm_groups groups = {0};
     struct stage stage;
     struct error error = {0};
@@ -349,7 +405,7 @@ static double direction_error(struct stage *stage, const struct batch *batch, do
 static void test_dropout_gradient(void **state)
 {
     static const enum model_family families[] = {MODEL_FAMILY_LLAMA, MODEL_FAMILY_FALCON};
-    const struct layout layout = {1, 1, 1, 1};
+    const struct layout layout = {.tp = 1, .pp = 1, .dp = 1, .cp = 1};
     const struct world world = {.size = 1};
     struct stage_work work = {.micro_batch = 2,
                               .seq_length = 8,
@@ -408,6 +464,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_replicas_share),
         cmocka_unit_test(test_layouts_start_alike),
         cmocka_unit_test(test_dropout_gradient),
         cmocka_unit_test(test_dropout_rates),

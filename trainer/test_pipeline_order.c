@@ -41,6 +41,12 @@ struct rank {
 
 static struct rank ranks[STAGES];
 
+static void set_order(struct pipeline_order *order, const struct pipeline_shape *shape, int stage)
+{
+    assert_int_equal(pipeline_order_create(order, shape), 0);
+    pipeline_order_set(order, shape, stage);
+}
+
 static int begin_message(struct rank *rank, int lane, int from, int to,
                          struct pipeline_action action)
 {
@@ -170,7 +176,7 @@ static void run_ranks(const struct pipeline_shape *shape, bool early)
         memset(&ranks[s], 0, sizeof(ranks[s]));
         memset(ranks[s].received, -1, sizeof(ranks[s].received));
         memset(ranks[s].sent, -1, sizeof(ranks[s].sent));
-        assert_int_equal(pipeline_order_create(&ranks[s].order, shape, s), 0);
+        set_order(&ranks[s].order, shape, s);
     }
     while (going) {
         going = false;
@@ -200,7 +206,7 @@ static void check_list(const struct pipeline_shape *shape, int stage)
     struct pipeline_order order;
     bool training = shape->schedule != PIPELINE_FORWARD_ONLY;
 
-    assert_int_equal(pipeline_order_create(&order, shape, stage), 0);
+    set_order(&order, shape, stage);
     for (int64_t i = 0; i < order.count; i++) {
         const struct pipeline_action *action = &order.actions[i];
         int64_t *done = begun[action->chunk];
@@ -323,7 +329,7 @@ static void test_known_orders(void **state)
         struct pipeline_order order;
         char text[256] = "";
 
-        assert_int_equal(pipeline_order_create(&order, &known[k].shape, known[k].stage), 0);
+        set_order(&order, &known[k].shape, known[k].stage);
         for (int64_t i = 0; i < order.count; i++) {
             const struct pipeline_action *action = &order.actions[i];
 

@@ -1,6 +1,7 @@
 /* Guards: the learning rate is Megatron's at every golden point of all four styles, weight decay
- * goes from its start to its end as Megatron's does, and settings that make no schedule are refused
- * with status 78 and the option's name.
+ * goes from its start to its end and the batch grows as Megatron's do, a run's steps are those that
+ * taking them one by one counts, and settings that make no schedule or no ramp are refused with
+ * their status and the option's name.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,6 +12,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/batch_ramp.h"
 #include "trainer/schedule.h"
 
 /* Peak 3e-4, floor 1e-6, 50 of 500 steps of 1000 samples warm-up; update k uses n = 1000 k. */
@@ -116,6 +118,11 @@ static void test_settings(void **state)
     char *plain[] = {"--steps=100", NULL};
     char *constant[] = {"--lr-schedule=constant", "--lr-warmup-steps=5", "--min-lr=1", NULL};
     char *idle[] = {"--steps=0", NULL};
+    char *samples[] = {"--train-samples=1000", "--lr-warmup-samples=30", NULL};
+    char *apart[] = {"--train-samples=1000", "--lr-decay-samples=500", "--lr-warmup-fraction=0.125",
+                     NULL};
+    char *share[] = {"--steps=100", "--lr-warmup-fraction=0.01", NULL};
+    char *none[] = {"--train-samples=0", NULL};
     struct lr_schedule schedule;
     struct error error = {0};
     (void)state;
@@ -130,6 +137,14 @@ static void test_settings(void **state)
     assert_true(schedule.max_lr == 3e-4);
     assert_int_equal(schedule_of(&schedule, constant, &error), 0);
     assert_int_equal(schedule_of(&schedule, idle, &error), 0);
+    assert_int_equal(schedule_of(&schedule, samples, &error), 0);
+    assert_true(schedule.warmup_samples == 30 && schedule.decay_samples == 1000);
+    assert_int_equal(schedule_of(&schedule, apart, &error), 0);
+    assert_true(schedule.warmup_samples == 62.5 && schedule.decay_samples == 500);
+    assert_true(lr_at(&schedule, 25) == schedule.max_lr * 25 / 62.5);
+    assert_int_equal(schedule_of(&schedule, share, &error), 0);
+    assert_true(schedule.warmup_samples == 8 && schedule.decay_samples == 800);
+    assert_int_equal(schedule_of(&schedule, none, &error), 0);
 }
 
 static void test_refusals(void **state)
@@ -150,6 +165,17 @@ static void test_refusals(void **state)
         {{"--steps=9", "--weight-decay-schedule=linear", "--start-weight-decay=0.1",
           "--end-weight-decay=0"},
          "--end-weight-decay=0: below --start-weight-decay=0.1"},
+        {{"--train-samples=9", "--lr-warmup-steps=2"}, "counted in samples; use --lr-warmup-samp"},
+        {{"--train-samples=9", "--lr-decay-steps=2"}, "--lr-decay-steps=2: the run's length is "},
+        {{"--steps=9", "--lr-warmup-samples=2"}, "counted in steps; use --lr-warmup-steps, or tr"},
+        {{"--steps=9", "--lr-decay-samples=2"}, "--lr-decay-samples=2: the run's length is "},
+        {{"--steps=9", "--lr-warmup-fraction=0.1", "--lr-warmup-steps=1"},
+         "--lr-warmup-fraction=0.1: --lr-warmup-steps=1 says"},
+        {{"--train-samples=9", "--lr-warmup-fraction=0.1", "--lr-warmup-samples=1"},
+         "--lr-warmup-fraction=0.1: --lr-warmup-samples=1 says"},
+        {{"--train-samples=9", "--lr-warmup-fraction=1"}, "--lr-warmup-fraction=1: the warm-up mu"},
+        {{"--lr-schedule=constant", "--lr-warmup-fraction=0.1"}, "a share of what?"},
+        {{"--train-samples=9", "--lr-warmup-samples=9"}, "which is at sample 9 (--train-samples)"},
     };
     (void)state;
 
@@ -161,6 +187,94 @@ static void test_refusals(void **state)
         assert_int_equal(error.status, EXIT_STATUS_CONFIGURATION);
         if (!strstr(error.text, cases[i].message))
             fail_msg("%s", error.text);
+    }
+}
+
+/* --rampup_batch_size 16 8 300000 to 1024. */
+static void test_ramp(void **state)
+{
+    static const int64_t golden[][2] = {{0, 16},        {2380, 16},     {2381, 24},
+                                        {4761, 24},     {4762, 32},     {299999, 1016},
+                                        {300000, 1024}, {300001, 1024}, {1000000000, 1024}};
+    const struct batch_ramp ramp = {1024, 16, 8, 300000}, none = {.full = 1024};
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(golden) / sizeof(*golden); i++) {
+        assert_int_equal(batch_ramp_size(&ramp, golden[i][0]), golden[i][1]);
+        assert_int_equal(batch_ramp_size(&none, golden[i][0]), 1024);
+    }
+}
+
+/* As Megatron counts the iterations of a run. */
+static int64_t steps_one_by_one(const struct batch_ramp *ramp, int64_t consumed, int64_t end)
+{
+    int64_t steps = 0;
+
+    for (; consumed + batch_ramp_size(ramp, consumed) <= end; steps++)
+        consumed += batch_ramp_size(ramp, consumed);
+    return steps;
+}
+
+static void test_ramp_steps(void **state)
+{
+    static const struct batch_ramp ramps[] = {{1024, 16, 8, 300000}, {16, 4, 4, 40},
+                                              {8, 2, 3, 1},          {7, 1, 1, 1000},
+                                              {1024, 512, 512, 100}, {.full = 12}};
+    static const int64_t ends[] = {0, 1, 7, 15, 40, 41, 1000, 1001, 299990, 300000, 1234567};
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(ramps) / sizeof(*ramps); i++)
+        for (size_t j = 0; j < sizeof(ends) / sizeof(*ends); j++)
+            for (int64_t consumed = 0; consumed < 2000; consumed += 37)
+                assert_int_equal(batch_ramp_steps(&ramps[i], consumed, ends[j]),
+                                 steps_one_by_one(&ramps[i], consumed, ends[j]));
+    /* Not one by one. */
+    assert_int_equal(
+        batch_ramp_steps(&(struct batch_ramp){2, 1, 1, 1000000000000000}, 0, 1000000000000000),
+        1000000000000000);
+}
+
+static void test_ramp_settings(void **state)
+{
+    static const struct {
+        char *options[6];
+        int status;
+        const char *message;
+    } cases[] = {
+        {{"--batch-size-ramp=8 8 100", "--train-samples=200"}, 0, ""},
+        {{"--batch-size-ramp=16 24 100"}, 0, ""},
+        {{"--train-samples=200", "--steps=20"}, 78, "--train-samples=200: --steps=20 says how"},
+        {{"--batch-size-ramp=16 8 100", "--steps=20"}, 78, "set --train-samples instead"},
+        {{"--batch-size-ramp=16 8"}, 64, "--batch-size-ramp=16 8: not three whole numbers"},
+        {{"--batch-size-ramp=16 8 100 1"}, 64, "not three whole numbers"},
+        {{"--batch-size-ramp=16 0 100"}, 64, "not three whole numbers"},
+        {{"--batch-size-ramp=16,8,100"}, 64, "not three whole numbers"},
+        {{"--batch-size-ramp=16 8 1e5"}, 64, "not three whole numbers"},
+        {{"--batch-size-ramp=16 8 99999999999999999999"}, 64, "not three whole numbers"},
+        {{"--batch-size-ramp=64 8 100"}, 78, "begins with 64, and --global-batch-size is 64"},
+        {{"--batch-size-ramp=16 32 100"}, 78, "use an increment that divides 48"},
+        {{"--batch-size-ramp=4 4 100"}, 78, "on it is a batch of 4, not a multiple of"},
+        {{"--batch-size-ramp=16 4 100"}, 78, "on it is a batch of 20, not a multiple of"},
+    };
+    const struct layout layout = {.tp = 1, .pp = 1, .dp = 4, .cp = 1};
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct settings *settings = settings_create();
+        char *argv[8] = {"mtllm-train", "--global-batch-size=64", "--micro-batch-size=2"};
+        int argc = 3;
+        struct batch_ramp ramp;
+        struct error error = {0};
+
+        for (; cases[i].options[argc - 3]; argc++)
+            argv[argc] = cases[i].options[argc - 3];
+        assert_int_equal(settings_read_command_line(settings, argc, argv, &error), 0);
+        assert_int_equal(batch_ramp_from_settings(&ramp, settings, &layout, "--", &error),
+                         cases[i].status ? -1 : 0);
+        assert_int_equal(error.status, cases[i].status);
+        if (!strstr(error.text, cases[i].message))
+            fail_msg("%s", error.text);
+        settings_destroy(settings);
     }
 }
 
@@ -182,9 +296,11 @@ static void test_overflow(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden),   cmocka_unit_test(test_no_warmup),
-        cmocka_unit_test(test_settings), cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_overflow), cmocka_unit_test(test_weight_decay),
+        cmocka_unit_test(test_golden),        cmocka_unit_test(test_no_warmup),
+        cmocka_unit_test(test_settings),      cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_overflow),      cmocka_unit_test(test_weight_decay),
+        cmocka_unit_test(test_ramp),          cmocka_unit_test(test_ramp_steps),
+        cmocka_unit_test(test_ramp_settings),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -27,9 +27,9 @@ enum step_sum {
 
 struct step {
     double loss, norm, lr, seconds, data_wait_s;
-    int64_t tokens;
-    bool skipped;     /* no update was made */
-    bool passed_over; /* none was to be made: skip-steps */
+    int64_t batch, tokens; /* sequences, targets */
+    bool skipped;          /* no update was made */
+    bool passed_over;      /* none was to be made: skip-steps */
     enum stop_reason stop;
 };
 
@@ -45,7 +45,7 @@ static double now_s(clockid_t clock)
 static int next_batch(struct training *t, struct step *step, struct batch **batch,
                       struct error *error)
 {
-    bool counts = t->stage.last && t->place.tp == 0;
+    bool counts = t->stage.last && t->place.tp == 0 && t->place.cp == 0;
     double sums[3] = {0}, waited_s = 0; /* of weights, of targets, of waits */
     int result = feed_next(t->feed, batch, &waited_s, error);
 
@@ -82,7 +82,7 @@ static int compute(struct training *t, struct step *step, double sums[SUM_COUNT]
     } else {
         optimizer_zero_gradients(stage);
         pipeline_train(stage, batch);
-        optimizer_reduce_gradients(stage);
+        stage_finish_gradients(stage);
     }
     k->to_host(stage->stream, &loss, stage->loss_sum, sizeof(loss));
     if (k->stream_sync(stage->stream, error) < 0)
@@ -110,7 +110,8 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     int memory;
 
     *step = (struct step){
-        .lr = lr_at(&t->schedule, updates * t->global_batch),
+        .lr = lr_at(&t->schedule, t->progress.trained_samples),
+        .batch = batch_ramp_size(&t->ramp, t->progress.samples),
         .passed_over = step_list_contains(&t->skip, t->progress.step + 1),
     };
     if (compute(t, step, sums, error) < 0)
@@ -133,15 +134,16 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     } else {
         saver_release_state(t->saver);
         optimizer_update(&t->optimizer, &t->stage, step->lr,
-                         weight_decay_at(&t->decay, updates * t->global_batch), updates + 1,
+                         weight_decay_at(&t->decay, t->progress.trained_samples), updates + 1,
                          step->norm, t->progress.loss_scale);
+        t->progress.trained_samples += step->batch;
     }
     if (!step->passed_over)
         loss_scale_update(&t->scale, &t->progress, step->skipped);
     if (t->stage.kernels->stream_sync(t->stage.stream, error) < 0)
         return -1;
     t->progress.step++;
-    t->progress.samples += t->global_batch;
+    t->progress.samples += step->batch;
     t->progress.tokens += step->tokens;
     step->seconds = now_s(CLOCK_MONOTONIC) - start_s;
     if (sums[SUM_SIGNALLED] > 0)
@@ -180,7 +182,7 @@ static void report_step(struct training *t, const struct step *step)
     metrics_interval_add(&t->interval, &row);
     if (t->progress.step % every == 0 || t->progress.step == t->steps) {
         metrics_interval_take(&t->interval, &line);
-        metrics_print(&line, t->steps, t->global_batch);
+        metrics_print(&line, t->steps, step->batch);
     }
     if (step->passed_over)
         log_info("step %lld: no update, as skip-steps says", (long long)t->progress.step);
@@ -321,8 +323,9 @@ int training_run(struct training *t, struct error *error)
     if (setting_boolean(t->settings, SETTING_EVAL_ONLY))
         return evaluate_only(t, error);
     if (t->progress.step >= t->steps && t->resumed)
-        log_info("step %lld of %lld: there is nothing left to do; give more --steps to go on",
-                 (long long)t->progress.step, (long long)t->steps);
+        log_info("step %lld of %lld: there is nothing left to do; give more --%s to go on",
+                 (long long)t->progress.step, (long long)t->steps,
+                 setting_is_set(t->settings, SETTING_STEPS) ? "steps" : "train-samples");
     if (agree_to_stop(t, &stop, error) < 0)
         return -1;
     feed_begin(t->feed, t->sets[DATASET_TRAIN], t->progress.samples, t->steps - t->progress.step);

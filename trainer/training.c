@@ -50,13 +50,14 @@ static int settle_model(struct training *t, const struct weights *from, struct e
 
 static int settle_layout(struct training *t, struct error *error)
 {
-    t->seq_length = setting_is_set(t->settings, SETTING_SEQ_LENGTH)
-                        ? setting_integer(t->settings, SETTING_SEQ_LENGTH)
-                        : t->model.max_positions;
+    struct stage_work work;
+
+    training_work(&work, t->settings, &t->model);
+    t->seq_length = work.seq_length;
     if (t->seq_length > t->model.max_positions)
         log_warning("seq-length=%lld is beyond the model's max-positions=%lld",
                     (long long)t->seq_length, (long long)t->model.max_positions);
-    return layout_from_settings(&t->layout, t->settings, &t->model, t->world->size, "--", error);
+    return layout_check(&t->layout, t->settings, &t->model, "--", error);
 }
 
 /* What a fresh run begins with. */
@@ -84,6 +85,7 @@ static int adopt_progress(struct training *t, const struct checkpoint_state *sta
         .samples = state->samples,
         .tokens = state->tokens,
         .skipped = state->skipped,
+        .trained_samples = state->trained_samples,
         .loss_scale = state->loss_scale,
         .scale_clean_steps = state->scale_clean_steps,
         .scale_overflows_left = state->scale_overflows_left,
@@ -108,45 +110,78 @@ static int describe_run(struct training *t, const struct weights *from, struct e
                             : hf_config_write(&t->model, t->stage.kernels->dtype);
     if (!progress->config)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-    snprintf(progress->layout, sizeof(progress->layout), "tp%d pp%d dp%d", t->layout.tp,
-             t->layout.pp, t->layout.dp);
+    snprintf(progress->layout, sizeof(progress->layout), "tp%d cp%d pp%d dp%d", t->layout.tp,
+             t->layout.cp, t->layout.pp, t->layout.dp);
     progress->files = t->tokenizer.list;
     progress->file_count = t->tokenizer.count;
     return 0;
 }
 
-static int open_stage(struct training *t, struct error *error)
+void training_work(struct stage_work *work, const struct settings *settings,
+                   const struct model *model)
 {
-    bool training = !setting_boolean(t->settings, SETTING_EVAL_ONLY);
-    bool bf16 = strcmp(setting_text(t->settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
-    const char *recompute = setting_text(t->settings, SETTING_RECOMPUTE);
-    struct stage_work work = {
-        .micro_batch = setting_integer(t->settings, SETTING_MICRO_BATCH_SIZE),
+    bool training = !setting_boolean(settings, SETTING_EVAL_ONLY);
+    bool bf16 = strcmp(setting_text(settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
+    const char *recompute = setting_text(settings, SETTING_RECOMPUTE);
+
+    *work = (struct stage_work){
+        .micro_batch = setting_integer(settings, SETTING_MICRO_BATCH_SIZE),
+        .seq_length = setting_is_set(settings, SETTING_SEQ_LENGTH)
+                          ? setting_integer(settings, SETTING_SEQ_LENGTH)
+                          : model->max_positions,
         .state = !training ? STAGE_EVALUATES
                  : bf16    ? STAGE_TRAINS_BF16
                            : STAGE_TRAINS,
-        .dropout = {.rate = setting_real(t->settings, SETTING_HIDDEN_DROPOUT),
-                    .lima = setting_boolean(t->settings, SETTING_LIMA_DROPOUT),
-                    .seed = (uint64_t)setting_integer(t->settings, SETTING_SEED)},
+        .sequence_parallel = !setting_is_set(settings, SETTING_SEQUENCE_PARALLEL) ||
+                             setting_boolean(settings, SETTING_SEQUENCE_PARALLEL),
+        .zero = setting_integer(settings, SETTING_ZERO) == 1,
+        .dropout = {.rate = setting_real(settings, SETTING_HIDDEN_DROPOUT),
+                    .lima = setting_boolean(settings, SETTING_LIMA_DROPOUT),
+                    .seed = (uint64_t)setting_integer(settings, SETTING_SEED)},
         .recompute = strcmp(recompute, "full") == 0        ? RECOMPUTE_FULL
                      : strcmp(recompute, "selective") == 0 ? RECOMPUTE_SELECTIVE
                                                            : RECOMPUTE_NONE,
-        .recompute_layers = setting_is_set(t->settings, SETTING_RECOMPUTE_LAYERS)
-                                ? setting_integer(t->settings, SETTING_RECOMPUTE_LAYERS)
-                                : t->model.layers,
+        .recompute_layers = setting_is_set(settings, SETTING_RECOMPUTE_LAYERS)
+                                ? setting_integer(settings, SETTING_RECOMPUTE_LAYERS)
+                                : model->layers,
     };
+    work->sequences = work->micro_batch * training_row_sequences(settings, work->seq_length);
+}
 
+static int open_stage(struct training *t, struct error *error)
+{
+    bool bf16 = strcmp(setting_text(t->settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
+    bool training;
+    struct stage_work work;
+
+    training_work(&work, t->settings, &t->model);
+    training = work.state != STAGE_EVALUATES;
     if (training && bf16 && t->team.kernels->dtype == DTYPE_F32)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "optimizer-state=bf16: the weights are fp32 here; it goes with "
                          "--dtype=bf16 or fp16 on a GPU");
-    if (layout_microbatches(&t->layout, t->settings, "--", &t->microbatches, error) < 0)
-        return -1;
+    if (setting_is_set(t->settings, SETTING_SEQUENCE_PARALLEL) && work.sequence_parallel &&
+        work.micro_batch * work.seq_length % (t->layout.tp * t->layout.cp) != 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "sequence-parallel=yes: micro-batch-size %lld x seq-length %lld rows, "
+                         "which tp=%d%s does not divide; change one of them, or leave it away",
+                         (long long)work.micro_batch, (long long)work.seq_length, t->layout.tp,
+                         t->layout.cp > 1 ? " x cp" : "");
+    if (work.micro_batch * work.seq_length % t->layout.cp != 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "--cp=%d: does not divide the rows of a microbatch, micro-batch-size %lld "
+                         "x seq-length %lld; change one of them",
+                         t->layout.cp, (long long)work.micro_batch, (long long)work.seq_length);
+    if (t->layout.cp > 1 && setting_is_set(t->settings, SETTING_DUMP_LOGITS))
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "dump-logits: goes with --cp=1, since ranks of a context parallel group "
+                         "have parts of the rows");
     t->micro_batch = work.micro_batch;
-    t->global_batch = t->microbatches * t->micro_batch * t->layout.dp;
-    work.seq_length = t->seq_length;
-    work.sequences = training_sequences(t);
+    t->global_batch = t->ramp.full;
+    t->microbatches = t->global_batch / (t->micro_batch * t->layout.dp);
     work.microbatches = t->microbatches;
+    if (t->ramp.samples > 0)
+        work.fewest_microbatches = t->ramp.start / (t->micro_batch * t->layout.dp);
     if (comm_open_kv(&t->groups, t->world, layout_kv_sharing(&t->layout, &t->model), error) < 0 ||
         stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups, &work,
                      error) < 0)
@@ -310,8 +345,8 @@ static int open_outputs(struct training *t, struct error *error)
 
     if (setting_boolean(t->settings, SETTING_EVAL_ONLY))
         return 0;
-    if (t->world->rank == 0)
-        device_report_plan(&t->stage);
+    if (device_report_plan(&t->stage, &t->team, error) < 0)
+        return -1;
     if (products_record(t->team.kernels, &t->run, t->world->rank, error) < 0)
         result = -1;
     else if (t->world->rank == 0)
@@ -323,17 +358,24 @@ static int open_outputs(struct training *t, struct error *error)
     return team_agree(&t->team, result, error);
 }
 
-/* What can be judged by the settings alone. The model may still be inside a checkpoint, so the
- * layout is checked against it later. */
+/* What can be judged by the settings alone. */
 static int settle_job(struct training *t, struct error *error)
 {
     bool eval_only = setting_boolean(t->settings, SETTING_EVAL_ONLY);
 
-    if (!setting_is_set(t->settings, SETTING_STEPS) && !eval_only)
-        return error_set(error, EXIT_STATUS_USAGE, "--steps: say how many steps to train for");
-    if (setting_is_set(t->settings, SETTING_STEPS))
-        t->steps = setting_integer(t->settings, SETTING_STEPS);
-    return layout_from_settings(&t->layout, t->settings, NULL, t->world->size, "--", error);
+    if (!setting_is_set(t->settings, SETTING_STEPS) &&
+        !setting_is_set(t->settings, SETTING_TRAIN_SAMPLES) && !eval_only)
+        return error_set(error, EXIT_STATUS_USAGE,
+                         "--steps: say how many steps to train for, or on how many samples with "
+                         "--train-samples");
+    return 0;
+}
+
+/* An error that is the same on every rank is said by one. */
+static void mute_others(const struct training *t, struct error *error)
+{
+    if (t->world->rank != 0)
+        error->text[0] = '\0';
 }
 
 static int open_team(struct training *t, struct error *error)
@@ -341,13 +383,18 @@ static int open_team(struct training *t, struct error *error)
     const struct kernels *kernels;
 
     if (settle_job(t, error) < 0) {
-        if (t->world->rank != 0)
-            error->text[0] = '\0'; /* the same on every rank */
+        mute_others(t, error);
+        return -1;
+    }
+    if (device_open(&kernels, t->settings, t->world, error) < 0)
+        return -1;
+    /* The model may still be inside a checkpoint; the layout is checked against it later. */
+    if (training_choose_layout(&t->layout, t->settings, t->world, kernels, error) < 0 ||
+        batch_ramp_from_settings(&t->ramp, t->settings, &t->layout, "--", error) < 0) {
+        mute_others(t, error);
         return -1;
     }
     t->place = layout_place(&t->layout, t->world->rank);
-    if (device_open(&kernels, t->settings, t->world, error) < 0)
-        return -1;
     loss_scale_from_settings(&t->scale, t->settings, kernels->dtype == DTYPE_F16);
     if (comm_open(&t->groups, t->world, &t->layout, kernels, error) < 0)
         return -1;
@@ -372,6 +419,16 @@ static int open_directory(struct training *t, struct error *error)
     return team_agree(&t->team, result, error);
 }
 
+/* The run's length in steps: those made, and those that its samples are still enough for. */
+static void count_steps(struct training *t, int64_t step, int64_t samples)
+{
+    if (setting_is_set(t->settings, SETTING_STEPS))
+        t->steps = setting_integer(t->settings, SETTING_STEPS);
+    else if (setting_is_set(t->settings, SETTING_TRAIN_SAMPLES))
+        t->steps = step + batch_ramp_steps(&t->ramp, samples,
+                                           setting_integer(t->settings, SETTING_TRAIN_SAMPLES));
+}
+
 static int settle_schedules(struct training *t, struct error *error)
 {
     if (setting_is_set(t->settings, SETTING_SKIP_STEPS) &&
@@ -386,8 +443,10 @@ static int settle_schedules(struct training *t, struct error *error)
 
 static int open_parts(struct training *t, struct weights *from, struct error *error)
 {
+    const struct checkpoint_state *made = t->resumed ? weights_state(from) : NULL;
     int result = settle_model(t, from, error);
 
+    count_steps(t, made ? made->step : 0, made ? made->samples : 0);
     products_adopt(t->team.kernels, &t->run, t->world->rank);
     if (result == 0)
         result = open_tokenizer(t, from, error);
@@ -422,6 +481,8 @@ int training_open(struct training *t, const struct settings *settings, const str
     if (open_parts(t, checkpoint ? checkpoint : init, error) < 0 ||
         load_weights(t, &candidates, &checkpoint, init, error) < 0)
         goto out;
+    /* Once more, should it be an older checkpoint in the end. */
+    count_steps(t, t->progress.step, t->progress.samples);
     t->start_step = t->progress.step;
     if (team_agree(&t->team, describe_run(t, checkpoint ? checkpoint : init, error), error) < 0 ||
         open_outputs(t, error) < 0)

@@ -3,6 +3,7 @@
 #define MTLLM_TRAINER_TRAINING_H
 
 #include "ckpt/kept_files.h"
+#include "core/batch_ramp.h"
 #include "core/settings.h"
 #include "data/dataset.h"
 #include "trainer/feed.h"
@@ -34,7 +35,9 @@ struct training {
     struct run_directory run;
     struct kept_files tokenizer;
 
-    int64_t steps, seq_length, micro_batch, microbatches, global_batch;
+    int64_t steps, seq_length, micro_batch;
+    int64_t microbatches, global_batch; /* of a full step */
+    struct batch_ramp ramp;             /* of training; evaluations take full batches */
     struct stage stage;
     struct optimizer optimizer;
     struct lr_schedule schedule;
@@ -54,6 +57,18 @@ struct training {
     bool resumed;                     /* from a checkpoint */
 };
 
+/* What the settings give a stage to do; the microbatches of a step, which follow from the layout,
+ * are left 0. */
+void training_work(struct stage_work *work, const struct settings *settings,
+                   const struct model *model);
+
+/* The layout: the settings', or where they name neither tp nor pp and the memory of the device is
+ * known, the smallest that fits (plan.h). The same on every rank. Collective.
+ * Error: EXIT_STATUS_CONFIGURATION, EXIT_STATUS_SYSTEM; the same on every rank. */
+int training_choose_layout(struct layout *layout, const struct settings *settings,
+                           const struct world *world, const struct kernels *kernels,
+                           struct error *error);
+
 /* Open everything, up to the state of the checkpoint to go on from. Collective. On failure every
  * rank has the same error status, and those that have something to say a text. training_close()
  * belongs to both cases. */
@@ -61,13 +76,14 @@ int training_open(struct training *training, const struct settings *settings,
                   const struct world *world, struct stop *stop, struct error *error);
 void training_close(struct training *training);
 
-/* Train until --steps, or until stopped. Returns EXIT_STATUS_OK or EXIT_STATUS_UNFINISHED, alike on
- * every rank; -1 with `error`. Collective. */
+/* Train until the run is complete, or until stopped. Returns EXIT_STATUS_OK or
+ * EXIT_STATUS_UNFINISHED, alike on every rank; -1 with `error`. Collective. */
 int training_run(struct training *training, struct error *error);
 
 /* --- data (data.c) --------------------------------------------------------------------------- */
 
-/* Sequences of a microbatch at most. */
+/* Sequences of a row at most, and of a microbatch. */
+int64_t training_row_sequences(const struct settings *settings, int64_t seq_length);
 int64_t training_sequences(const struct training *training);
 
 /* Open sources and sets, and the threads that read them. Collective. */

@@ -175,6 +175,22 @@ VECTORIZED static void add_range(float *y, const float *x, int64_t n)
         y[i] += x[i];
 }
 
+static void cpu_copy_columns(struct stream *stream, void *to, int64_t to_stride, const void *from,
+                             int64_t from_stride, int64_t rows, int64_t columns, bool accumulate)
+{
+    (void)stream;
+#pragma omp parallel for schedule(static) if (rows * columns > PARALLEL_ELEMENTS)
+    for (int64_t row = 0; row < rows; row++) {
+        float *y = (float *)to + row * to_stride;
+        const float *x = (const float *)from + row * from_stride;
+
+        if (accumulate)
+            add_range(y, x, columns);
+        else
+            memcpy(y, x, (size_t)columns * sizeof(float));
+    }
+}
+
 static void cpu_add(struct stream *stream, void *y, const void *x, int64_t n)
 {
     (void)stream;
@@ -250,6 +266,7 @@ const struct kernels *kernels_cpu(int threads)
         .cross_entropy_partial = cpu_cross_entropy_partial,
         .cross_entropy_rescale = cpu_cross_entropy_rescale,
         .cross_entropy_finish = cpu_cross_entropy_finish,
+        .copy_columns = cpu_copy_columns,
         .add = cpu_add,
         .sum_squares = cpu_sum_squares,
         .weighted_sum = cpu_weighted_sum,

@@ -7,6 +7,7 @@
 #ifndef MTLLM_KERNELS_CUDA_ATTENTION_H
 #define MTLLM_KERNELS_CUDA_ATTENTION_H
 
+#include "kernels/attention_workspace.h"
 #include "kernels/cuda/cuda.h"
 
 enum attention_pass { ATTENTION_FORWARD, ATTENTION_BACKWARD };

@@ -231,40 +231,18 @@ static void describe_backward(struct graph *graph, const struct problem *problem
 /* --- plans --------------------------------------------------------------------------------------
  */
 
-/* Bytes that the gradients of one part's scores may take, if a part can be that small. Larger parts
- * are faster (NOTES.md); 32 heads of a sequence of 8192 are one. */
-static const int64_t part_bytes = (int64_t)4 << 30;
-
-static int64_t round_up(int64_t n, int64_t to)
-{
-    return ceil_div(n, to) * to;
-}
-
-/* Bytes that a plan may work in. The backward pass keeps gradients of scores and, where heads share
- * keys, those of keys and values for every head; both passes count tiles. */
+/* Bytes that a plan may work in. */
 static int64_t plan_bytes(const struct problem *problem)
 {
-    int64_t heads = problem->sequences * problem->heads;
-    int64_t length = round_up(problem->length, 128), counters = 1 << 16;
-
     if (problem->pass == ATTENTION_FORWARD)
-        return counters;
-    return heads * length * 2 * (length + 2 * problem->head_dim) + counters;
+        return ATTENTION_CUDNN_COUNTERS;
+    return attention_cudnn_plan_bytes(problem->sequences * problem->heads, problem->length,
+                                      problem->head_dim);
 }
 
 static int64_t row_sums_bytes(const struct problem *problem)
 {
-    return round_up(problem->sequences * problem->heads * problem->length * (int64_t)sizeof(float),
-                    256);
-}
-
-/* The largest divisor of `whole` for which memory suffices, or 1. */
-static int64_t largest_part(int64_t whole, int64_t bytes_of_one)
-{
-    for (int64_t parts = 1; parts < whole; parts++)
-        if (whole % parts == 0 && whole / parts * bytes_of_one <= part_bytes)
-            return whole / parts;
-    return 1;
+    return attention_cudnn_sums_bytes(problem->sequences * problem->heads, problem->length);
 }
 
 /* Of sequences of one length. */
@@ -272,16 +250,13 @@ static struct problem problem_of(const struct attention_shape *shape, enum dtype
                                  enum attention_pass pass)
 {
     int64_t length = shape->rows / shape->sequences, group = shape->heads / shape->kv_heads;
-    int64_t head_bytes = length * length * 2;
     struct problem problem = {pass,         dtype,           shape->sequences, length,
                               shape->heads, shape->kv_heads, shape->head_dim,  shape->rows,
                               shape->heads, shape->kv_heads};
 
     if (pass == ATTENTION_FORWARD)
         return problem;
-    problem.sequences = largest_part(shape->sequences, shape->heads * head_bytes);
-    if (problem.sequences == 1)
-        problem.kv_heads = largest_part(shape->kv_heads, group * head_bytes);
+    attention_cudnn_part(shape, &problem.sequences, &problem.kv_heads);
     problem.heads = problem.kv_heads * group;
     return problem;
 }

@@ -753,10 +753,12 @@ template <class T> static void backward(struct backward_call *call)
 size_t attention_mma_workspace(const struct attention_shape *shape)
 {
     struct backward_call call = {};
+    size_t bytes = attention_mma_bytes(shape, cuda_device.shared_bytes);
 
     call.shape = shape;
     backward<bf16>(&call);
-    return call.bytes;
+    assert(call.bytes == bytes);
+    return bytes;
 }
 
 void attention_mma_backward(struct stream *stream, void *dqkv, const void *dout, const void *out,

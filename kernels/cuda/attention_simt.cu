@@ -531,7 +531,7 @@ static void forward(struct stream *stream, void *out, float *lse, const void *qk
 /* delta: [heads, rows] */
 static size_t workspace_bytes(const struct attention_shape *shape)
 {
-    return sizeof(float) * shape->heads * shape->rows;
+    return attention_simt_bytes(shape);
 }
 
 static void backward(struct stream *stream, void *dqkv, const void *dout, const void *out,

@@ -21,20 +21,15 @@
 #include "kernels/cuda/attention_wgmma.h"
 
 enum {
-    KEYS = 128,     /* of a tile */
+    KEYS = ATTENTION_WGMMA_KEYS,
     STAGES = 2,     /* of queries and dO */
     PART = 64 * 64, /* elements of dQ that a warpgroup makes at a time */
 };
 /* Queries of a block. */
 template <int D> constexpr int queries_of = D == 64 ? 128 : 64;
 
-/* Rows of the workspace: every sequence gets whole blocks of 128. */
-static __host__ __device__ inline int64_t padded_rows(int64_t rows, int sequences)
-{
-    return (rows + (int64_t)KEYS * sequences) / KEYS * KEYS;
-}
-
-/* Where sequence number `sequence`, which begins at row `start`, begins there. */
+/* Where sequence number `sequence`, which begins at row `start`, begins in the workspace, where
+ * each has whole tiles. */
 static __host__ __device__ inline int padded_start(int start, int sequence)
 {
     return (start + KEYS * sequence) / KEYS * KEYS;
@@ -668,25 +663,13 @@ __global__ __launch_bounds__(128) void attention_backward_finish_kernel(
 /* --- host --------------------------------------------------------------------------------------
  */
 
-/* Enough tiles for all multiprocessors, if the sequences are not many and short: then the longest
- * tile, twice as long as the mean one, is no longer than a multiprocessor's share. */
-static int backward_splits(const struct attention_shape *shape)
-{
-    int group = shape->heads / shape->kv_heads, splits = 1;
-    int64_t tiles = ceil_div(shape->rows, KEYS) * shape->kv_heads;
-
-    while (splits < group && (group % splits || tiles * splits < 2 * cuda_device.multiprocessors))
-        splits++;
-    return splits;
-}
-
 /* Bytes of the workspace; the arguments' pointers into it, when there is one. */
 static size_t backward_memory(struct backward_arguments *arguments, void *workspace,
                               const struct attention_shape *shape)
 {
-    int64_t padded = padded_rows(shape->rows, shape->sequences);
+    int64_t padded = attention_wgmma_rows(shape->rows, shape->sequences);
     size_t rows = (size_t)padded * shape->heads, sums = rows * shape->head_dim;
-    int splits = backward_splits(shape);
+    int splits = attention_wgmma_splits(shape, cuda_device.multiprocessors);
     size_t parts = splits > 1 ? 2 * sums / (shape->heads / shape->kv_heads) * splits : 0;
 
     if (arguments) {
@@ -698,7 +681,7 @@ static size_t backward_memory(struct backward_arguments *arguments, void *worksp
         arguments->added = (uint32_t *)(arguments->statistics + 2 * rows);
         arguments->next = arguments->added + rows / 32;
     }
-    return (sums + parts + 2 * rows + rows / 32 + 1) * 4;
+    return attention_wgmma_bytes(shape, cuda_device.multiprocessors);
 }
 
 size_t attention_wgmma_workspace(const struct attention_shape *shape)

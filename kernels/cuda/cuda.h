@@ -218,6 +218,9 @@ struct nccl;
 extern const struct nccl cuda_nccl;
 
 /* elementwise.cu */
+template <class T>
+void cuda_copy_columns(struct stream *stream, void *to, int64_t to_stride, const void *from,
+                       int64_t from_stride, int64_t rows, int64_t columns, bool accumulate);
 template <class T> void cuda_add(struct stream *stream, void *y, const void *x, int64_t n);
 template <class T> void cuda_fill(struct stream *stream, void *w, double value, int64_t n);
 template <class T>

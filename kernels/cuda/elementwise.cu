@@ -50,6 +50,60 @@ template <class T> void cuda_add(struct stream *stream, void *y, const void *x, 
     LAUNCHED("addition");
 }
 
+/* Rows of `width` vectors of N elements. */
+template <class T, int N, bool ACCUMULATE>
+static __global__ void copy_columns(T *to, int64_t to_stride, const T *from, int64_t from_stride,
+                                    int64_t width, int64_t count)
+{
+    int64_t vector = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t row = vector / width, column = vector % width * N;
+    elements<T, N> value;
+
+    if (vector >= count)
+        return;
+    value = load<N>(from + row * from_stride + column);
+    if (ACCUMULATE) {
+        float sum[N], added[N];
+
+        widen(sum, load<N>(to + row * to_stride + column));
+        widen(added, value);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            sum[i] += added[i];
+        value = narrow<T>(sum);
+    }
+    store(to + row * to_stride + column, value);
+}
+
+template <class T, int N>
+static void launch_copy_columns(cudaStream_t handle, T *to, int64_t to_stride, const T *from,
+                                int64_t from_stride, int64_t rows, int64_t columns, bool accumulate)
+{
+    int64_t width = columns / N, count = rows * width;
+    auto kernel = accumulate ? copy_columns<T, N, true> : copy_columns<T, N, false>;
+
+    kernel<<<blocks_for(count, THREADS, 1), THREADS, 0, handle>>>(to, to_stride, from, from_stride,
+                                                                  width, count);
+}
+
+template <class T>
+void cuda_copy_columns(struct stream *stream, void *to, int64_t to_stride, const void *from,
+                       int64_t from_stride, int64_t rows, int64_t columns, bool accumulate)
+{
+    constexpr int N = pack<T>::size;
+    bool wide = packs<T>(columns, to, from) && to_stride % N == 0 && from_stride % N == 0;
+
+    if (rows == 0 || columns == 0)
+        return;
+    if (wide)
+        launch_copy_columns<T, N>(handle_of(stream), (T *)to, to_stride, (const T *)from,
+                                  from_stride, rows, columns, accumulate);
+    else
+        launch_copy_columns<T, 1>(handle_of(stream), (T *)to, to_stride, (const T *)from,
+                                  from_stride, rows, columns, accumulate);
+    LAUNCHED("copy of columns");
+}
+
 template <class T, int N> static __global__ void fill(T *w, float value, int64_t count)
 {
     int64_t begin = (int64_t)blockIdx.x * (THREADS * VECTORS) + threadIdx.x;
@@ -150,6 +204,8 @@ void cuda_random_normal(struct stream *stream, void *w, const struct tile *tile,
 }
 
 #define INSTANTIATE(T)                                                                             \
+    template void cuda_copy_columns<T>(struct stream *, void *, int64_t, const void *, int64_t,    \
+                                       int64_t, int64_t, bool);                                    \
     template void cuda_add<T>(struct stream *, void *, const void *, int64_t);                     \
     template void cuda_fill<T>(struct stream *, void *, double, int64_t);                          \
     template void cuda_random_normal<T>(struct stream *, void *, const struct tile *, double,      \

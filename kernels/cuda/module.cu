@@ -297,6 +297,7 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.cross_entropy_partial = cuda_cross_entropy_partial<T>;
     table.cross_entropy_rescale = cuda_cross_entropy_rescale;
     table.cross_entropy_finish = cuda_cross_entropy_finish<T>;
+    table.copy_columns = cuda_copy_columns<T>;
     table.add = cuda_add<T>;
     table.sum_squares = cuda_sum_squares;
     table.weighted_sum = cuda_weighted_sum;

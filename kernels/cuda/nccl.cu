@@ -172,8 +172,8 @@ static void wait(struct stream *stream, struct nccl_mark *mark)
 #define FUNCTIONS(use)                                                                             \
     use(GetVersion) use(GetUniqueId) use(CommInitRank) use(CommSplit) use(CommDestroy)             \
         use(CommUserRank) use(CommCount) use(CommGetAsyncError) use(GetLastError)                  \
-            use(GetErrorString) use(AllReduce) use(AllGather) use(Broadcast) use(Send) use(Recv)   \
-                use(GroupStart) use(GroupEnd)
+            use(GetErrorString) use(AllReduce) use(ReduceScatter) use(AllGather) use(Broadcast)    \
+                use(Send) use(Recv) use(GroupStart) use(GroupEnd)
 
 static struct {
     void *handle;
@@ -208,8 +208,8 @@ static int choose_order(struct error *error)
     int version = 0;
     bool each = library.GetVersion(&version) == ncclSuccess && version >= 22400;
 
-    if (setenv("NCCL_ALGO", each ? "allreduce:ring" : "Ring", 0) < 0 ||
-        setenv("NCCL_PROTO", each ? "allreduce:simple" : "Simple", 0) < 0)
+    if (setenv("NCCL_ALGO", each ? "allreduce:ring;reducescatter:ring" : "Ring", 0) < 0 ||
+        setenv("NCCL_PROTO", each ? "allreduce:simple;reducescatter:simple" : "Simple", 0) < 0)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     return 0;
 }
@@ -322,14 +322,22 @@ static int check(struct nccl_group *group, struct error *error)
 /* --- work --------------------------------------------------------------------------------------
  */
 
+static const ncclDataType_t types[] = {ncclFloat32, ncclFloat64,  ncclInt32,
+                                       ncclInt64,   ncclBfloat16, ncclFloat16};
+
 static int sum(struct nccl_group *group, void *buffer, int64_t count, enum nccl_type type,
                struct stream *stream, struct error *error)
 {
-    static const ncclDataType_t types[] = {ncclFloat32, ncclFloat64,  ncclInt32,
-                                           ncclInt64,   ncclBfloat16, ncclFloat16};
-
     return judge(library.AllReduce(buffer, buffer, (size_t)count, types[type], ncclSum, group->comm,
                                    handle_of(stream)),
+                 error);
+}
+
+static int sum_parts(struct nccl_group *group, void *out, const void *in, int64_t count,
+                     enum nccl_type type, struct stream *stream, struct error *error)
+{
+    return judge(library.ReduceScatter(in, out, (size_t)count, types[type], ncclSum, group->comm,
+                                       handle_of(stream)),
                  error);
 }
 
@@ -366,9 +374,9 @@ static int exchange(struct nccl_group *group, const struct nccl_message *message
     return judge(result != ncclSuccess ? result : end, error);
 }
 
-const struct nccl cuda_nccl = {open_library, new_id,       create, split,  destroy,
-                               place,        check,        sum,    gather, broadcast,
-                               exchange,     reduce_parts, mark,   wait};
+const struct nccl cuda_nccl = {open_library, new_id,   create,       split,     destroy,
+                               place,        check,    sum,          sum_parts, gather,
+                               broadcast,    exchange, reduce_parts, mark,      wait};
 
 #else
 
