@@ -33,10 +33,10 @@ static double head_in_layers(const struct model *model)
     return (double)model->vocab_size / (double)(wide + mlp);
 }
 
-/* Layers of the last stage; all have one. */
+/* Layers of the last virtual stage; all have one. */
 static int64_t last_layers(const struct layout *layout, const struct model *model)
 {
-    int64_t others = layout->pp - 1, best = 1;
+    int64_t others = layout_virtual_stages(layout) - 1, best = 1;
     double head = head_in_layers(model), least = INFINITY;
 
     for (int64_t last = 1; last <= model->layers - others; last++) {
@@ -53,9 +53,9 @@ static int64_t last_layers(const struct layout *layout, const struct model *mode
 
 int64_t layout_first_layer(const struct layout *layout, const struct model *model, int stage)
 {
-    int64_t others, stages = layout->pp - 1, smaller;
+    int64_t others, stages = layout_virtual_stages(layout) - 1, smaller;
 
-    if (stage == 0 || stage == layout->pp)
+    if (stage == 0 || stage == stages + 1)
         return stage == 0 ? 0 : model->layers;
     others = model->layers - last_layers(layout, model);
     smaller = stages - others % stages; /* stages with a layer less */
@@ -146,8 +146,14 @@ int layout_check(const struct layout *layout, const struct settings *settings,
     if (check_tp(layout, settings, model, prefix, error) < 0 ||
         check_cp(layout, settings, model, prefix, error) < 0)
         return -1;
-    if (layout->pp <= model->layers)
+    if (layout_virtual_stages(layout) <= model->layers)
         return 0;
+    if (layout->pp <= model->layers)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "%spp-chunks=%d: %s has %lld layers, and every chunk of %spp=%d stages "
+                         "needs one; use at most %lld",
+                         prefix, layout->chunks, model_name(settings), (long long)model->layers,
+                         prefix, layout->pp, (long long)(model->layers / layout->pp));
     return error_set(error, EXIT_STATUS_CONFIGURATION,
                      "%spp=%d: %s has %lld layers, and every stage needs one; use at most %lld",
                      prefix, layout->pp, model_name(settings), (long long)model->layers,
@@ -166,6 +172,7 @@ int layout_from_settings(struct layout *layout, const struct settings *settings,
         .pp = setting_is_set(settings, SETTING_PP) ? (int)setting_integer(settings, SETTING_PP) : 1,
         .dp = setting_is_set(settings, SETTING_DP) ? (int)setting_integer(settings, SETTING_DP) : 0,
         .cp = (int)setting_integer(settings, SETTING_CP),
+        .chunks = (int)setting_integer(settings, SETTING_PP_CHUNKS),
     };
     if (model && layout_check(layout, settings, model, prefix, error) < 0)
         return -1;

@@ -13,6 +13,7 @@
 
 struct layout {
     int tp, pp, dp, cp;
+    int chunks; /* of the model, that each of several pipeline stages holds; 0 is 1 too */
 };
 
 struct layout_place {
@@ -42,13 +43,25 @@ int layout_rank(const struct layout *layout, struct layout_place place);
  * than heads. */
 int layout_kv_sharing(const struct layout *layout, const struct model *model);
 
-/* Layers [layout_first_layer(stage), layout_first_layer(stage + 1)) live on pipeline stage `stage`:
- * so divided that the stage with most work, the head counted with the last one's, has least; what
- * does not divide is the later stages', which keep fewer microbatches in flight. */
+static inline int layout_chunks(const struct layout *layout)
+{
+    return layout->pp > 1 && layout->chunks > 1 ? layout->chunks : 1;
+}
+
+/* Pieces that the layers are divided into. Chunk c of pipeline stage s is the virtual stage
+ * c * pp + s, so that a microbatch goes through all stages once for each chunk. */
+static inline int layout_virtual_stages(const struct layout *layout)
+{
+    return layout->pp * layout_chunks(layout);
+}
+
+/* Layers [layout_first_layer(stage), layout_first_layer(stage + 1)) are those of virtual stage
+ * `stage`: so divided that the one with most work, the head counted with the last one's, has least;
+ * what does not divide is the later ones', which keep fewer microbatches in flight. */
 int64_t layout_first_layer(const struct layout *layout, const struct model *model, int stage);
 
 /* Whether the model can be shared so: every tensor-parallel rank has whole heads and columns, every
- * stage a layer. Error: EXIT_STATUS_CONFIGURATION with the values that would do. */
+ * virtual stage a layer. Error: EXIT_STATUS_CONFIGURATION with the values that would do. */
 int layout_check(const struct layout *layout, const struct settings *settings,
                  const struct model *model, const char *prefix, struct error *error);
 

@@ -412,7 +412,7 @@ static void test_stages(void **state)
     for (int i = 0; i < 4; i++)
         for (model.layers = 1; model.layers < 40; model.layers++)
             for (int pp = 1; pp <= model.layers; pp++) {
-                struct layout layout = {1, pp, 1, 1};
+                struct layout layout = {.tp = 1, .pp = pp, .dp = 1, .cp = 1};
                 double head, most = 0;
 
                 model.vocab_size = vocabularies[i];

@@ -1,4 +1,4 @@
-/* The layers of a stage, forward and backward.
+/* The layers of a chunk, forward and backward.
  *
  * A layer reads the residual stream s and adds two branches to it, one after the other or, in a
  * parallel block, both of the same s, with one norm or two:
@@ -195,13 +195,14 @@ void blocks_forward(struct stage *stage, struct slot *slot)
     const struct stage_sizes *n = &stage->sizes;
     void *branch = stage->scratch.branch, *residual = NULL;
 
-    for (int64_t i = 0; i < stage->layers; i++) {
+    for (int64_t i = 0; i < slot->chunk->layers; i++) {
         struct block_activations *block = &slot->blocks[i];
-        const struct norm first = input_norm(stage->first_layer + i, block);
+        int64_t layer = slot->chunk->first_layer + i;
+        const struct norm first = input_norm(layer, block);
 
-        stage_need_weights(stage, TENSOR_INPUT_NORM, stage->first_layer + i);
+        stage_need_weights(stage, TENSOR_INPUT_NORM, layer);
         stage_norm_forward(stage, &first, block->input, residual ? branch : block->input, residual);
-        residual = block_forward(stage, stage->first_layer + i, block);
+        residual = block_forward(stage, layer, block);
     }
     k->copy(stage->stream, slot->output, residual,
             (size_t)(n->shard_rows * n->hidden) * dtype_bytes(k->dtype));
@@ -406,10 +407,10 @@ static void block_again(struct stage *stage, int64_t layer, struct block_activat
 
 void blocks_backward(struct stage *stage, struct slot *slot)
 {
-    for (int64_t i = stage->layers - 1; i >= 0; i--) {
-        int64_t layer = stage->first_layer + i;
+    for (int64_t i = slot->chunk->layers - 1; i >= 0; i--) {
+        int64_t layer = slot->chunk->first_layer + i;
 
-        if (i < stage->recompute_layers)
+        if (i < slot->chunk->recompute_layers)
             block_again(stage, layer, &slot->blocks[i]);
         if (is_parallel(stage))
             parallel_backward(stage, layer, &slot->blocks[i], slot->gradient);

@@ -152,6 +152,15 @@ int comm_open(struct comm_groups *groups, const struct world *world, const struc
         if (groups->pp)
             comm_connect(groups->pp);
     }
+    if (layout_chunks(layout) > 1) {
+        groups->wrap =
+            open_group(groups->world, 2, at_end ? place.dp * layout->tp + place.tp : -1, "wrap");
+        complete = complete && (groups->wrap || !at_end);
+        if (groups->world->backend->set_apart)
+            groups->world->backend->set_apart(groups->world, groups->wrap);
+        if (groups->wrap)
+            comm_connect(groups->wrap);
+    }
     if (!complete) {
         comm_close(groups);
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
@@ -180,6 +189,7 @@ static void close_group(struct comm **comm)
 void comm_close(struct comm_groups *groups)
 {
     close_group(&groups->kv);
+    close_group(&groups->wrap);
     close_group(&groups->embedding);
     close_group(&groups->pp);
     close_group(&groups->replicas);

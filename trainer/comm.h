@@ -37,6 +37,8 @@ struct comm_groups {
     struct comm *pp;        /* same tp, cp and dp: rank in it = stage */
     struct comm *embedding; /* first and last stage of one pp group; NULL on other stages, or when
                                there is one stage */
+    struct comm *wrap;      /* the same ranks, for messages between the last stage and the first;
+                               NULL unless stages have several chunks */
     struct comm *kv;        /* tp ranks with the same key/value head; NULL: nobody shares one */
 };
 
@@ -95,8 +97,8 @@ void comm_connect(struct comm *comm);
  * Through NCCL that order is one for all groups that two ranks share, and messages of a rank in the
  * same direction, that is, sent to higher and received from lower ranks, or the other way round,
  * are carried out in the order of the calls: one whose other end is called later holds up those
- * behind it. Pipelines and rings get along with that. comm_wait() makes the operation's stream
- * wait, not the caller. */
+ * behind it. Pipelines and rings get along with that; groups->wrap has an order of its own.
+ * comm_wait() makes the operation's stream wait, not the caller. */
 void comm_send(struct comm *comm, const void *buffer, int64_t bytes, int peer,
                struct comm_request *request, struct stream *stream);
 void comm_receive(struct comm *comm, void *buffer, int64_t bytes, int peer,

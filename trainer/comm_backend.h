@@ -33,6 +33,9 @@ struct comm_backend {
     void (*broadcast)(struct comm *comm, void *buffer, int64_t bytes, int root,
                       struct stream *stream);
     void (*barrier)(struct comm *comm);
+    /* Messages of `comm`, one of the world's groups, get an order of their own. Collective over the
+     * world, with NULL on ranks that are in none; once. NULL: every group's messages have one. */
+    void (*set_apart)(struct comm *world, struct comm *comm);
     void (*connect)(struct comm *comm); /* NULL: there is nothing to open */
     void (*send)(struct comm *comm, const void *buffer, int64_t bytes, int peer,
                  struct comm_request *request, struct stream *stream);

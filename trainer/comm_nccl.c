@@ -11,7 +11,8 @@
  * would wait for the other. So there are two further groups of all ranks, each with a stream: one
  * for messages from lower to higher ranks, one for the others. A message waits there for those
  * before it in its own direction; with one forward, one backward, none of these waits for something
- * that its stage, or the neighbour, would do only later.
+ * that its stage, or the neighbour, would do only later. Messages that wrap round from the last
+ * stage to the first would close a circle of such waits: they have two more (pipeline.c).
  *
  * Calls do not wait, but for connections that collectives make when they are used first, by all
  * ranks at the same place; those of messages are made by comm_connect(). A rank that dies then, or
@@ -47,6 +48,7 @@ struct connection {
     const struct kernels *kernels;
     const struct nccl *nccl;
     struct direction up, down;
+    struct direction apart_up, apart_down; /* of the group that is set apart; zeros: none is */
 
     /* The thread that asks for failures. */
     pthread_t thread;
@@ -64,6 +66,7 @@ struct nccl_state {
     char *scratch;                 /* device, [SCRATCH_BYTES] */
     int32_t *ranks;                /* [size] of the members, in the world */
     struct nccl_message *messages; /* [2 size] */
+    bool apart;                    /* its messages are */
     struct comm *next;             /* in `members` */
 };
 
@@ -231,6 +234,8 @@ static const struct direction *direction_of(const struct comm *comm, int peer, b
     const struct connection *connection = state_of(comm)->connection;
     bool up = receiving ? peer < comm->rank : peer > comm->rank;
 
+    if (state_of(comm)->apart)
+        return up ? &connection->apart_up : &connection->apart_down;
     return up ? &connection->up : &connection->down;
 }
 
@@ -239,7 +244,10 @@ static void nccl_connect(struct comm *comm)
 {
     struct nccl_state *state = begin(comm, NULL);
     const struct connection *connection = state->connection;
-    const struct direction *directions[] = {&connection->up, &connection->down};
+    const struct direction *directions[] = {
+        state->apart ? &connection->apart_up : &connection->up,
+        state->apart ? &connection->apart_down : &connection->down,
+    };
     const int next = (comm->rank + 1) % comm->size;
     const int neighbours[] = {next, (comm->rank + comm->size - 1) % comm->size};
     struct error error;
@@ -310,13 +318,16 @@ static void nccl_wait(struct comm_transfer *base)
 
 static void ask(const struct connection *connection)
 {
+    const struct direction *directions[] = {&connection->up, &connection->down,
+                                            &connection->apart_up, &connection->apart_down};
     struct error error;
 
     for (struct comm *comm = connection->members; comm; comm = state_of(comm)->next)
         if (connection->nccl->check(state_of(comm)->group, &error) < 0)
             fail(comm, "communication in the background", 0, &error);
-    if (connection->nccl->check(connection->up.group, &error) < 0 ||
-        connection->nccl->check(connection->down.group, &error) < 0) {
+    for (size_t d = 0; d < sizeof(directions) / sizeof(*directions); d++) {
+        if (!directions[d]->group || connection->nccl->check(directions[d]->group, &error) == 0)
+            continue;
         error_prefix(&error, "rank %d: messages failed: ", connection->world->rank);
         error.status = EXIT_STATUS_IO;
         end_all(connection->world, &error);
@@ -430,6 +441,8 @@ static void close_direction(struct connection *connection, struct direction *dir
 {
     struct error error;
 
+    if (!direction->group)
+        return;
     (void)connection->kernels->stream_sync(direction->stream, &error);
     connection->nccl->destroy(direction->group);
     connection->kernels->stream_destroy(direction->stream);
@@ -457,6 +470,8 @@ static void nccl_close(struct comm *comm)
         stop_thread(connection);
         close_direction(connection, &connection->up);
         close_direction(connection, &connection->down);
+        close_direction(connection, &connection->apart_up);
+        close_direction(connection, &connection->apart_down);
     }
     /* Whether it succeeded has been asked by those who needed to know. */
     (void)connection->kernels->stream_sync(state->last, &error);
@@ -532,6 +547,21 @@ static void open_direction(struct comm *world, struct direction *direction)
     direction->stream = connection->kernels->stream_create();
 }
 
+static void nccl_set_apart(struct comm *world, struct comm *comm)
+{
+    struct connection *connection = state_of(world)->connection;
+    struct direction up, down;
+
+    open_direction(world, &up);
+    open_direction(world, &down);
+    pthread_mutex_lock(&connection->mutex);
+    connection->apart_up = up;
+    connection->apart_down = down;
+    pthread_mutex_unlock(&connection->mutex);
+    if (comm)
+        state_of(comm)->apart = true;
+}
+
 int comm_nccl_open(struct comm **comm, const struct world *world, const struct kernels *kernels,
                    struct error *error)
 {
@@ -568,6 +598,7 @@ static const struct comm_backend nccl_backend = {
     .all_to_all = nccl_all_to_all,
     .broadcast = nccl_broadcast,
     .barrier = nccl_barrier,
+    .set_apart = nccl_set_apart,
     .connect = nccl_connect,
     .send = nccl_send,
     .receive = nccl_receive,

@@ -3,6 +3,7 @@ noinst_LTLIBRARIES += trainer/libtrainer.la
 trainer_libtrainer_la_SOURCES = \
 	trainer/comm.c trainer/comm.h trainer/comm_backend.h trainer/comm_nccl.c \
 	trainer/metrics.c trainer/metrics.h trainer/metrics_file.c \
+	trainer/pipeline_order.c trainer/pipeline_order.h \
 	trainer/schedule.c trainer/schedule.h \
 	trainer/stop.c trainer/stop.h \
 	trainer/world.c trainer/world.h
@@ -25,12 +26,15 @@ trainer_test_comm_pieces_LDADD = trainer/libtrainer.la
 endif
 
 if HAVE_CMOCKA
-trainer_unit_tests = trainer/test_metrics trainer/test_schedule trainer/test_stop trainer/test_world
+trainer_unit_tests = trainer/test_metrics trainer/test_pipeline_order trainer/test_schedule trainer/test_stop trainer/test_world
 check_PROGRAMS += $(trainer_unit_tests)
 TESTS += $(trainer_unit_tests)
 trainer_test_metrics_SOURCES = trainer/test_metrics.c
 trainer_test_metrics_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 trainer_test_metrics_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS) $(JANSSON_LIBS) -lm
+trainer_test_pipeline_order_SOURCES = trainer/test_pipeline_order.c
+trainer_test_pipeline_order_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+trainer_test_pipeline_order_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS)
 trainer_test_schedule_SOURCES = trainer/test_schedule.c
 trainer_test_schedule_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_schedule_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS)

@@ -203,21 +203,31 @@ static int64_t bucket_unit(int replicas)
     return unit;
 }
 
+/* Those of a virtual stage, a bucket each. */
+static int append_layers(const struct table *table, int stage, struct error *error)
+{
+    int64_t end = layout_first_layer(table->layout, table->model, stage + 1);
+
+    for (int64_t layer = layout_first_layer(table->layout, table->model, stage); layer < end;
+         layer++)
+        if (append_bucket(table, TENSOR_INPUT_NORM, TENSOR_DOWN_BIAS, layer, false, error) < 0)
+            return -1;
+    return 0;
+}
+
 int parameters_create(struct parameters *parameters, const struct model *model,
                       const struct layout *layout, struct layout_place place, struct error *error)
 {
     const struct table table = {parameters, model, layout, place.tp,
                                 bucket_unit(layout_replicas(layout))};
-    int64_t end = layout_first_layer(layout, model, place.pp + 1);
     bool last = place.pp == layout->pp - 1;
     int result = 0;
 
     *parameters = (struct parameters){0};
     if (place.pp == 0)
         result = append_bucket(&table, TENSOR_EMBEDDING, TENSOR_EMBEDDING, -1, false, error);
-    for (int64_t layer = layout_first_layer(layout, model, place.pp); layer < end && result == 0;
-         layer++)
-        result = append_bucket(&table, TENSOR_INPUT_NORM, TENSOR_DOWN_BIAS, layer, false, error);
+    for (int chunk = 0; chunk < layout_chunks(layout) && result == 0; chunk++)
+        result = append_layers(&table, chunk * layout->pp + place.pp, error);
     if (last && result == 0)
         result = append_bucket(&table, TENSOR_FINAL_NORM, TENSOR_HEAD, -1, false, error);
     /* The tied embedding's second home. */

@@ -1,18 +1,67 @@
+/* Carrying out a pipeline's order.
+ *
+ * A message is sent when the action that made it is done, and nobody waits for that until its
+ * buffer is wanted again. What an action needs is received while the one before it is computed.
+ *
+ * That this never stops, also where messages need both ends and are carried out one after the other
+ * in each direction (comm_nccl.c):
+ *
+ * - All stages have the same order of forwards, and one of backwards. So between two neighbours the
+ *   messages of a direction are sent in the order in which they are received; those that wrap round
+ *   have two directions of their own, in each of which a rank only sends or only receives.
+ * - A message from a stage to the next waits, if for anything, for messages before it, and for the
+ *   next stage to come to the action that wants it. All that this stage does before that needs only
+ *   forwards that are before it in the order too, and backwards of such, because a stage is at most
+ *   as many actions ahead of the next as there are microbatches between them. So there is a first
+ *   message that waits for nothing, and then a next one.
+ * - A receive that is begun early does not wait for what the action at hand will send
+ *   (pipeline_receives_early()).
+ * - Messages that wrap round may be early: forward they wait in their slot, backward in gradients
+ *   that there are more of for that (pipeline_gradients_waiting()).
+ *
+ * test_pipeline_order.c goes through every such pipeline of up to eight stages.
+ */
 #include "trainer/pipeline.h"
+
+#include <assert.h>
+#include <time.h>
 
 /* One walk through a batch. */
 struct walk {
     struct stage *stage;
     const struct batch *batch;
+    struct pipeline_shape shape;
+    const struct pipeline_order *order;
     bool training;
     pipeline_logits see;
     void *user;
     int64_t microbatch; /* whose logits are being seen */
+    /* Receives of the action at hand and of the next one. */
+    struct comm_request received[2];
+    int64_t received_count; /* actions whose receives have begun */
 };
 
-static struct slot *slot_of(const struct walk *walk, int64_t microbatch)
+static struct slot *slot_of(const struct walk *walk, const struct pipeline_action *action)
 {
-    return &walk->stage->slots[microbatch % walk->stage->slot_count];
+    const struct model_chunk *chunk = &walk->stage->model_chunks[action->chunk];
+
+    return &chunk->slots[action->microbatch % chunk->slot_count];
+}
+
+static void *input_of(const struct walk *walk, const struct pipeline_action *action)
+{
+    const struct model_chunk *chunk = &walk->stage->model_chunks[action->chunk];
+
+    return chunk->inputs[action->microbatch % chunk->input_count];
+}
+
+/* Of a stage that trains. */
+static struct boundary_gradient *gradient_of(const struct walk *walk,
+                                             const struct pipeline_action *action)
+{
+    const struct model_chunk *chunk = &walk->stage->model_chunks[action->chunk];
+
+    return &chunk->gradients[action->microbatch % chunk->gradient_count];
 }
 
 static int64_t boundary_bytes(const struct stage *stage)
@@ -21,10 +70,76 @@ static int64_t boundary_bytes(const struct stage *stage)
            (int64_t)dtype_bytes(stage->kernels->dtype);
 }
 
-static void load(const struct walk *walk, struct slot *slot, int64_t m)
+/* The group that a message goes through, and the other end's rank in it. */
+static struct comm *group_of(const struct stage *stage, const struct pipeline_end *end, int *rank)
+{
+    *rank = end->wraps ? end->stage != 0 : end->stage;
+    return end->wraps ? stage->groups->wrap : stage->groups->pp;
+}
+
+/* What the actions up to the given one need. */
+static void begin_receives(struct walk *walk, int64_t last)
+{
+    struct stage *stage = walk->stage;
+
+    for (; walk->received_count <= last && walk->received_count < walk->order->count;
+         walk->received_count++) {
+        const struct pipeline_action *action = &walk->order->actions[walk->received_count];
+        struct pipeline_end source = pipeline_source(&walk->shape, stage->place.pp, action);
+        struct comm *group;
+        void *buffer;
+        int rank;
+
+        if (source.stage < 0)
+            continue;
+        if (action->work == PIPELINE_FORWARD) {
+            buffer = input_of(walk, action);
+        } else {
+            comm_wait(&gradient_of(walk, action)->sent);
+            buffer = gradient_of(walk, action)->buffer;
+        }
+        group = group_of(stage, &source, &rank);
+        comm_receive(group, buffer, boundary_bytes(stage), rank,
+                     &walk->received[walk->received_count % 2], stage->stream);
+    }
+}
+
+static double now_s(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* For what action i needs. */
+static void wait_for_input(struct walk *walk, int64_t i)
+{
+    double start_s = now_s();
+
+    comm_wait(&walk->received[i % 2]);
+    walk->stage->waited_s += now_s() - start_s;
+}
+
+static void send(const struct walk *walk, const struct pipeline_action *action, const void *buffer,
+                 struct comm_request *request)
+{
+    const struct stage *stage = walk->stage;
+    struct pipeline_end target = pipeline_target(&walk->shape, stage->place.pp, action);
+    struct comm *group;
+    int rank;
+
+    if (target.stage < 0)
+        return;
+    group = group_of(stage, &target, &rank);
+    comm_send(group, buffer, boundary_bytes(stage), rank, request, stage->stream);
+}
+
+static void load(const struct walk *walk, struct slot *slot, const struct pipeline_action *action)
 {
     const struct batch *batch = walk->batch;
     const struct stage *stage = walk->stage;
+    int64_t m = action->microbatch;
     int64_t at = m * stage->sizes.attention_rows + stage->place.cp * stage->sizes.rows;
     struct microbatch microbatch = {
         .tokens = batch->tokens + at,
@@ -39,6 +154,8 @@ static void load(const struct walk *walk, struct slot *slot, int64_t m)
     };
 
     stage_load(walk->stage, slot, &microbatch);
+    slot->blocks[0].input = input_of(walk, action);
+    slot->gradient = walk->training ? gradient_of(walk, action)->buffer : NULL;
 }
 
 static void see_logits(void *user, int64_t row, int64_t rows, const void *logits)
@@ -48,80 +165,81 @@ static void see_logits(void *user, int64_t row, int64_t rows, const void *logits
     walk->see(walk->user, walk->microbatch, row, rows, logits);
 }
 
-static void forward(struct walk *walk, int64_t microbatch)
+static void forward(struct walk *walk, const struct pipeline_action *action)
 {
     struct stage *stage = walk->stage;
-    struct slot *slot = slot_of(walk, microbatch);
-    struct comm *pp = stage->groups->pp;
-    struct comm_request request = {0};
+    struct slot *slot = slot_of(walk, action);
 
-    stage->last_microbatch = microbatch == walk->batch->microbatches - 1;
-    /* What the microbatch that had the slot before sent from its buffers. */
-    comm_wait(&slot->sent_forward);
-    comm_wait(&slot->sent_backward);
-    load(walk, slot, microbatch);
-    if (stage->first) {
+    comm_wait(&slot->sent); /* by the microbatch that had the slot before */
+    load(walk, slot, action);
+    if (slot->chunk->first)
         embedding_forward(stage, slot);
-    } else {
-        comm_receive(pp, slot->blocks[0].input, boundary_bytes(stage), stage->place.pp - 1,
-                     &request, stage->stream);
-        comm_wait(&request);
-    }
     blocks_forward(stage, slot);
-    if (stage->last) {
-        walk->microbatch = microbatch;
+    if (slot->chunk->last) {
+        if (walk->training)
+            comm_wait(&gradient_of(walk, action)->sent);
+        walk->microbatch = action->microbatch;
         head_forward_backward(stage, slot, walk->training, walk->see ? see_logits : NULL, walk);
-    } else {
-        comm_send(pp, slot->output, boundary_bytes(stage), stage->place.pp + 1, &slot->sent_forward,
-                  stage->stream);
     }
+    send(walk, action, slot->output, &slot->sent);
 }
 
-static void backward(struct walk *walk, int64_t microbatch)
+static void backward(struct walk *walk, const struct pipeline_action *action)
 {
     struct stage *stage = walk->stage;
-    struct slot *slot = slot_of(walk, microbatch);
-    struct comm *pp = stage->groups->pp;
-    struct comm_request request = {0};
+    struct slot *slot = slot_of(walk, action);
+    struct boundary_gradient *gradient = gradient_of(walk, action);
 
-    stage->last_microbatch = microbatch == walk->batch->microbatches - 1;
-    if (!stage->last) {
-        comm_receive(pp, slot->gradient, boundary_bytes(stage), stage->place.pp + 1, &request,
-                     stage->stream);
-        comm_wait(&request);
-    }
     blocks_backward(stage, slot);
-    if (stage->first)
+    if (slot->chunk->first)
         embedding_backward(stage, slot);
-    else
-        comm_send(pp, slot->gradient, boundary_bytes(stage), stage->place.pp - 1,
-                  &slot->sent_backward, stage->stream);
+    send(walk, action, gradient->buffer, &gradient->sent);
 }
 
 static void finish_sends(struct stage *stage)
 {
-    for (int i = 0; i < stage->slot_count; i++) {
-        comm_wait(&stage->slots[i].sent_forward);
-        comm_wait(&stage->slots[i].sent_backward);
+    for (int c = 0; c < layout_chunks(stage->layout); c++) {
+        struct model_chunk *chunk = &stage->model_chunks[c];
+
+        for (int64_t i = 0; i < chunk->slot_count; i++)
+            comm_wait(&chunk->slots[i].sent);
+        for (int64_t i = 0; i < chunk->gradient_count; i++)
+            comm_wait(&chunk->gradients[i].sent);
     }
+}
+
+static void go(struct walk *walk, enum pipeline_schedule schedule)
+{
+    struct stage *stage = walk->stage;
+    int early;
+
+    walk->shape = stage->pipeline;
+    walk->shape.microbatches = walk->batch->microbatches;
+    walk->shape.schedule = schedule;
+    assert(walk->shape.microbatches <= stage->pipeline.microbatches);
+    pipeline_order_set(&stage->order, &walk->shape, stage->place.pp);
+    walk->order = &stage->order;
+    early = pipeline_receives_early(&walk->shape);
+    for (int64_t i = 0; i < walk->order->count; i++) {
+        const struct pipeline_action *action = &walk->order->actions[i];
+
+        begin_receives(walk, i + early);
+        wait_for_input(walk, i);
+        stage->last_microbatch = action->microbatch == walk->batch->microbatches - 1;
+        if (action->work == PIPELINE_FORWARD)
+            forward(walk, action);
+        else
+            backward(walk, action);
+    }
+    finish_sends(stage);
 }
 
 void pipeline_train(struct stage *stage, const struct batch *batch)
 {
     struct walk walk = {.stage = stage, .batch = batch, .training = true};
-    int64_t ahead = stage->layout->pp - stage->place.pp - 1;
 
     stage->unreduced = stage->parameters.bucket_count;
-    if (ahead > batch->microbatches)
-        ahead = batch->microbatches;
-    for (int64_t m = 0; m < ahead; m++)
-        forward(&walk, m);
-    for (int64_t m = 0; m < batch->microbatches; m++) {
-        if (m + ahead < batch->microbatches)
-            forward(&walk, m + ahead);
-        backward(&walk, m);
-    }
-    finish_sends(stage);
+    go(&walk, stage->pipeline.schedule);
 }
 
 void pipeline_evaluate(struct stage *stage, const struct batch *batch, pipeline_logits see,
@@ -129,7 +247,5 @@ void pipeline_evaluate(struct stage *stage, const struct batch *batch, pipeline_
 {
     struct walk walk = {.stage = stage, .batch = batch, .see = see, .user = user};
 
-    for (int64_t m = 0; m < batch->microbatches; m++)
-        forward(&walk, m);
-    finish_sends(stage);
+    go(&walk, PIPELINE_FORWARD_ONLY);
 }

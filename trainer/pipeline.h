@@ -1,4 +1,4 @@
-/* The order in which a stage works through the microbatches of a batch. */
+/* A stage's way through the microbatches of a batch, in the order that pipeline_order.h gives. */
 #ifndef MTLLM_TRAINER_PIPELINE_H
 #define MTLLM_TRAINER_PIPELINE_H
 
@@ -9,11 +9,10 @@
 typedef void (*pipeline_logits)(void *user, int64_t microbatch, int64_t row, int64_t rows,
                                 const void *logits);
 
-/* Forward and backward of every microbatch, one forward one backward (1F1B): a stage runs
- * min(pp - stage - 1, microbatches) forwards ahead and then alternates, so that no more than
- * pp - stage microbatches are in flight (reference: PipeDream-Flush). Gradients and loss_sum
- * accumulate; in the last microbatch the gradients' sums over replicas begin, which
- * optimizer_reduce_gradients() ends. */
+/* Forward and backward of every microbatch; the batch has no more than the stage was made for.
+ * Gradients and loss_sum accumulate; in the last microbatch the gradients' sums over replicas
+ * begin, which optimizer_reduce_gradients() ends. waited_s grows by what the caller waited for its
+ * neighbours. */
 void pipeline_train(struct stage *stage, const struct batch *batch);
 
 /* Forward only; loss_sum accumulates. `see` may be NULL. */

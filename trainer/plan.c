@@ -328,7 +328,7 @@ static void refuse(struct plan *plan, enum plan_refusal refusal, const char *for
 /* Whether every size of a ramp of the batch is a multiple of `slice`; refused if not. */
 static bool ramp_is_possible(struct plan *plan, const struct plan_job *job, int64_t slice)
 {
-    const struct layout one = {1, 1, 1, 1};
+    const struct layout one = {.tp = 1, .pp = 1, .dp = 1, .cp = 1};
     struct error error = {0};
     struct batch_ramp ramp;
 

@@ -95,8 +95,11 @@ int plan_list_create(struct plan_list *plans, const struct plan_job *job,
     *plans = (struct plan_list){0};
     for (int tp = 1; tp <= job->world; tp++)
         for (int pp = 1; pp <= job->world / tp; pp++) {
-            struct layout layout = {
-                .tp = tp, .pp = pp, .cp = (int)setting_integer(job->settings, SETTING_CP)};
+            struct layout layout = {.tp = tp,
+                                    .pp = pp,
+                                    .cp = (int)setting_integer(job->settings, SETTING_CP),
+                                    .chunks =
+                                        (int)setting_integer(job->settings, SETTING_PP_CHUNKS)};
             int group = tp * pp * layout.cp;
 
             if (job->world % group != 0)
@@ -137,7 +140,11 @@ static int best_of_group(struct plan *best, size_t *least, int group, const stru
     *best = (struct plan){.refusal = PLAN_LAYOUT};
     for (int tp = 1; tp <= group && tp <= device->per_node; tp++) {
         struct plan plan = {
-            .layout = {.tp = tp, .pp = group / tp, .dp = job->world / group / cp, .cp = cp},
+            .layout = {.tp = tp,
+                       .pp = group / tp,
+                       .dp = job->world / group / cp,
+                       .cp = cp,
+                       .chunks = (int)setting_integer(job->settings, SETTING_PP_CHUNKS)},
             .micro_batch = work.micro_batch,
             .recompute = work.recompute,
             .recompute_layers = work.recompute_layers,

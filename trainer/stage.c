@@ -113,16 +113,43 @@ static void lay_out_blocks(struct stage *stage, struct slot *slot, struct arena 
 {
     const struct stage_sizes *n = &stage->sizes;
 
-    for (int64_t i = 0; i < stage->layers; i++) {
+    for (int64_t i = 0; i < slot->chunk->layers; i++) {
         struct block_activations *block = &slot->blocks[i];
 
-        if (i < stage->recompute_layers)
+        if (i < slot->chunk->recompute_layers)
             *block = stage->scratch.again;
         else
             lay_out_block(stage, block, arena);
         block->slot = slot;
-        block->input = take(arena, n->shard_rows * n->hidden, dtype_bytes(stage->kernels->dtype));
+        if (i > 0)
+            block->input =
+                take(arena, n->shard_rows * n->hidden, dtype_bytes(stage->kernels->dtype));
     }
+}
+
+static void lay_out_chunk(struct stage *stage, struct model_chunk *chunk, struct arena *arena)
+{
+    const struct stage_sizes *n = &stage->sizes;
+    size_t act = dtype_bytes(stage->kernels->dtype);
+
+    for (int64_t i = 0; i < chunk->input_count; i++)
+        chunk->inputs[i] = take(arena, n->shard_rows * n->hidden, act);
+    for (int64_t i = 0; i < chunk->slot_count; i++) {
+        struct slot *slot = &chunk->slots[i];
+
+        if (chunk->first)
+            slot->tokens = take(arena, n->rows, sizeof(int32_t));
+        if (chunk->last) {
+            slot->targets = take(arena, n->rows, sizeof(int32_t));
+            slot->weights = take(arena, n->rows, sizeof(float));
+        }
+        slot->positions = take(arena, n->rows, sizeof(int32_t));
+        slot->starts = take(arena, stage->sequences + 1, sizeof(int32_t));
+        lay_out_blocks(stage, slot, arena);
+        slot->output = take(arena, n->shard_rows * n->hidden, act);
+    }
+    for (int64_t i = 0; i < chunk->gradient_count; i++)
+        chunk->gradients[i].buffer = take(arena, n->shard_rows * n->hidden, act);
 }
 
 static void lay_out_scratch(struct stage *stage, struct arena *arena)
@@ -194,22 +221,8 @@ static void lay_out(struct stage *stage, enum stage_state state, struct arena *a
     stage->cosine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
     stage->sine = take(arena, stage->seq_length * n->head_dim / 2, sizeof(float));
     lay_out_scratch(stage, arena);
-    for (int i = 0; i < stage->slot_count; i++) {
-        struct slot *slot = &stage->slots[i];
-
-        if (stage->first)
-            slot->tokens = take(arena, n->rows, sizeof(int32_t));
-        if (stage->last) {
-            slot->targets = take(arena, n->rows, sizeof(int32_t));
-            slot->weights = take(arena, n->rows, sizeof(float));
-        }
-        slot->positions = take(arena, n->rows, sizeof(int32_t));
-        slot->starts = take(arena, stage->sequences + 1, sizeof(int32_t));
-        lay_out_blocks(stage, slot, arena);
-        slot->output = take(arena, n->shard_rows * n->hidden, act);
-        if (state != STAGE_EVALUATES)
-            slot->gradient = take(arena, n->shard_rows * n->hidden, act);
-    }
+    for (int c = 0; c < layout_chunks(stage->layout); c++)
+        lay_out_chunk(stage, &stage->model_chunks[c], arena);
 }
 
 /* cos and sin of position * frequency, from the fp32 angle, as transformers takes them. */
@@ -267,6 +280,106 @@ static int prepare_products(const struct stage *stage, struct error *error)
     return 0;
 }
 
+/* How many buffers the chunks need, whatever the number of microbatches in a step. */
+static int count_buffers(struct stage *stage, const struct stage_work *work)
+{
+    bool training = work->state != STAGE_EVALUATES;
+    int64_t fewest = work->fewest_microbatches > 0 ? work->fewest_microbatches : work->microbatches;
+    struct pipeline_shape *shape = &stage->pipeline;
+
+    *shape = (struct pipeline_shape){
+        .stages = stage->layout->pp,
+        .chunks = layout_chunks(stage->layout),
+        .microbatches = work->microbatches,
+        .schedule = training ? PIPELINE_1F1B : PIPELINE_FORWARD_ONLY,
+    };
+    if (pipeline_order_create(&stage->order, shape) < 0)
+        return -1;
+    for (shape->microbatches = fewest;; shape->microbatches++) {
+        int64_t waiting = pipeline_gradients_waiting(shape, stage->place.pp);
+
+        pipeline_order_set(&stage->order, shape, stage->place.pp);
+        for (int c = 0; c < shape->chunks; c++) {
+            struct model_chunk *chunk = &stage->model_chunks[c];
+            int64_t slots = pipeline_order_in_flight(&stage->order, c);
+            int64_t inputs = slots + (!chunk->first && slots < shape->microbatches);
+
+            chunk->slot_count = larger(chunk->slot_count, slots);
+            chunk->input_count = larger(chunk->input_count, inputs);
+            if (training)
+                chunk->gradient_count = larger(chunk->gradient_count, slots + waiting);
+        }
+        if (shape->microbatches == work->microbatches)
+            return 0;
+    }
+}
+
+static int create_slots(struct model_chunk *chunk)
+{
+    chunk->slots = calloc((size_t)chunk->slot_count, sizeof(*chunk->slots));
+    chunk->inputs = calloc((size_t)chunk->input_count, sizeof(*chunk->inputs));
+    chunk->gradients = calloc((size_t)chunk->gradient_count + 1, sizeof(*chunk->gradients));
+    if (!chunk->slots || !chunk->inputs || !chunk->gradients)
+        return -1;
+    for (int64_t i = 0; i < chunk->slot_count; i++) {
+        struct slot *slot = &chunk->slots[i];
+
+        slot->chunk = chunk;
+        slot->blocks = calloc((size_t)chunk->layers, sizeof(*slot->blocks));
+        if (!slot->blocks)
+            return -1;
+    }
+    return 0;
+}
+
+static int create_chunks(struct stage *stage, const struct stage_work *work)
+{
+    const struct layout *layout = stage->layout;
+    int64_t recompute = work->recompute == RECOMPUTE_FULL ? work->recompute_layers : 0;
+    int count = layout_chunks(layout);
+
+    stage->model_chunks = calloc((size_t)count, sizeof(*stage->model_chunks));
+    if (!stage->model_chunks)
+        return -1;
+    for (int c = 0; c < count; c++) {
+        struct model_chunk *chunk = &stage->model_chunks[c];
+        int at = c * layout->pp + stage->place.pp;
+        int64_t first = layout_first_layer(layout, stage->model, at);
+        int64_t layers = layout_first_layer(layout, stage->model, at + 1) - first;
+        int64_t again = recompute - stage->recompute_layers;
+
+        *chunk = (struct model_chunk){
+            .first_layer = first,
+            .layers = layers,
+            .recompute_layers = again < layers ? again : layers,
+            .first = at == 0,
+            .last = at == layout_virtual_stages(layout) - 1,
+        };
+        stage->layers += layers;
+        stage->recompute_layers += chunk->recompute_layers;
+    }
+    if (count_buffers(stage, work) < 0)
+        return -1;
+    for (int c = 0; c < count; c++)
+        if (create_slots(&stage->model_chunks[c]) < 0)
+            return -1;
+    return 0;
+}
+
+static void destroy_chunks(struct stage *stage)
+{
+    for (int c = 0; stage->model_chunks && c < layout_chunks(stage->layout); c++) {
+        struct model_chunk *chunk = &stage->model_chunks[c];
+
+        for (int64_t i = 0; chunk->slots && i < chunk->slot_count; i++)
+            free(chunk->slots[i].blocks);
+        free(chunk->slots);
+        free(chunk->inputs);
+        free(chunk->gradients);
+    }
+    free(stage->model_chunks);
+}
+
 /* Pieces of the stage's memory, of which there is none yet where it is measured only. */
 static size_t lay_out_all(struct stage *stage, enum stage_state state)
 {
@@ -280,8 +393,6 @@ int stage_measure(struct stage *stage, const struct kernels *kernels, const stru
                   const struct layout *layout, struct layout_place place,
                   const struct stage_work *work, struct error *error)
 {
-    int64_t in_flight = layout->pp - place.pp;
-
     *stage = (struct stage){
         .kernels = kernels,
         .model = model,
@@ -292,17 +403,12 @@ int stage_measure(struct stage *stage, const struct kernels *kernels, const stru
         .sequences = work->sequences,
         .recompute = work->recompute,
         .dropout = work->dropout,
-        .first_layer = layout_first_layer(layout, model, place.pp),
         .first = place.pp == 0,
         .last = place.pp == layout->pp - 1,
         .moments = work->state == STAGE_TRAINS_BF16 ? DTYPE_BF16 : DTYPE_F32,
         .shares = work->zero && work->state != STAGE_EVALUATES ? layout_replicas(layout) : 1,
         .replica = layout_replica(layout, place),
     };
-    stage->layers = layout_first_layer(layout, model, place.pp + 1) - stage->first_layer;
-    if (work->recompute == RECOMPUTE_FULL)
-        stage->recompute_layers =
-            work->recompute_layers < stage->layers ? work->recompute_layers : stage->layers;
     stage->sequence_parallel =
         work->sequence_parallel && layout->tp > 1 &&
         work->micro_batch * work->seq_length % (layout->tp * layout->cp) == 0;
@@ -316,15 +422,8 @@ int stage_measure(struct stage *stage, const struct kernels *kernels, const stru
     }
     stage->state_elements = stage->parameters.elements / stage->shares;
     stage->gathered = stage->gathering = stage->parameters.bucket_count;
-    stage->slot_count = (int)(in_flight < work->microbatches ? in_flight : work->microbatches);
-    stage->slots = calloc((size_t)stage->slot_count, sizeof(*stage->slots));
-    if (!stage->slots)
+    if (create_chunks(stage, work) < 0)
         goto no_memory;
-    for (int i = 0; i < stage->slot_count; i++) {
-        stage->slots[i].blocks = calloc((size_t)stage->layers, sizeof(*stage->slots[i].blocks));
-        if (!stage->slots[i].blocks)
-            goto no_memory;
-    }
     stage->memory_bytes = lay_out_all(stage, work->state);
     return 0;
 no_memory:
@@ -374,9 +473,8 @@ void stage_destroy(struct stage *stage)
         stage->kernels->stream_destroy(stage->sums);
     if (stage->memory)
         stage->kernels->release(stage->memory);
-    for (int i = 0; stage->slots && i < stage->slot_count; i++)
-        free(stage->slots[i].blocks);
-    free(stage->slots);
+    destroy_chunks(stage);
+    pipeline_order_destroy(&stage->order);
     free(stage->pieces);
     parameters_destroy(&stage->parameters);
     *stage = (struct stage){0};
@@ -422,9 +520,9 @@ void stage_load(struct stage *stage, struct slot *slot, const struct microbatch 
     size_t bytes = (size_t)stage->sizes.rows * sizeof(int32_t);
 
     assert(microbatch->sequences <= stage->sequences);
-    if (stage->first)
+    if (slot->chunk->first)
         k->to_device(stage->stream, slot->tokens, microbatch->tokens, bytes);
-    if (stage->last) {
+    if (slot->chunk->last) {
         k->to_device(stage->stream, slot->targets, microbatch->targets, bytes);
         k->to_device(stage->stream, slot->weights, microbatch->weights,
                      (size_t)stage->sizes.rows * sizeof(float));

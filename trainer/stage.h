@@ -1,5 +1,6 @@
-/* One rank's part of the model: the layers of a pipeline stage, split over tensor parallelism,
- * with their weights, optimizer state and the activations of the microbatches in flight.
+/* One rank's part of the model: the layers of a pipeline stage, in one chunk or several (runs of
+ * layers that do not lie one behind the other), split over tensor parallelism, with their weights,
+ * optimizer state and the activations of the microbatches in flight.
  *
  * All device memory is taken once, by stage_create(). The arithmetic of layers is in block.c, of
  * the embedding and the loss in ends.c; the order of microbatches is pipeline.c's business.
@@ -15,6 +16,7 @@
 #include "kernels/kernels.h"
 #include "trainer/comm.h"
 #include "trainer/parameter.h"
+#include "trainer/pipeline_order.h"
 
 /* What a layer keeps from forward to backward. rows = tokens of a microbatch, of which shard_rows
  * are this rank's of the residual stream. */
@@ -46,21 +48,44 @@ struct norm {
     float *mean, *rstd;
 };
 
-/* One microbatch in flight. */
+/* One microbatch in flight in one chunk. */
 struct slot {
-    int32_t *tokens;    /* [rows] device; first stage */
-    int32_t *targets;   /* [rows] device; last stage; negative: no target */
-    float *weights;     /* [rows] device; last stage: d(batch loss) / d(token's loss) */
+    const struct model_chunk *chunk;
+    int32_t *tokens;    /* [rows] device; first chunk of the model */
+    int32_t *targets;   /* [rows] device; last chunk of the model; negative: no target */
+    float *weights;     /* [rows] device; likewise: d(batch loss) / d(token's loss) */
     int32_t *positions; /* [rows] device */
     int32_t *starts;    /* [sequences + 1] device */
     struct attention_shape attention; /* of what is in it */
     int64_t first_row;                /* among all rows of the run */
     bool training;
     struct block_activations *blocks;
-    void *
-        output; /* [shard_rows, hidden] for the next stage; on the last the final residual stream */
-    void *gradient; /* [shard_rows, hidden] of output on the way back, of the input at the end */
-    struct comm_request sent_forward, sent_backward;
+    /* [shard_rows, hidden] for the next chunk; in the last the final residual stream. */
+    void *output;
+    void *gradient; /* of the chunk's: of output on the way back, of the input at the end */
+    struct comm_request sent;
+};
+
+/* A [shard_rows, hidden] gradient, of a chunk's output and then of its input. */
+struct boundary_gradient {
+    void *buffer;
+    struct comm_request sent;
+};
+
+/* Layers of this rank that lie one behind the other. */
+struct model_chunk {
+    int64_t first_layer, layers;
+    int64_t recompute_layers; /* the first ones, of which only the input is kept */
+    bool first, last;         /* in the model: behind the embedding, in front of the head */
+    struct slot *slots;       /* microbatches have them by turns */
+    int64_t slot_count;
+    /* Of the first layer, [shard_rows, hidden], by turns too. One more than slots, so that there is
+     * one to receive into before the slot is free; no more where nothing is received. */
+    void **inputs;
+    int64_t input_count;
+    /* Likewise; more than slots where they wait for the stage that they are sent to. */
+    struct boundary_gradient *gradients;
+    int64_t gradient_count;
 };
 
 /* The sizes of this rank's shards. */
@@ -124,11 +149,12 @@ struct stage {
     const struct layout *layout;
     struct layout_place place;
     const struct comm_groups *groups;
-    int64_t micro_batch, seq_length, sequences, first_layer, layers;
+    int64_t micro_batch, seq_length, sequences;
+    int64_t layers; /* of all chunks */
     enum recompute recompute;
     int64_t recompute_layers; /* the first of the stage, of which only the input is kept */
     struct stage_dropout dropout;
-    bool first, last;
+    bool first, last; /* holds the embedding; the head */
     bool sequence_parallel;
     struct stage_sizes sizes;
     struct parameters parameters;
@@ -151,11 +177,13 @@ struct stage {
     float *master; /* fp32; NULL when the weights are fp32, or updated without one */
     enum dtype moments;
     void *exp_avg, *exp_avg_sq; /* of `moments` */
+    double waited_s;            /* by the caller for messages of its neighbours */
     double *loss_sum;           /* device: sum of weight * loss over microbatches */
     float *cosine, *sine;       /* [seq_length, head_dim / 2] */
     struct scratch scratch;
-    struct slot *slots;
-    int slot_count;
+    struct model_chunk *model_chunks; /* [layout_chunks(layout)] */
+    struct pipeline_shape pipeline;   /* of the largest batch */
+    struct pipeline_order order;      /* of the batch at hand */
 
     void *memory; /* the one allocation */
     size_t memory_bytes;
@@ -170,8 +198,10 @@ enum stage_state { STAGE_EVALUATES, STAGE_TRAINS, STAGE_TRAINS_BF16 };
 /* What a stage has to do. */
 struct stage_work {
     int64_t micro_batch, seq_length;
-    int64_t sequences;    /* at most, a microbatch; micro_batch: each row is one */
-    int64_t microbatches; /* a step: bounds how many can be in flight */
+    int64_t sequences; /* at most, a microbatch; micro_batch: each row is one */
+    /* A step, at most and, where steps are not all alike, at least: bounds how many can be in
+     * flight. */
+    int64_t microbatches, fewest_microbatches;
     enum stage_state state;
     bool sequence_parallel; /* where tp divides the rows of a microbatch */
     bool zero;              /* replicas share the optimizer's state */
@@ -298,12 +328,12 @@ void stage_norm_backward(struct stage *stage, const struct norm *norm, void *dx,
 
 /* --- arithmetic of one microbatch --------------------------------------------------------- */
 
-/* Layers: from slot->blocks[0].input to slot->output. */
+/* The layers of the slot's chunk: from slot->blocks[0].input to slot->output. */
 void blocks_forward(struct stage *stage, struct slot *slot);
 /* slot->gradient, of the output, becomes that of the input; weights' gradients accumulate. */
 void blocks_backward(struct stage *stage, struct slot *slot);
 
-/* slot->tokens to slot->blocks[0].input, and back. First stage only. */
+/* slot->tokens to slot->blocks[0].input, and back. First chunk only. */
 void embedding_forward(struct stage *stage, struct slot *slot);
 void embedding_backward(struct stage *stage, struct slot *slot);
 
@@ -312,7 +342,7 @@ void embedding_backward(struct stage *stage, struct slot *slot);
 typedef void (*logits_callback)(void *user, int64_t row, int64_t rows, const void *logits);
 
 /* The loss of slot->output, added to loss_sum; with `backward` its gradient too, into
- * slot->gradient, and the head's. Last stage only. `see` may be NULL. */
+ * slot->gradient, and the head's. Last chunk only. `see` may be NULL. */
 void head_forward_backward(struct stage *stage, struct slot *slot, bool backward,
                            logits_callback see, void *user);
 

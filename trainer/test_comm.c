@@ -422,7 +422,7 @@ static bool in_group(const char *name, const struct layout *layout, int rank)
         return it.pp == me.pp && it.tp == me.tp;
     if (!strcmp(name, "pp"))
         return it.tp == me.tp && same_rows;
-    if (!strcmp(name, "embedding"))
+    if (!strcmp(name, "embedding") || !strcmp(name, "wrap"))
         return it.tp == me.tp && same_rows && (it.pp == 0 || it.pp == layout->pp - 1);
     return true;
 }
@@ -474,6 +474,9 @@ static void check_layout(const struct layout *layout)
           (layout->pp > 1 && (place.pp == 0 || place.pp == layout->pp - 1)));
     if (groups.embedding)
         check_group(groups.embedding, "embedding", layout);
+    CHECK((groups.wrap != NULL) == (layout->chunks > 1 && groups.embedding));
+    if (groups.wrap)
+        check_group(groups.wrap, "wrap", layout);
     comm_close(&groups);
     comm_close(&groups);
 }
@@ -584,7 +587,8 @@ int main(int argc, char **argv)
     if (strcmp(how, "cuda") == 0)
         open_gpu();
     /* MPI can be started once a process: this one is open throughout. */
-    if (comm_open(&first, &world, &(struct layout){1, 1, world.size, 1}, kernels, &error) < 0) {
+    if (comm_open(&first, &world, &(struct layout){.tp = 1, .pp = 1, .dp = world.size, .cp = 1},
+                  kernels, &error) < 0) {
         world_close(&world);
         return error_print(&error);
     }
@@ -595,7 +599,11 @@ int main(int argc, char **argv)
         for (int pp = 1; tp * pp <= world.size; pp++)
             for (int cp = 1; tp * pp * cp <= world.size; cp++)
                 if (world.size % (tp * pp * cp) == 0 && (cp == 1 || tp == 1 || pp == 1)) {
-                    check_layout(&(struct layout){tp, pp, world.size / (tp * pp * cp), cp});
+                    check_layout(&(struct layout){.tp = tp,
+                                                  .pp = pp,
+                                                  .dp = world.size / (tp * pp * cp),
+                                                  .cp = cp,
+                                                  .chunks = pp == 4 ? 2 : 1});
                     layouts++;
                 }
     check_large(first.world);

@@ -245,7 +245,9 @@ static void test_alone(void)
     unsigned char *before = some_bytes(size), *after = allocate(size);
     void *in = push(before, size), *out = push(after, size);
 
-    require(comm_open(&groups, &world, &(struct layout){1, 1, 1, 1}, kernels, &error), &error);
+    require(comm_open(&groups, &world, &(struct layout){.tp = 1, .pp = 1, .dp = 1, .cp = 1},
+                      kernels, &error),
+            &error);
     comm_all_gather(groups.tp, out, in, (int64_t)size / 4, COMM_F32, NULL);
     comm_all_reduce(groups.world, out, (int64_t)size / 4, COMM_F32, COMM_SUM, NULL);
     comm_barrier(groups.replicas);

@@ -98,7 +98,7 @@ static void golden_open(struct golden *golden, const char *name)
                                     .state = STAGE_TRAINS};
     struct error error = {0};
 
-    *golden = (struct golden){.layout = {1, 1, 1}, .world = {.size = 1}};
+    *golden = (struct golden){.layout = {.tp = 1, .pp = 1, .dp = 1, .cp = 1}, .world = {.size = 1}};
     snprintf(golden->directory, sizeof(golden->directory), "%s/tests/golden/models/%s",
              source ? source : ".", name);
     read_model(golden);
@@ -301,7 +301,7 @@ static void test_replicas_share(void **unused)
 
     for (int dp = 1; dp <= 9; dp++)
         for (int tp = 1; tp <= 2; tp++) {
-            struct layout layout = {tp, 1, dp, 1};
+            struct layout layout = {.tp = tp, .pp = 1, .dp = dp, .cp = 1};
             struct parameters parameters;
             char *weights;
 
@@ -331,8 +331,13 @@ static void test_replicas_share(void **unused)
 
 static void test_layouts_start_alike(void **state)
 {
-    static const struct layout layouts[] = {{2, 1, 1, 1}, {1, 4, 1, 1}, {4, 2, 1, 1}};
-    struct layout one = {1, 1, 1, 1};
+    static const struct layout layouts[] = {
+        {.tp = 2, .pp = 1, .dp = 1, .cp = 1},
+        {.tp = 1, .pp = 4, .dp = 1, .cp = 1},
+        {.tp = 4, .pp = 2, .dp = 1, .cp = 1},
+        {.tp = 1, .pp = 2, .dp = 1, .cp = 1, .chunks = 2},
+    };
+    struct layout one = {.tp = 1, .pp = 1, .dp = 1, .cp = 1};
     struct comm_groups groups = {0};
     struct stage stage;
     struct error error = {0};
@@ -400,7 +405,7 @@ static double direction_error(struct stage *stage, const struct batch *batch, do
 static void test_dropout_gradient(void **state)
 {
     static const enum model_family families[] = {MODEL_FAMILY_LLAMA, MODEL_FAMILY_FALCON};
-    const struct layout layout = {1, 1, 1, 1};
+    const struct layout layout = {.tp = 1, .pp = 1, .dp = 1, .cp = 1};
     const struct world world = {.size = 1};
     struct stage_work work = {.micro_batch = 2,
                               .seq_length = 8,

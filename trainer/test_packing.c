@@ -148,7 +148,7 @@ static struct outcome train(const struct model *model, const struct document *do
                             int64_t seq_length, enum packing packing)
 {
     struct places places = find_places(documents, seq_length, packing != APART);
-    const struct layout layout = {1, 1, 1, 1};
+    const struct layout layout = {.tp = 1, .pp = 1, .dp = 1, .cp = 1};
     const struct world world = {.size = 1};
     const struct stage_work work = {.micro_batch = 1,
                                     .seq_length = seq_length,
@@ -189,7 +189,7 @@ static struct outcome train(const struct model *model, const struct document *do
 static double difference(const struct model *model, const struct outcome *a,
                          const struct outcome *b)
 {
-    const struct layout layout = {1, 1, 1, 1};
+    const struct layout layout = {.tp = 1, .pp = 1, .dp = 1, .cp = 1};
     struct parameters parameters;
     struct error error = {0};
     double most = fabs(a->loss - b->loss) / fabs(a->loss);

@@ -35,7 +35,8 @@ int main(int argc, char **argv)
 
     if (argc != 2 || world_open(&world, &error) < 0)
         return error_print(&error);
-    if (comm_open(&groups, &world, &(struct layout){1, 1, world.size, 1}, kernels, &error) < 0 ||
+    if (comm_open(&groups, &world, &(struct layout){.tp = 1, .pp = 1, .dp = world.size, .cp = 1},
+                  kernels, &error) < 0 ||
         team_create(&team, groups.world, kernels, &error) < 0 ||
         peers_open(&peers, &world, &team, &error) < 0)
         world_abort(&world, error_print(&error));

@@ -181,6 +181,8 @@ static int open_stage(struct training *t, struct error *error)
     t->global_batch = t->ramp.full;
     t->microbatches = t->global_batch / (t->micro_batch * t->layout.dp);
     work.microbatches = t->microbatches;
+    if (t->ramp.samples > 0)
+        work.fewest_microbatches = t->ramp.start / (t->micro_batch * t->layout.dp);
     if (comm_open_kv(&t->groups, t->world, layout_kv_sharing(&t->layout, &t->model), error) < 0 ||
         stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups, &work,
                      error) < 0)
