@@ -100,7 +100,8 @@ SUFFIXES = .cu
 	$(AM_V_GEN)$(MKDIR_P) $(@D) && $(NVCC) $(NVCCFLAGS) -I$(top_srcdir) -c -o $@ $<
 link_cuda = $(NVCC) -shared -cudart static -o $@
 cuda_libraries = core/.libs/libcore_without_inih.a -L$(cuda_directory)/lib64 -lcublasLt \
-	-Xlinker -rpath=$(cuda_directory)/lib64 -Xlinker --exclude-libs=ALL
+	-Xlinker -rpath=$(cuda_directory)/lib64 -Xlinker --exclude-libs=ALL \
+	-Xlinker -z -Xlinker defs
 mtllm-cuda.so: $(cuda_objects) core/libcore_without_inih.la
 	$(AM_V_GEN)$(link_cuda) $(cuda_objects) $(cuda_libraries)
 

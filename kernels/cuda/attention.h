@@ -7,8 +7,11 @@
 #ifndef MTLLM_KERNELS_CUDA_ATTENTION_H
 #define MTLLM_KERNELS_CUDA_ATTENTION_H
 
-#include "kernels/attention_workspace.h"
 #include "kernels/cuda/cuda.h"
+
+extern "C" {
+#include "kernels/attention_workspace.h"
+}
 
 enum attention_pass { ATTENTION_FORWARD, ATTENTION_BACKWARD };
 

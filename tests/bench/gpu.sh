@@ -4,17 +4,17 @@
 #
 # usage: tests/bench/gpu.sh [BUILD_DIRECTORY] [PART...]
 #
-#   PART   kernels, tinyllama-1.1b, llama-2-7b, two-gpus; all of them by default
+#   PART   kernels, tinyllama-1.1b, llama-2-7b, two-gpus, llama-3-8b; all of them by default
 #
 # The table at the end: tokens/s of the median step, the ratio to PyTorch's (bar 1.0), memory in
 # use, and seconds from the start of the process to the end of the first step (bar 5). Without
 # PyTorch (python3 with torch) ours stand alone. two-gpus has Llama-2-7B's shape on one GPU and on
-# two, data parallel (bar 1.9 times one) and tensor parallel (bar 1.6).
+# two: data, tensor, pipeline and context parallel; llama-3-8b that model on as many as fit it.
 set -u
 source_dir=$(cd "$(dirname "$0")/../.." && pwd)
 build_dir=$(cd "${1:-.}" && pwd)
 shift
-parts=${*:-kernels tinyllama-1.1b llama-2-7b two-gpus}
+parts=${*:-kernels tinyllama-1.1b llama-2-7b two-gpus llama-3-8b}
 export MTLLM_MODELS="$source_dir/etc/models" MTLLM_CONF=/dev/null
 export MTLLM_MODULES=${MTLLM_MODULES:-$build_dir}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -73,27 +73,51 @@ against_peer() {
     }' >> "$work/table"
 }
 
-# on_two NAME ONE OPTION...: a line of the table; ONE is what one GPU does.
+# on_two NAME MODEL ONE OPTION...: a line of the table; ONE is what one GPU does, 0 where the model
+# does not fit one.
 on_two() {
-    local name=$1 one=$2
-    shift 2
-    measure 2 12 --model=llama-2-7b --micro-batch-size=1 --optimizer-state=bf16 "$@" &&
+    local name=$1 model=$2 one=$3
+    shift 3
+    measure 2 12 --model="$model" --micro-batch-size=1 --optimizer-state=bf16 "$@" &&
         awk -v name="$name" -v ours="$ours" -v one="$one" -v used="$used" 'BEGIN {
-            printf "%-28s %9.0f tokens/s, %.3f times one GPU, %.1f GiB\n", name, ours, ours / one, used
+            printf "%-34s %9.0f tokens/s, %s times one GPU, %.1f GiB\n", name, ours,
+                (one > 0 ? sprintf("%.3f", ours / one) : "-"), used
         }' >> "$work/table"
 }
 
+# As fast as one GPU is, two are to be 1.95 (DP, ZeRO-1), 1.75 (TP, sequence parallel) and 1.75 (PP)
+# times as fast.
 two_gpus() {
     local one
     [ "$(nvidia-smi -L | wc -l)" -ge 2 ] || { echo "two-gpus: skipped: there are not two"; return; }
     measure 1 12 --model=llama-2-7b --micro-batch-size=1 --global-batch-size=8 \
         --optimizer-state=bf16 $save_memory || return
     one=$ours
-    printf '%-28s %9.0f tokens/s, %.1f GiB\n' "llama-2-7b, one GPU" "$one" "$used" >> "$work/table"
-    on_two "dp=2, 8 microbatches each" "$one" --dp=2 --global-batch-size=16 $save_memory
-    on_two "dp=2, 4 microbatches each" "$one" --dp=2 --global-batch-size=8 $save_memory
-    on_two "tp=2, 8 microbatches" "$one" --tp=2 --global-batch-size=8
-    on_two "pp=2, 8 microbatches" "$one" --pp=2 --global-batch-size=8
+    printf '%-34s %9.0f tokens/s, %.1f GiB\n' "llama-2-7b, one GPU" "$one" "$used" >> "$work/table"
+    on_two "dp=2, 8 microbatches each" llama-2-7b "$one" --dp=2 --global-batch-size=16 $save_memory
+    on_two "dp=2, zero=0" llama-2-7b "$one" --dp=2 --global-batch-size=16 --zero=0 $save_memory
+    on_two "tp=2, 8 microbatches" llama-2-7b "$one" --tp=2 --global-batch-size=8
+    on_two "tp=2, not sequence parallel" llama-2-7b "$one" --tp=2 --global-batch-size=8 \
+        --sequence-parallel=no
+    on_two "pp=2, 8 microbatches" llama-2-7b "$one" --pp=2 --global-batch-size=8
+    on_two "pp=2, 8 microbatches, 2 chunks" llama-2-7b "$one" --pp=2 --pp-chunks=2 \
+        --global-batch-size=8
+    on_two "cp=2, 8 microbatches" llama-2-7b "$one" --cp=2 --global-batch-size=8 $save_memory
+}
+
+# All-bf16 state.
+llama_3_8b() {
+    local one=0
+    if [ -z "$save_memory" ]; then
+        measure 1 12 --model=llama-3-8b --micro-batch-size=1 --global-batch-size=8 \
+            --optimizer-state=bf16 --recompute=selective || return
+        one=$ours
+        printf '%-34s %9.0f tokens/s, %.1f GiB\n' "llama-3-8b, one GPU" "$one" "$used" \
+            >> "$work/table"
+    fi
+    [ "$(nvidia-smi -L | wc -l)" -ge 2 ] || return
+    on_two "llama-3-8b, dp=2" llama-3-8b "$one" --dp=2 --global-batch-size=16 $save_memory
+    on_two "llama-3-8b, tp=2" llama-3-8b "$one" --tp=2 --global-batch-size=8
 }
 
 # cuDNN's attention behind our entry, whose backward pass is deterministic, and in PyTorch, whose is
@@ -130,6 +154,9 @@ for part in $parts; do
     two-gpus)
         "$build_dir/tests/make_tokens" "$work/data" 32000 6000 1
         two_gpus ;;
+    llama-3-8b)
+        "$build_dir/tests/make_tokens" "$work/data" 128256 3000 1
+        llama_3_8b ;;
     *)
         echo "gpu.sh: $part: unknown part" >&2
         exit 64 ;;
