@@ -23,6 +23,18 @@
 
 struct stream;
 
+/* Dropout of attention's probabilities in training: each becomes 0 with probability `rate` in
+ * [0, 1), or itself / (1 - rate). Which do follows from the seed, the place in the model, the row
+ * and head of the query and the key's index within its sequence (philox.h has the mapping), so that
+ * backward, and forward once more, have the same ones. */
+struct attention_dropout {
+    double rate; /* 0: none, and the rest is not looked at */
+    uint64_t seed;
+    uint32_t place;    /* from 1 on, below 2^31 */
+    int64_t first_row; /* of row 0 among all rows of the run */
+    int first_head;    /* of query head 0 among all of the model */
+};
+
 /* One attention problem: `sequences` of them packed one behind the other in the rows. Token i of
  * a sequence sees tokens j of the same sequence with j <= i and, if window > 0, j > i - window. */
 struct attention_shape {
@@ -35,6 +47,7 @@ struct attention_shape {
     int64_t longest;              /* rows of the longest sequence */
     bool varying;                 /* number and lengths are others in other calls */
     int window;                   /* 0: none */
+    struct attention_dropout dropout;
 };
 
 /* A rectangle of a larger matrix: rows [row, row + rows), columns [column, column + columns) of
@@ -142,7 +155,8 @@ struct kernels {
                  bool inverse);
 
     /* --- attention: softmax(q k^T / sqrt(head_dim)) v, never a [T, T] matrix -----------------
-     * out[rows, heads * head_dim]; lse[heads, rows] (fp32) = log of the sum of exponentials. */
+     * out[rows, heads * head_dim]; lse[heads, rows] (fp32) = log of the sum of exponentials, which
+     * dropout does not change. */
     void (*attention_forward)(struct stream *stream, void *out, float *lse, const void *qkv,
                               const struct attention_shape *shape);
     /* Bytes of device memory that attention_backward works in for a shape of that many rows and

@@ -25,6 +25,16 @@
  *   key     = {seed, seed >> 32}
  *   counter = {i / 4, (i / 4) >> 32, place, 2^31}
  *   x[0..3] = philox(counter, key); the element is dropped where x[i % 4] < rate 2^32
+ *
+ * Dropout of attention's probabilities at a place of the model, numbered from 1 and below 2^31:
+ *   key     = {seed, seed >> 32}
+ *   counter = {row, (row >> 32) ^ (head << 16), k / 32 * 8 + k % 8, 2^31 + place}
+ *             row: of the query among all rows of the run, below 2^48; head: of the query among all
+ *             query heads of the model, below 2^16; k: the key's index within its sequence
+ *   x[0..3] = philox(counter, key); the probability is dropped where x[k / 8 % 4] < rate 2^32
+ * The four keys of a counter are 8 apart, as those are that a thread has in fragments of tensor
+ * cores, where keys are the rows and where they are the columns. A document that is packed behind
+ * another has other keys than one with a row for itself, so its masks are others too.
  */
 #ifndef MTLLM_KERNELS_PHILOX_H
 #define MTLLM_KERNELS_PHILOX_H
@@ -58,6 +68,20 @@ PHILOX_DEVICE static inline void philox(uint32_t out[4], const uint32_t counter[
     out[1] = c1;
     out[2] = c2;
     out[3] = c3;
+}
+
+/* The numbers of dropout of attention that `key`, an index within the sequence, is one of. */
+PHILOX_DEVICE static inline void philox_attention(uint32_t out[4], const uint32_t seed[2],
+                                                  uint32_t place, int64_t row, int head, int key)
+{
+    const uint32_t counter[4] = {
+        (uint32_t)row,
+        (uint32_t)((uint64_t)row >> 32) ^ (uint32_t)head << 16,
+        (uint32_t)key / 32 * 8 + (uint32_t)key % 8,
+        (1U << 31) + place,
+    };
+
+    philox(out, counter, seed);
 }
 
 #endif

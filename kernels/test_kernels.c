@@ -270,8 +270,95 @@ static void test_attention(void **state)
         SHAPE(301, 2, 1, 32, 2, long_two, 0), SHAPE(301, 2, 1, 4, 2, long_two, 150),
     };
 
-    for (size_t i = 0; i < COUNT(shapes); i++)
-        check_attention(*state, &shapes[i], i % 2 ? 1 : 3);
+    for (size_t i = 0; i < COUNT(shapes); i++) {
+        struct attention_shape shape = shapes[i];
+
+        check_attention(*state, &shape, i % 2 ? 1 : 3);
+        shape.dropout = (struct attention_dropout){i % 3 ? 0.3 : 0.8, 7, 5, (1LL << 33) + 1003, 6};
+        check_attention(*state, &shape, i % 2 ? 1 : 3);
+    }
+}
+
+/* Rows of attention that all look alike at every key that they see: with values that are the rows
+ * of the unit matrix, the output is the probabilities. `sequences` of MASK_LENGTH rows. */
+enum { MASK_LENGTH = 70 };
+
+static float *probabilities(const struct kernels *k, int sequences, int heads, float *lse,
+                            const struct attention_dropout *dropout)
+{
+    int32_t *starts = calloc((size_t)sequences + 1, sizeof(int32_t));
+    struct attention_shape shape = {
+        .rows = (int64_t)sequences * MASK_LENGTH,
+        .heads = heads,
+        .kv_heads = 1,
+        .head_dim = MASK_LENGTH,
+        .sequences = sequences,
+        .starts = starts,
+        .dropout = *dropout,
+    };
+    int64_t stride = (int64_t)(heads + 2) * MASK_LENGTH;
+    float *qkv = calloc((size_t)(shape.rows * stride), sizeof(float));
+    float *out = poisoned_array(shape.rows * heads * MASK_LENGTH);
+
+    for (int i = 0; i <= sequences; i++)
+        starts[i] = i * MASK_LENGTH;
+    for (int64_t row = 0; row < shape.rows; row++)
+        qkv[(row + 1) * stride - MASK_LENGTH + row % MASK_LENGTH] = 1;
+    k->attention_forward(NULL, out, lse, qkv, &shape);
+    free(qkv);
+    free(starts);
+    return out;
+}
+
+/* How many of the probabilities that are above 0 without dropout are 0 in only one of the two. */
+static double share_that_differs(const float *all, const float *a, const float *b, int64_t n)
+{
+    int64_t seen = 0, different = 0;
+
+    for (int64_t i = 0; i < n; i++) {
+        seen += all[i] > 0;
+        different += (a[i] == 0) != (b[i] == 0);
+    }
+    return (double)different / (double)seen;
+}
+
+/* As many are dropped as asked for, the others scaled, the sum of exponentials as without; any
+ * division of heads and rows gives the same, other places, seeds, heads and rows something else. */
+static void test_attention_dropout(void **state)
+{
+    enum { SEQUENCES = 6, HEADS = 4, HEAD = MASK_LENGTH, ROW = HEADS * HEAD };
+    enum { ROWS = SEQUENCES * MASK_LENGTH, N = ROWS * ROW, CUT = 2, CUT_HEAD = 3 };
+    const struct kernels *k = *state;
+    const struct attention_dropout none = {0, 7, 5, 1000003, 9}, some = {0.3, 7, 5, 1000003, 9};
+    struct attention_dropout others[] = {some, some, some, some}, part = some;
+    float lse[ROWS * HEADS], dropped_lse[ROWS * HEADS];
+    float *all = probabilities(k, SEQUENCES, HEADS, lse, &none);
+    float *dropped = probabilities(k, SEQUENCES, HEADS, dropped_lse, &some), *other;
+
+    check_same_bits(dropped_lse, lse, (int64_t)ROWS * HEADS);
+    for (int64_t i = 0; i < N; i++)
+        assert_true(dropped[i] == 0 || fabsf(dropped[i] - all[i] / 0.7F) <= 1e-6F);
+    /* six standard deviations */
+    assert_true(fabs(share_that_differs(all, all, dropped, N) - 0.3) < 0.0115);
+    others[0].seed = 8;
+    others[1].place = 6;
+    others[2].first_head += HEADS;
+    others[3].first_row += ROWS;
+    for (size_t i = 0; i < COUNT(others); i++) {
+        other = probabilities(k, SEQUENCES, HEADS, dropped_lse, &others[i]);
+        assert_true(fabs(share_that_differs(all, other, dropped, N) - 0.42) < 0.0125);
+        free(other);
+    }
+    part.first_row += CUT * MASK_LENGTH;
+    part.first_head += CUT_HEAD;
+    other = probabilities(k, SEQUENCES - CUT, HEADS - CUT_HEAD, dropped_lse, &part);
+    for (int64_t row = 0; row < ROWS - CUT * MASK_LENGTH; row++)
+        check_same_bits(other + row * (HEADS - CUT_HEAD) * HEAD,
+                        dropped + (row + CUT * MASK_LENGTH) * ROW + CUT_HEAD * HEAD,
+                        (HEADS - CUT_HEAD) * HEAD);
+    free(other);
+    free(all);
+    free(dropped);
 }
 
 /* Scores far beyond what exp() takes, and a NaN that only its own and later rows see. */
@@ -547,11 +634,17 @@ static void test_threads(void **state)
 int main(void)
 {
     struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exp),       cmocka_unit_test(test_linear),
-        cmocka_unit_test(test_bias),      cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_extremes),
-        cmocka_unit_test(test_swiglu),    cmocka_unit_test(test_gelu),
-        cmocka_unit_test(test_dropout),   cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_attention_extremes),
+        cmocka_unit_test(test_attention_dropout),
+        cmocka_unit_test(test_swiglu),
+        cmocka_unit_test(test_gelu),
+        cmocka_unit_test(test_dropout),
+        cmocka_unit_test(test_threads),
     };
 
     for (size_t i = 0; i < COUNT(tests); i++)

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/philox.h"
+
 void reference_linear(double *y, const double *x, const double *w, int64_t rows, int64_t in,
                       int64_t out)
 {
@@ -70,6 +72,24 @@ void reference_rope(double *turned, const double *qkv, const int32_t *positions,
             }
 }
 
+/* 0 or 1 / (1 - rate), as philox.h says. */
+static double dropout_factor(const struct attention_dropout *dropout, int64_t row, int head,
+                             int64_t key)
+{
+    uint64_t run_row = (uint64_t)(dropout->first_row + row);
+    uint64_t run_head = (uint64_t)(dropout->first_head + head);
+    const uint32_t seed[2] = {(uint32_t)dropout->seed, (uint32_t)(dropout->seed >> 32)};
+    const uint32_t counter[4] = {(uint32_t)(run_row % (1ULL << 32)),
+                                 (uint32_t)(run_row / (1ULL << 32) + run_head * 65536),
+                                 (uint32_t)(key / 32 * 8 + key % 8), 2147483648U + dropout->place};
+    uint32_t numbers[4];
+
+    if (dropout->rate == 0)
+        return 1;
+    philox(numbers, counter, seed);
+    return numbers[key / 8 % 4] < dropout->rate * 4294967296.0 ? 0 : 1 / (1 - dropout->rate);
+}
+
 static void attend(double *out, double *lse, const double *qkv, const struct attention_shape *shape,
                    int64_t start, int64_t row, int head)
 {
@@ -87,6 +107,7 @@ static void attend(double *out, double *lse, const double *qkv, const struct att
         double weight = exp(dot(q, k + j * stride, dim) / sqrt(dim));
 
         sum += weight;
+        weight *= dropout_factor(&shape->dropout, row, head, j - start);
         for (int i = 0; i < dim; i++)
             o[i] += weight * v[j * stride + i];
     }

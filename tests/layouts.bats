@@ -66,9 +66,11 @@ layouts() {
 @test "tp=4 pp=1, dp 1 to 2" { layouts 4 1; }
 @test "tp=4 pp=2, dp 1" { layouts 4 2; }
 
-@test "dropout: any layout, computed again or not; LIMA's; none in validations" {
-    for how in "" --lima-dropout=yes "--family=falcon --parallel-norms=2"; do
-        dropping="--hidden-dropout=0.2 $how"
+@test "dropout: any layout, computed again or not; LIMA's, attention's; none in validations" {
+    for how in --hidden-dropout=0.2 "--hidden-dropout=0.2 --lima-dropout=yes" \
+        --attention-dropout=0.2 \
+        "--hidden-dropout=0.2 --attention-dropout=0.1 --family=falcon --parallel-norms=2"; do
+        dropping=$how
         rm -rf one run again
         train 1 $model $run $dropping --micro-batch-size=8 --run-dir=one > log 2>&1
         ! diff -q <(losses one/metrics.jsonl) <(losses "$(reference)") || false
@@ -82,9 +84,10 @@ layouts() {
         recomputed run $dropping
     done
     rm -rf one
-    train 1 $model $run --hidden-dropout=0.5 --run-dir=one > log 2>&1
+    train 1 $model $run --hidden-dropout=0.5 --attention-dropout=0.5 --run-dir=one > log 2>&1
     for rate in 0 0.5; do
-        train 1 $model $run --hidden-dropout=$rate --resume=one --eval-only=yes > eval-$rate 2>&1
+        train 1 $model $run --hidden-dropout=$rate --attention-dropout=$rate --resume=one \
+            --eval-only=yes > eval-$rate 2>&1
         grep 'validation loss' eval-$rate
     done
     diff <(grep 'validation loss' eval-0) <(grep 'validation loss' eval-0.5)
@@ -163,7 +166,7 @@ layouts() {
         train $1 $model $run ${@:2} --run-dir=run > log 2>&1 || { cat log; false; }
         losses_agree run/metrics.jsonl "$(reference)" 1e-5 20
     done
-    for how in "--hidden-dropout=0.2 --kv-heads=2 --qkv-bias=yes" "--family=mistral --sliding-window=5" \
+    for how in "--hidden-dropout=0.2 --attention-dropout=0.1 --kv-heads=2 --output-bias=yes --qkv-bias=yes" "--family=mistral --sliding-window=5" \
         "--family=falcon --kv-heads=1" "--packing=yes --eod-token=0"; do
         rm -rf one run
         train 1 $model $run $how --micro-batch-size=8 --eval-interval=10 --run-dir=one > log 2>&1

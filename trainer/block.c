@@ -119,13 +119,13 @@ static void attention_inner(struct stage *stage, int64_t layer, struct block_act
     const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
     void *qkv = stage_qkv(stage, block->qkv);
+    const struct attention_shape attention = stage_attention(stage, block->slot, layer);
 
     branch_begin(stage, layer, TENSOR_Q, TENSOR_Q_BIAS, qkv, n->qkv_width, block->normed);
     k->rope(stage->stream, qkv, stage->cosine, stage->sine, block->slot->positions, n->rows,
             n->heads, n->kv_heads, n->head_dim, false);
     stage_to_heads(stage, block->qkv);
-    k->attention_forward(stage->stream, block->attended, block->lse, block->qkv,
-                         &block->slot->attention);
+    k->attention_forward(stage->stream, block->attended, block->lse, block->qkv, &attention);
     stage_output_from_heads(stage, block->mixed, block->attended);
 }
 
@@ -360,6 +360,7 @@ static void attention_backward(struct stage *stage, int64_t layer,
     struct scratch *scratch = &stage->scratch;
     void *dattended = stage->layout->cp == 1 ? scratch->dwide : scratch->dattended;
     const struct deferred_gradients *deferred = deferred_of(stage, layer, block);
+    const struct attention_shape attention = stage_attention(stage, block->slot, layer);
 
     gradient = output_backward(stage, layer, TENSOR_O, n->mixed_width, gradient, whole);
     if (deferred)
@@ -368,8 +369,7 @@ static void attention_backward(struct stage *stage, int64_t layer,
         output_weights(stage, layer, TENSOR_O, TENSOR_O_BIAS, gradient, block->mixed,
                        n->mixed_width);
     k->attention_backward(stage->stream, dattended, stage_output_to_heads(stage, scratch->dmixed),
-                          block->attended, block->qkv, block->lse, scratch->attention,
-                          &block->slot->attention);
+                          block->attended, block->qkv, block->lse, scratch->attention, &attention);
     stage_from_heads(stage, dattended);
     k->rope(stage->stream, scratch->dwide, stage->cosine, stage->sine, block->slot->positions,
             n->rows, n->heads, n->kv_heads, n->head_dim, true);

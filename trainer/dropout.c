@@ -2,6 +2,23 @@
  * the masks of a microbatch are those of its rows among all rows of the run. */
 #include "trainer/stage.h"
 
+struct attention_shape stage_attention(const struct stage *stage, const struct slot *slot,
+                                       int64_t layer)
+{
+    struct attention_shape shape = slot->attention;
+
+    if (slot->training)
+        shape.dropout = (struct attention_dropout){
+            .rate = stage->dropout.attention,
+            .seed = stage->dropout.seed,
+            .place = 1 + (uint32_t)layer,
+            .first_row = slot->first_row,
+            .first_head = stage->place.tp * stage->sizes.heads +
+                          stage->place.cp * stage->sizes.attention_heads,
+        };
+    return shape;
+}
+
 double stage_dropout_rate(const struct stage_dropout *dropout, int64_t layers, int64_t layer)
 {
     if (!dropout->lima)

@@ -230,9 +230,10 @@ static double reduction_s(const struct plan_device *device, const struct stage *
                           double microbatch_s)
 {
     const struct layout *layout = stage->layout;
-    double bandwidth = bandwidth_between(device, layout->tp, layout->dp);
-    double scatter = half_reduce_s((double)stage->gradient_bytes, layout->dp, bandwidth);
-    double gather = half_reduce_s((double)stage->weight_bytes, layout->dp, bandwidth);
+    double bandwidth = bandwidth_between(device, layout->tp, layout_replicas(layout));
+    double scatter =
+        half_reduce_s((double)stage->gradient_bytes, layout_replicas(layout), bandwidth);
+    double gather = half_reduce_s((double)stage->weight_bytes, layout_replicas(layout), bandwidth);
     double embedding = (double)(stage->model->vocab_size * stage->model->hidden_size) / layout->tp;
     double elements = (double)stage->parameters.elements;
     double ends = (stage->first ? embedding : 0) + (stage->last ? embedding : 0);
@@ -295,7 +296,7 @@ static void set_time(struct plan *plan, const struct plan_job *job,
                      const struct measured *measured)
 {
     const struct layout *layout = &plan->layout;
-    int distance = layout->tp * layout->dp; /* of neighbouring stages' ranks */
+    int distance = layout->tp * layout_replicas(layout); /* of neighbouring stages' ranks */
     double bandwidth = bandwidth_between(device, distance, 2), after = 0;
     double message_s = MESSAGE_LATENCY_S + measured->boundary_bytes / bandwidth;
     double tokens =

@@ -159,6 +159,7 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     size_t act = dtype_bytes(stage->kernels->dtype);
     struct attention_shape attention = attention_of(stage, stage->sequences, stage->seq_length);
 
+    attention.dropout.rate = stage->dropout.attention;
     scratch->branch = take(arena, n->shard_rows * n->hidden, act);
     scratch->dnormed = take(arena, n->shard_rows * n->hidden, act);
     if (stage->sequence_parallel) {

@@ -144,6 +144,7 @@ enum recompute { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL };
  * (Zhou et al., 2023) grows from nothing in the first layer to `rate` in the last. */
 struct stage_dropout {
     double rate;
+    double attention; /* the rate of attention's probabilities, in all layers */
     bool lima;
     uint64_t seed;
 };
@@ -314,6 +315,10 @@ void stage_need_weights(struct stage *stage, enum tensor_role role, int64_t laye
 /* The rate behind the branches of a layer, or behind the embedding (-1), of a model of that many
  * layers. */
 double stage_dropout_rate(const struct stage_dropout *dropout, int64_t layers, int64_t layer);
+
+/* Attention in a layer, for what is in the slot: with dropout in training. */
+struct attention_shape stage_attention(const struct stage *stage, const struct slot *slot,
+                                       int64_t layer);
 
 /* Where in the model something is dropped. */
 enum dropout_place { DROPOUT_ATTENTION, DROPOUT_MLP, DROPOUT_EMBEDDING };

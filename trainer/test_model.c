@@ -412,7 +412,7 @@ static void test_dropout_gradient(void **state)
                               .sequences = 2,
                               .microbatches = 1,
                               .state = STAGE_TRAINS,
-                              .dropout = {.rate = 0.4, .seed = 9}};
+                              .dropout = {.rate = 0.4, .attention = 0.3, .seed = 9}};
     struct error error = {0};
     (void)state;
 

@@ -140,6 +140,7 @@ void training_work(struct stage_work *work, const struct settings *settings,
                                                  : STAGE_SPLIT_ALWAYS,
         .zero = setting_integer(settings, SETTING_ZERO) == 1,
         .dropout = {.rate = setting_real(settings, SETTING_HIDDEN_DROPOUT),
+                    .attention = setting_real(settings, SETTING_ATTENTION_DROPOUT),
                     .lima = setting_boolean(settings, SETTING_LIMA_DROPOUT),
                     .seed = (uint64_t)setting_integer(settings, SETTING_SEED)},
         .recompute = strcmp(recompute, "full") == 0        ? RECOMPUTE_FULL

@@ -2,8 +2,9 @@
  * "FlashAttention", 2022), so that memory grows with the sequence and not with its square.
  *
  * A task is one query head of one sequence; its queries go block by block over the keys they see.
- * The sum so far is rescaled whenever a block raises the maximum. Every task writes its own part
- * of `out` and `lse`, so their order does not matter and threads take them as they come.
+ * The sum so far is rescaled whenever a block raises the maximum. Dropout comes behind the softmax:
+ * what it drops is part of the sum of exponentials, but not of the output. Every task writes its
+ * own part of `out` and `lse`, so their order does not matter and threads take them as they come.
  */
 #include "kernels/cpu/cpu.h"
 
@@ -13,6 +14,7 @@
 
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/vector.h"
+#include "kernels/philox.h"
 
 /* So that a query's first block holds a key that it sees, and its maximum is finite from there on:
  * with a window the block begins where the first query's window does, QUERY_BLOCK - 1 before the
@@ -22,10 +24,45 @@ _Static_assert(QUERY_BLOCK <= KEY_BLOCK, "a block of keys must reach into every 
 /* A block of queries on its way over the keys; one column a query. */
 struct running_block {
     float scores[KEY_BLOCK * QUERY_BLOCK] __attribute__((aligned(64)));
+    float factors[KEY_BLOCK * QUERY_BLOCK] __attribute__((aligned(64))); /* of dropout */
     float maximum[QUERY_BLOCK];
     float factor[QUERY_BLOCK]; /* what the last block made of the sums before it */
     double sum[QUERY_BLOCK];
 };
+
+void attention_dropout_factors(float *factors, const struct attention_head *head,
+                               const struct attention_block *block)
+{
+    const struct attention_dropout *dropout = head->dropout;
+    const uint32_t seed[2] = {(uint32_t)dropout->seed, (uint32_t)(dropout->seed >> 32)};
+    uint32_t threshold = (uint32_t)(dropout->rate * 0x1p32);
+    float kept = (float)(1 / (1 - dropout->rate));
+    int64_t end = block->key + block->keys;
+
+    for (int query = 0; query < QUERY_BLOCK; query++)
+        for (int64_t group = block->key / 32 * 32; group < end; group += 32)
+            for (int64_t first = group; first < group + 8; first++) {
+                uint32_t numbers[4];
+
+                philox_attention(numbers, seed, dropout->place,
+                                 head->dropout_row + block->query + query, head->dropout_head,
+                                 (int)first);
+                for (int i = 0; i < 4; i++) {
+                    int64_t key = first + 8 * i;
+
+                    if (key >= block->key && key < end)
+                        factors[(key - block->key) * QUERY_BLOCK + query] =
+                            numbers[i] < threshold ? 0 : kept;
+                }
+            }
+}
+
+VECTORIZED void attention_multiply(float *x, const float *factors, int keys)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < (int64_t)keys * QUERY_BLOCK; i++)
+        x[i] *= factors[i];
+}
 
 /* Turn a block of scores into exponentials, and take them into the maxima and sums. */
 VECTORIZED static void softmax_block(struct running_block *running, int keys)
@@ -98,6 +135,10 @@ static void forward_head(float *out, int64_t out_stride, float *lse,
                               running.scores, QUERY_BLOCK);
             attention_mask(running.scores, head, &block);
             softmax_block(&running, block.keys);
+            if (head->dropout) {
+                attention_dropout_factors(running.factors, head, &block);
+                attention_multiply(running.scores, running.factors, block.keys);
+            }
             for (int i = 0; i < block.queries && key > first_key; i++)
                 if (running.factor[i] != 1)
                     scale_row(out_block + i * out_stride, running.factor[i], dim);
@@ -122,6 +163,7 @@ void cpu_attention_forward(struct stream *stream, void *out, float *lse, const v
 
     (void)stream;
     assert(shape->heads % shape->kv_heads == 0);
+    assert(shape->dropout.rate >= 0 && shape->dropout.rate < 1);
     assert(shape->starts[0] == 0 && shape->starts[shape->sequences] == shape->rows);
     blas_serial_begin();
 #pragma omp parallel for schedule(dynamic) if (shape->rows * stride > PARALLEL_ELEMENTS)
@@ -137,6 +179,9 @@ void cpu_attention_forward(struct stream *stream, void *out, float *lse, const v
             .length = shape->starts[sequence + 1] - start,
             .head_dim = dim,
             .scale = (float)(1 / sqrt(dim)),
+            .dropout = shape->dropout.rate > 0 ? &shape->dropout : NULL,
+            .dropout_row = shape->dropout.first_row + start,
+            .dropout_head = shape->dropout.first_head + head,
         };
 
         view.window = shape->window > 0 ? shape->window : view.length;

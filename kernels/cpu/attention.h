@@ -12,6 +12,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "kernels/kernels.h"
+
 /* A block of scores, and with it everything a thread holds for a head, fits the second cache. */
 enum { QUERY_BLOCK = 64, KEY_BLOCK = 128 };
 
@@ -23,6 +25,9 @@ struct attention_head {
     int64_t window;         /* `length` when there is none */
     int head_dim;
     float scale;
+    const struct attention_dropout *dropout; /* NULL: none */
+    int64_t dropout_row;                     /* of row 0 among all rows of the run */
+    int dropout_head;                        /* of the query head among all of the model */
 };
 
 /* Queries [query, query + queries) against keys [key, key + keys), numbered within the sequence. */
@@ -30,6 +35,12 @@ struct attention_block {
     int64_t query, key;
     int queries, keys;
 };
+
+/* Dropout of a block of probabilities: factors[keys, QUERY_BLOCK] are 0 or 1 / (1 - rate). */
+void attention_dropout_factors(float *factors, const struct attention_head *head,
+                               const struct attention_block *block);
+/* x[keys, QUERY_BLOCK] *= factors */
+void attention_multiply(float *x, const float *factors, int keys);
 
 /* Start at the block of queries that begins at `query`. */
 static inline void attention_block_begin(struct attention_block *block,

@@ -3,6 +3,9 @@
  *   P = exp(scale q k^T - lse)     dV = P^T dO      dP = dO V^T      D = rowsum(dO o)
  *   dS = scale P (dP - D)          dQ = dS K        dK = dS^T Q
  *
+ * With dropout, whose factors M are 0 or 1 / (1 - rate), dV = (P M)^T dO and dP = (dO V^T) M; D is
+ * the same, of the output that dropout has left.
+ *
  * A task is one key/value head of one sequence with all query heads that it serves, since they
  * add to the same dK and dV, in a fixed order. All sums build up in dqkv itself.
  */
@@ -19,6 +22,7 @@
 struct scratch {
     float p[KEY_BLOCK * QUERY_BLOCK] __attribute__((aligned(64)));
     float ds[KEY_BLOCK * QUERY_BLOCK] __attribute__((aligned(64)));
+    float factors[KEY_BLOCK * QUERY_BLOCK] __attribute__((aligned(64))); /* of dropout */
     float lse[QUERY_BLOCK], delta[QUERY_BLOCK];
 };
 
@@ -69,7 +73,13 @@ static void backward_keys(const struct head_gradient *to, const struct attention
     attention_product(CblasNoTrans, keys, QUERY_BLOCK, dim, head->v + key, stride, dout,
                       QUERY_BLOCK, 0, scratch->ds, QUERY_BLOCK);
     attention_mask(scratch->p, head, block);
+    if (head->dropout) {
+        attention_dropout_factors(scratch->factors, head, block);
+        attention_multiply(scratch->ds, scratch->factors, keys);
+    }
     gradient_block(scratch, head->scale, keys);
+    if (head->dropout)
+        attention_multiply(scratch->p, scratch->factors, keys);
     attention_product(CblasNoTrans, keys, dim, queries, scratch->p, QUERY_BLOCK,
                       to->dout + block->query * to->out_stride, to->out_stride, 1, to->dv + key,
                       stride);
@@ -127,6 +137,7 @@ void cpu_attention_backward(struct stream *stream, void *dqkv, const void *dout,
     (void)stream;
     (void)workspace;
     assert(shape->heads % shape->kv_heads == 0);
+    assert(shape->dropout.rate >= 0 && shape->dropout.rate < 1);
     assert(shape->starts[0] == 0 && shape->starts[shape->sequences] == shape->rows);
     blas_serial_begin();
 #pragma omp parallel for schedule(dynamic) if (shape->rows * stride > PARALLEL_ELEMENTS)
@@ -143,6 +154,8 @@ void cpu_attention_backward(struct stream *stream, void *dqkv, const void *dout,
             .length = shape->starts[sequence + 1] - start,
             .head_dim = dim,
             .scale = (float)(1 / sqrt(dim)),
+            .dropout = shape->dropout.rate > 0 ? &shape->dropout : NULL,
+            .dropout_row = shape->dropout.first_row + start,
         };
 
         view.window = shape->window > 0 ? shape->window : view.length;
@@ -161,6 +174,7 @@ void cpu_attention_backward(struct stream *stream, void *dqkv, const void *dout,
             };
 
             view.q = from + q;
+            view.dropout_head = shape->dropout.first_head + head;
             backward_head(&gradient, &view);
         }
     }

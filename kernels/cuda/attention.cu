@@ -52,7 +52,26 @@ static void check(const struct attention_shape *shape)
     assert(shape->heads > 0 && shape->kv_heads > 0 && shape->heads % shape->kv_heads == 0);
     assert(shape->head_dim > 0 && shape->window >= 0);
     assert(shape->rows <= INT32_MAX && shape->longest <= shape->rows);
+    assert(shape->dropout.rate >= 0 && shape->dropout.rate < 1);
     (void)shape;
+}
+
+struct attention_drops attention_drops_of(const struct attention_shape *shape)
+{
+    const struct attention_dropout *dropout = &shape->dropout;
+    struct attention_drops drops = {};
+
+    drops.kept = 1;
+    if (dropout->rate == 0)
+        return drops;
+    drops.seed[0] = (uint32_t)dropout->seed;
+    drops.seed[1] = (uint32_t)(dropout->seed >> 32);
+    drops.place = dropout->place;
+    drops.threshold = (uint32_t)(dropout->rate * 4294967296.0);
+    drops.kept = (float)(1 / (1 - dropout->rate));
+    drops.first_row = dropout->first_row;
+    drops.first_head = dropout->first_head;
+    return drops;
 }
 
 static const struct attention_implementation *choose(const struct attention_shape *shape,

@@ -310,8 +310,8 @@ static bool supports(const struct attention_shape *shape, enum dtype dtype,
     /* A plan is made for one length, and takes its time. */
     if (shape->varying || dtype == DTYPE_F32 || shape->window > 0 || shape->head_dim % 8 != 0 ||
         shape->head_dim > 128 || shape->heads % shape->kv_heads != 0 || shape->longest < 2 ||
-        shape->rows != shape->sequences * shape->longest || !cudnn_version() ||
-        (pass == ATTENTION_BACKWARD && !backward_supports(shape)))
+        shape->rows != shape->sequences * shape->longest || shape->dropout.rate > 0 ||
+        !cudnn_version() || (pass == ATTENTION_BACKWARD && !backward_supports(shape)))
         return false;
     problem = problem_of(shape, dtype, pass);
     return plan_of(&problem);

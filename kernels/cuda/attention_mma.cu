@@ -6,12 +6,17 @@
  * has 16 or 32 rows of queries alone, so that maxima and sums never leave it, and the probabilities
  * it computes are in the right registers for their product with the values.
  *
+ * Dropout comes between the sums and the product with the values: of the keys of a counter (see
+ * philox.h) a lane has all four. Without it the kernels are others.
+ *
  * The maximum that exponentials are taken relative to need not be the true one: it follows only
  * when it has been outgrown by a factor of 2^8, so that the output so far is seldom rescaled.
  */
 #include "kernels/cuda/attention_mma.h"
 
 #include <math.h>
+
+#include "kernels/philox.h"
 
 static constexpr float OUTGROWN_LOG2 = 8;
 
@@ -146,6 +151,32 @@ static __device__ inline void softmax_scores(struct running_rows<B> &rows, score
         }
 }
 
+/* What is dropped becomes 0; head and first_row, this lane's first, are of the whole run. */
+template <class B>
+static __device__ inline void drop_scores(score_tiles<B> &scores,
+                                          const struct attention_drops &drops, int head,
+                                          int64_t first_row, int first_key)
+{
+    int lane_key = first_key + threadIdx.x % 4 * 2;
+
+    static_assert(B::KEYS % 32 == 0, "all keys of a counter");
+#pragma unroll
+    for (int i = 0; i < B::ROW_TILES; i++)
+#pragma unroll
+        for (int c = 0; c < 4; c++)
+#pragma unroll
+            for (int j = 0; j < B::KEYS / 8; j += 4) {
+                uint32_t numbers[4];
+
+                philox_attention(numbers, drops.seed, drops.place, first_row + 16 * i + c / 2 * 8,
+                                 head, lane_key + 8 * j + c % 2);
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    if (numbers[k] < drops.threshold)
+                        scores[i][j + k][c] = 0;
+            }
+}
+
 /* out += probabilities v */
 template <class B>
 static __device__ inline void value_product(struct running_rows<B> &rows,
@@ -177,10 +208,11 @@ static __device__ inline void value_product(struct running_rows<B> &rows,
     }
 }
 
-/* Divide by the sums and write; lse points to the warp's first row. */
+/* Divide by the sums, which were of `kept` times as much, and write; lse points to the warp's first
+ * row. */
 template <class B>
 static __device__ inline void finish_rows(typename B::T *out, float *lse, int64_t out_stride,
-                                          int left, int head_dim, float scale_log2,
+                                          int left, int head_dim, float scale_log2, float kept,
                                           typename B::T *tile, struct running_rows<B> &rows)
 {
     constexpr float ln2 = 0.693147180559945f;
@@ -201,7 +233,7 @@ static __device__ inline void finish_rows(typename B::T *out, float *lse, int64_
             for (int j = 0; j < B::DIM / 8; j++)
 #pragma unroll
                 for (int c = 2 * half; c < 2 * half + 2; c++)
-                    rows.out[i][j][c] *= 1 / sum;
+                    rows.out[i][j][c] *= kept / sum;
         }
     store_rows<typename B::T, B::ROW_TILES, B::DIM>(out, out_stride, left, head_dim, tile,
                                                     rows.out);
@@ -210,7 +242,8 @@ static __device__ inline void finish_rows(typename B::T *out, float *lse, int64_
 /* What a block of threads works on. */
 template <class T> struct forward_task {
     const T *q, *k, *v; /* row 0 of the sequence */
-    int length;         /* of the sequence */
+    int length, head;   /* of the sequence; of the queries */
+    int64_t start;      /* of the sequence in the batch */
     int first_query, first_key, steps;
 };
 
@@ -230,7 +263,7 @@ static __device__ inline void copy_step(const struct forward_task<typename B::T>
 }
 
 /* The warp's rows, which begin with warp_query and have their queries in q_tile. */
-template <class B>
+template <class B, bool DROPS>
 static __device__ inline void attend(struct running_rows<B> &rows,
                                      const struct forward_task<typename B::T> &task,
                                      const struct mma_problem &problem, typename B::T *q_tile,
@@ -264,12 +297,17 @@ static __device__ inline void attend(struct running_rows<B> &rows,
             first_key <= warp_query + B::ROWS - 1 - problem.window)
             mask_scores<B>(scores, warp_query + threadIdx.x % WARP / 4, first_key, problem.window);
         softmax_scores<B>(rows, scores, problem.scale_log2);
+        if (DROPS)
+            drop_scores<B>(scores, problem.drops, problem.drops.first_head + task.head,
+                           problem.drops.first_row + task.start + warp_query +
+                               threadIdx.x % WARP / 4,
+                           first_key);
         value_product<B>(rows, scores, v_address + place);
     }
 }
 
 /* `blocks` blocks for each head of each sequence, those with the most keys first. */
-template <class B>
+template <class B, bool DROPS>
 static __global__ void __launch_bounds__(B::THREADS, B::BLOCKS)
     forward_kernel(typename B::T *out, float *lse, const typename B::T *qkv,
                    const struct mma_problem problem, int blocks)
@@ -287,6 +325,8 @@ static __global__ void __launch_bounds__(B::THREADS, B::BLOCKS)
     struct running_rows<B> rows;
 
     task.length = (int)(problem.starts[sequence + 1] - start);
+    task.head = head;
+    task.start = start;
     task.first_query = (blocks - 1 - (int)(blockIdx.x % blocks)) * B::QUERIES;
     if (task.first_query >= task.length)
         return;
@@ -310,21 +350,22 @@ static __global__ void __launch_bounds__(B::THREADS, B::BLOCKS)
             for (int j = 0; j < B::DIM / 8; j++)
                 rows.out[i][j][2 * half] = rows.out[i][j][2 * half + 1] = 0;
         }
-    attend<B>(rows, task, problem, q_tile + warp_row * B::DIM, k_tiles, v_tiles,
-              task.first_query + warp_row);
+    attend<B, DROPS>(rows, task, problem, q_tile + warp_row * B::DIM, k_tiles, v_tiles,
+                     task.first_query + warp_row);
     finish_rows<B>(out + (start + task.first_query + warp_row) * out_stride + head * dim,
                    lse + head * problem.rows + start + task.first_query + warp_row, out_stride,
                    task.length - task.first_query - warp_row, problem.head_dim, problem.scale_log2,
-                   q_tile + warp_row * B::DIM, rows);
+                   DROPS ? problem.drops.kept : 1, q_tile + warp_row * B::DIM, rows);
 }
 
-template <class B>
-static void launch_forward(struct stream *stream, void *out, float *lse, const void *qkv,
-                           const struct mma_problem *problem)
+template <class B, bool DROPS>
+static void launch_forward_as(struct stream *stream, void *out, float *lse, const void *qkv,
+                              const struct mma_problem *problem)
 {
     using T = typename B::T;
-    static const cudaError_t enough = cudaFuncSetAttribute(
-        forward_kernel<B>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)B::SHARED_BYTES);
+    static const cudaError_t enough =
+        cudaFuncSetAttribute(forward_kernel<B, DROPS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             (int)B::SHARED_BYTES);
     int64_t blocks = ceil_div(problem->longest, B::QUERIES);
     int64_t grid = blocks * problem->heads * problem->sequences;
 
@@ -332,9 +373,19 @@ static void launch_forward(struct stream *stream, void *out, float *lse, const v
     if (grid == 0)
         return;
     assert(grid <= INT32_MAX);
-    forward_kernel<B><<<(unsigned)grid, B::THREADS, B::SHARED_BYTES, handle_of(stream)>>>(
+    forward_kernel<B, DROPS><<<(unsigned)grid, B::THREADS, B::SHARED_BYTES, handle_of(stream)>>>(
         (T *)out, lse, (const T *)qkv, *problem, (int)blocks);
     LAUNCHED("attention forward");
+}
+
+template <class B>
+static void launch_forward(struct stream *stream, void *out, float *lse, const void *qkv,
+                           const struct mma_problem *problem)
+{
+    if (problem->drops.threshold)
+        launch_forward_as<B, true>(stream, out, lse, qkv, problem);
+    else
+        launch_forward_as<B, false>(stream, out, lse, qkv, problem);
 }
 
 /* Where there is less shared memory than Hopper's, smaller blocks. */
@@ -395,6 +446,7 @@ struct mma_problem mma_problem_of(const struct attention_shape *shape)
         problem.window = shape->window;
     problem.scale = (float)(1 / sqrt(shape->head_dim));
     problem.scale_log2 = (float)(M_LOG2E / sqrt(shape->head_dim));
+    problem.drops = attention_drops_of(shape);
     return problem;
 }
 

@@ -15,6 +15,7 @@ struct mma_problem {
     int window;       /* `longest` when there is none */
     float scale;      /* of scores */
     float scale_log2; /* scale * log2(e), so that exponentials are powers of 2 */
+    struct attention_drops drops;
 };
 
 struct mma_problem mma_problem_of(const struct attention_shape *shape);

@@ -11,6 +11,9 @@
  * through shared memory as the registers they are (both hold the same fragments); dS goes to all,
  * each of which has a part of dQ.
  *
+ * With dropout, whose factors M are 0 or 1 / (1 - rate), dV = (P M) dO and dP = (V dO^T) M. The
+ * probability warps find out what drops, and tell the gradient warps by the sign of P.
+ *
  * dQ is summed over blocks of keys, so by different blocks of threads, in the order of the keys:
  * each adds to the sum in fp32, warp by warp, when its predecessor's same warp has left its turn's
  * number there, and the last one rounds it. The predecessor began before (blocks of threads take
@@ -22,6 +25,8 @@
 #include "kernels/cuda/attention_mma.h"
 
 #include <math.h>
+
+#include "kernels/philox.h"
 
 template <class T_, int DIM_, int WARPS_, int KEY_TILES_, int QUERIES_, int DQ_ROWS_>
 struct backward_tiling {
@@ -73,6 +78,7 @@ template <class T> struct backward_task {
     const T *q, *dout; /* row 0 of the sequence, head 0 of the group */
     T *dq;             /* likewise */
     int length, head, group;
+    int64_t start;  /* of the sequence in the batch */
     int64_t blocks; /* number of the sequence's first block of queries in the workspace */
     int key_block, first_key;
     int last_block, steps; /* blocks of queries are taken from the last one down */
@@ -181,6 +187,18 @@ static __device__ inline void zero_tiles(float (&c)[TILES][COLUMNS][4])
             c[i][j][0] = c[i][j][1] = c[i][j][2] = c[i][j][3] = 0;
 }
 
+template <int TILES, int COLUMNS>
+static __device__ inline void scale_tiles(float (&c)[TILES][COLUMNS][4], float factor)
+{
+#pragma unroll
+    for (int i = 0; i < TILES; i++)
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++)
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                c[i][j][k] *= factor;
+}
+
 /* scores[keys, queries] = key_rows query_rows^T */
 template <class B>
 static __device__ inline void score_product(score_tiles<B> &scores, uint32_t key_rows,
@@ -244,6 +262,52 @@ static __device__ inline void mask_probabilities(score_tiles<B> &p, int lane_key
                 if (key > query || key <= query - window)
                     p[i][j][c] = 0;
             }
+}
+
+/* Probabilities that are dropped become negative, or -0. This lane's first query is of the batch,
+ * the head of the model. */
+template <class B>
+static __device__ inline void drop_probabilities(score_tiles<B> &p,
+                                                 const struct attention_drops &drops, int head,
+                                                 int64_t lane_query, int lane_key)
+{
+    /* a warp's 32 keys are those of whole counters; 16 are the first or the second halves */
+    bool second = B::WARP_KEYS == 16 && lane_key / 16 % 2;
+
+    static_assert(B::WARP_KEYS == 16 || B::WARP_KEYS == 32, "half or all keys of a counter");
+#pragma unroll
+    for (int j = 0; j < B::QUERIES / 8; j++)
+#pragma unroll
+        for (int column = 0; column < 2; column++) {
+            uint32_t numbers[4];
+
+            philox_attention(numbers, drops.seed, drops.place,
+                             drops.first_row + lane_query + 8 * j + column, head, lane_key);
+#pragma unroll
+            for (int i = 0; i < B::KEY_TILES; i++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    uint32_t number = second ? numbers[2 + half] : numbers[2 * i + half];
+
+                    if (number < drops.threshold)
+                        p[i][j][2 * half + column] = -p[i][j][2 * half + column];
+                }
+        }
+}
+
+/* A pair of probabilities with 0 for what is dropped. */
+static __device__ inline uint32_t kept_pair(uint32_t pair)
+{
+    return pair & ~((pair >> 15 & 0x00010001) * 0xffff);
+}
+
+/* dS from a probability that is negative where it is dropped, and from V dO^T. */
+template <bool DROPS>
+static __device__ inline float score_gradient(float p, float dp, float delta, float kept)
+{
+    if (!DROPS)
+        return p * (dp - delta);
+    return p < 0 ? p * delta : p * (dp * kept - delta);
 }
 
 /* --- dQ -----------------------------------------------------------------------------------------
@@ -394,7 +458,7 @@ dq_leave(const dq_tiles<B> &dq, const struct dq_part<B> &part, const struct mma_
  */
 
 /* dv = the sum over all steps of P dO, for this warp's keys */
-template <class B>
+template <class B, bool DROPS>
 static __device__ inline void probability_part(gradient_tiles<B> &dv,
                                                struct backward_shared<B> &shared,
                                                const struct backward_arguments &arguments,
@@ -436,6 +500,10 @@ static __device__ inline void probability_part(gradient_tiles<B> &dv,
             warp_key <= first_query + B::QUERIES - 1 - problem.window)
             mask_probabilities<B>(p, warp_key + lane / 4, first_query + lane % 4 * 2,
                                   problem.window);
+        if (DROPS)
+            drop_probabilities<B>(p, problem.drops,
+                                  problem.drops.first_head + task.head + step.head,
+                                  task.start + first_query + lane % 4 * 2, warp_key + lane / 4);
 #pragma unroll
         for (int i = 0; i < B::KEY_TILES; i++)
 #pragma unroll
@@ -448,6 +516,10 @@ static __device__ inline void probability_part(gradient_tiles<B> &dv,
                 }
                 shared.p[i * (B::QUERIES / 16) + k][thread] = make_uint4(
                     fragments[i][k][0], fragments[i][k][1], fragments[i][k][2], fragments[i][k][3]);
+                if (DROPS)
+#pragma unroll
+                    for (int j = 0; j < 4; j++)
+                        fragments[i][k][j] = kept_pair(fragments[i][k][j]);
             }
         barrier_arrive(P_READY, B::THREADS);
         part = dq_part_of<B>(arguments, task, step);
@@ -458,10 +530,12 @@ static __device__ inline void probability_part(gradient_tiles<B> &dv,
         turn = dq_leave<B>(dq, part, problem, task, step);
     }
     dq_pass_on(turn);
+    if (DROPS)
+        scale_tiles(dv, problem.drops.kept);
 }
 
 /* dk = the sum over all steps of dS Q, for this warp's keys */
-template <class B>
+template <class B, bool DROPS>
 static __device__ inline void gradient_part(gradient_tiles<B> &dk,
                                             struct backward_shared<B> &shared,
                                             const struct backward_arguments &arguments,
@@ -515,8 +589,9 @@ static __device__ inline void gradient_part(gradient_tiles<B> &dk,
                     const float *pair = dp[i][2 * k + j / 2] + j % 2 * 2;
                     float2 p = unpack_pair(pairs[j], T());
 
-                    fragments[i][k][j] = pack_pair<T>(p.x * (pair[0] - delta[j / 2].x),
-                                                      p.y * (pair[1] - delta[j / 2].y));
+                    fragments[i][k][j] = pack_pair<T>(
+                        score_gradient<DROPS>(p.x, pair[0], delta[j / 2].x, problem.drops.kept),
+                        score_gradient<DROPS>(p.y, pair[1], delta[j / 2].y, problem.drops.kept));
                     store_pair(chunk_step(ds, 2 * k + j / 2) + (16 * i + j % 2 * 8) * ds_row_bytes,
                                fragments[i][k][j]);
                 }
@@ -532,17 +607,11 @@ static __device__ inline void gradient_part(gradient_tiles<B> &dk,
         turn = dq_leave<B>(dq, part, problem, task, step);
     }
     dq_pass_on(turn);
-#pragma unroll
-    for (int i = 0; i < B::KEY_TILES; i++)
-#pragma unroll
-        for (int j = 0; j < B::DIM / 8; j++)
-#pragma unroll
-            for (int c = 0; c < 4; c++)
-                dk[i][j][c] *= problem.scale;
+    scale_tiles(dk, problem.scale);
 }
 
 /* As many blocks as there may be tasks: blocks of keys of each key/value head of each sequence. */
-template <class B>
+template <class B, bool DROPS>
 static __global__ void __launch_bounds__(B::THREADS, 1)
     backward_kernel(typename B::T *dqkv, const typename B::T *dout, const typename B::T *qkv,
                     const struct backward_arguments arguments)
@@ -572,6 +641,7 @@ static __global__ void __launch_bounds__(B::THREADS, 1)
     if (task.first_key >= task.length)
         return;
     task.group = heads / kv_heads;
+    task.start = start;
     task.head = kv_head * task.group;
     task.q = qkv + start * problem.stride + task.head * dim;
     task.dq = dqkv + start * problem.stride + task.head * dim;
@@ -595,9 +665,9 @@ static __global__ void __launch_bounds__(B::THREADS, 1)
     __syncthreads();
     zero_tiles(sum);
     if (gradient)
-        gradient_part<B>(sum, shared, arguments, task);
+        gradient_part<B, DROPS>(sum, shared, arguments, task);
     else
-        probability_part<B>(sum, shared, arguments, task);
+        probability_part<B, DROPS>(sum, shared, arguments, task);
     __syncthreads(); /* nobody needs k and v any more */
     warp_row = threadIdx.x % B::PART_THREADS / WARP * B::WARP_KEYS;
     store_rows<T, B::KEY_TILES, B::DIM>(
@@ -689,6 +759,22 @@ struct backward_call {
     size_t bytes;
 };
 
+template <class B, bool DROPS>
+static void launch_backward(const struct backward_call *call,
+                            const struct backward_arguments &arguments, unsigned tasks)
+{
+    using T = typename B::T;
+    static const cudaError_t enough =
+        cudaFuncSetAttribute(backward_kernel<B, DROPS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             (int)sizeof(struct backward_shared<B>));
+
+    cuda_note(enough, "shared memory for attention");
+    backward_kernel<B, DROPS>
+        <<<tasks, B::THREADS, sizeof(struct backward_shared<B>), handle_of(call->stream)>>>(
+            (T *)call->dqkv, (const T *)call->dout, (const T *)call->qkv, arguments);
+    LAUNCHED("attention backward");
+}
+
 template <class B> static void backward_as(struct backward_call *call)
 {
     using T = typename B::T;
@@ -708,16 +794,13 @@ template <class B> static void backward_as(struct backward_call *call)
     if (grid == 0)
         return;
     assert(grid <= INT32_MAX);
-    static const cudaError_t enough =
-        cudaFuncSetAttribute(backward_kernel<B>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             (int)sizeof(struct backward_shared<B>));
-    cuda_note(enough, "shared memory for attention");
     prepare_kernel<B><<<(unsigned)grid, PREPARE_THREADS, 0, stream>>>(
         (const T *)call->dout, (const T *)call->out, call->lse, arguments, (int)blocks);
     LAUNCHED("attention backward: sums of rows");
-    backward_kernel<B><<<(unsigned)tasks, B::THREADS, sizeof(struct backward_shared<B>), stream>>>(
-        (T *)call->dqkv, (const T *)call->dout, (const T *)call->qkv, arguments);
-    LAUNCHED("attention backward");
+    if (arguments.problem.drops.threshold)
+        launch_backward<B, true>(call, arguments, (unsigned)tasks);
+    else
+        launch_backward<B, false>(call, arguments, (unsigned)tasks);
 }
 
 /* The largest blocks for which there is shared memory: Hopper's, A100's, or what others have. */

@@ -13,6 +13,8 @@
 
 #include <math.h>
 
+#include "kernels/philox.h"
+
 enum { THREADS = 256 };
 
 /* DIM: head_dim rounded up; columns from head_dim on are zeros. */
@@ -38,6 +40,7 @@ struct simt_problem {
     int window; /* the longest sequence when there is none */
     int blocks; /* of ROWS rows, of the longest sequence */
     float scale;
+    struct attention_drops drops;
 };
 
 /* --- parts of kernels ---------------------------------------------------------------------------
@@ -166,6 +169,19 @@ static __device__ inline bool sees(int query, int key, int window)
     return key <= query && key > query - window;
 }
 
+/* What dropout multiplies a probability by. `row` is the query's, in the batch. */
+static __device__ inline float drop_factor(const struct attention_drops &drops, int64_t row,
+                                           int head, int key)
+{
+    uint32_t numbers[4];
+
+    if (drops.threshold == 0)
+        return drops.kept;
+    philox_attention(numbers, drops.seed, drops.place, drops.first_row + row,
+                     drops.first_head + head, key);
+    return numbers[key / 8 % 4] < drops.threshold ? 0 : drops.kept;
+}
+
 /* One block of rows of one head of one sequence; blockIdx counts blocks within heads within
  * sequences, the last blocks first. */
 template <class T> struct simt_task {
@@ -235,6 +251,7 @@ static __global__ void __launch_bounds__(THREADS)
         for (int i = lane; i < S::ROWS; i += S::LANES) {
             row_scores[i] = row_scores[i] == -INFINITY ? 0 : expf(row_scores[i] - maximum);
             block_sum += row_scores[i];
+            row_scores[i] *= drop_factor(problem.drops, task.start + query, task.head, key + i);
         }
         sum = fmaf(sum, factor, block_sum);
 #pragma unroll
@@ -282,21 +299,29 @@ static __global__ void __launch_bounds__(THREADS)
         delta[head * problem.rows + row] = sum;
 }
 
-/* p: q k^T in, P out; ds: dO v^T in, scale dS out; rows are queries. lse and delta are the
- * block's. */
+/* A square of scores: queries by keys of a head of a sequence. */
+struct simt_square {
+    int64_t start;    /* of the sequence */
+    int length, head; /* the query's */
+    int first_query, first_key;
+};
+
+/* p: q k^T in, what is left of P out; ds: dO v^T in, scale dS out; rows are queries. lse and delta
+ * are the block's. */
 template <class S>
 static __device__ inline void gradient_scores(float *p, float *ds, const float *lse,
-                                              const float *delta, int first_query, int first_key,
-                                              int length, const struct simt_problem &problem)
+                                              const float *delta, const struct simt_square &square,
+                                              const struct simt_problem &problem)
 {
     for (int i = threadIdx.x; i < S::ROWS * S::ROWS; i += THREADS) {
         int row = i / S::ROWS, column = i % S::ROWS, at = row * (S::ROWS + 1) + column;
-        bool seen = first_query + row < length &&
-                    sees(first_query + row, first_key + column, problem.window);
+        int query = square.first_query + row, key = square.first_key + column;
+        bool seen = query < square.length && sees(query, key, problem.window);
         float probability = seen ? expf(p[at] * problem.scale - lse[row]) : 0;
+        float factor = drop_factor(problem.drops, square.start + query, square.head, key);
 
-        p[at] = probability;
-        ds[at] = seen ? probability * (ds[at] - delta[row]) * problem.scale : 0;
+        p[at] = probability * factor;
+        ds[at] = seen ? probability * (ds[at] * factor - delta[row]) * problem.scale : 0;
     }
 }
 
@@ -337,6 +362,8 @@ static __global__ void __launch_bounds__(THREADS)
         for (int query = task.first;
              query < min((int64_t)task.length, (int64_t)task.first + S::ROWS + problem.window - 1);
              query += S::ROWS) {
+            const struct simt_square square = {task.start, task.length, head, query, task.first};
+
             __syncthreads();
             load_rows<S>(q, task.base + head * dim, problem.stride, query, task.length, dim);
             load_rows<S>(o, dout + task.start * problem.out_stride + head * dim, problem.out_stride,
@@ -347,8 +374,7 @@ static __global__ void __launch_bounds__(THREADS)
             score_product<S>(p, q, k);
             score_product<S>(ds, o, v);
             __syncthreads();
-            gradient_scores<S>(p, ds, block_lse, block_delta, query, task.first, task.length,
-                               problem);
+            gradient_scores<S>(p, ds, block_lse, block_delta, square, problem);
             __syncthreads();
             row_product<S>(dv, p + row, S::ROWS + 1, o);
             row_product<S>(dk, ds + row, S::ROWS + 1, q);
@@ -385,6 +411,8 @@ static __global__ void __launch_bounds__(THREADS)
                  task.first, task.length);
     for (int key = max(task.first - problem.window + 1, 0) / S::ROWS * S::ROWS;
          key < min(task.first + S::ROWS, task.length); key += S::ROWS) {
+        const struct simt_square square = {task.start, task.length, task.head, task.first, key};
+
         __syncthreads();
         load_rows<S>(k, task.base + k_column, problem.stride, key, task.length, dim);
         load_rows<S>(v, task.base + v_column, problem.stride, key, task.length, dim);
@@ -392,7 +420,7 @@ static __global__ void __launch_bounds__(THREADS)
         score_product<S>(p, q, k);
         score_product<S>(ds, o, v);
         __syncthreads();
-        gradient_scores<S>(p, ds, block_lse, block_delta, task.first, key, task.length, problem);
+        gradient_scores<S>(p, ds, block_lse, block_delta, square, problem);
         __syncthreads();
         row_product<S>(dq, ds + row * (S::ROWS + 1), 1, k);
     }
@@ -421,6 +449,7 @@ static struct simt_problem problem_of(const struct attention_shape *shape, int r
         problem.window = shape->window;
     problem.blocks = (int)ceil_div(shape->longest, rows_of_block);
     problem.scale = (float)(1 / sqrt(shape->head_dim));
+    problem.drops = attention_drops_of(shape);
     return problem;
 }
 

@@ -572,7 +572,7 @@ static bool supports(const struct attention_shape *shape, enum dtype dtype,
     (void)pass;
     return cuda_device.major == 9 && cuda_device.minor == 0 && encode_function() && built() &&
            (dtype == DTYPE_BF16 || dtype == DTYPE_F16) &&
-           (shape->head_dim == 64 || shape->head_dim == 128);
+           (shape->head_dim == 64 || shape->head_dim == 128) && shape->dropout.rate == 0;
 }
 
 template <class T>

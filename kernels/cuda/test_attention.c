@@ -1,6 +1,6 @@
 /* Attention on the device against the CPU's: several sequences of odd lengths in one buffer, heads
- * that share keys, windows, and head sizes with and without padding. What kernels must write is
- * NaN before, as is the workspace.
+ * that share keys, windows, dropout (whose masks are to be the CPU's), and head sizes with and
+ * without padding. What kernels must write is NaN before, as is the workspace.
  */
 #include "kernels/cuda/test_device.h"
 
@@ -20,7 +20,7 @@ struct attention_arrays {
 };
 
 static void arrays_open(struct attention_arrays *a, const int32_t *starts, int sequences,
-                        struct heads heads, int head_dim, int window)
+                        struct heads heads, int head_dim, int window, double rate)
 {
     enum dtype dtype = cuda->dtype;
     int64_t rows = starts[sequences], longest = 0;
@@ -41,6 +41,11 @@ static void arrays_open(struct attention_arrays *a, const int32_t *starts, int s
         .device_starts = a->starts.device,
         .longest = longest,
         .window = window,
+        .dropout = {.rate = rate,
+                    .seed = 0x123456789abcULL,
+                    .place = 3,
+                    .first_row = (1LL << 33) + 1003,
+                    .first_head = 6},
     };
     a->qkv = twin_random("qkv", wide, dtype, 1);
     a->dout = twin_random("dout", narrow, dtype, 1);
@@ -66,14 +71,14 @@ static void arrays_close(struct attention_arrays *a)
 }
 
 static void test_shape(const int32_t *starts, int sequences, struct heads heads, int head_dim,
-                       int window)
+                       int window, double rate)
 {
     struct attention_arrays a;
     char what[96];
 
-    snprintf(what, sizeof(what), "%d heads of %d, %d for keys, %d sequences, window %d",
-             heads.heads, head_dim, heads.kv_heads, sequences, window);
-    arrays_open(&a, starts, sequences, heads, head_dim, window);
+    snprintf(what, sizeof(what), "%d heads of %d, %d for keys, %d sequences, window %d, dropout %g",
+             heads.heads, head_dim, heads.kv_heads, sequences, window, rate);
+    arrays_open(&a, starts, sequences, heads, head_dim, window, rate);
     cpu->attention_forward(NULL, a.out.host, a.lse.host, a.qkv.host, &a.shape);
     cpu->attention_backward(NULL, a.dqkv.host, a.dout.host, a.out.host, a.qkv.host, a.lse.host,
                             NULL, &a.shape);
@@ -102,20 +107,25 @@ static void test(void)
 
     if (test_small()) {
         for (int dim = 0; dim < 6; dim++) {
-            test_shape(starts, 5, heads[2], dims[dim], 0);
-            test_shape(starts, 5, heads[1], dims[dim], 7);
+            test_shape(starts, 5, heads[2], dims[dim], 0, 0);
+            test_shape(starts, 5, heads[1], dims[dim], 7, 0);
+            test_shape(starts, 5, heads[2], dims[dim], 0, 0.2);
         }
         return;
     }
     for (int dim = 0; dim < 6; dim++) {
         for (int i = 0; i < 5; i++)
-            test_shape(starts, 8, heads[i], dims[dim], 0);
+            test_shape(starts, 8, heads[i], dims[dim], 0, 0);
         for (int i = 1; i < 5; i++)
-            test_shape(starts, 8, heads[i], dims[dim], windows[i]);
-        test_shape(one_start, 1, heads[4], dims[dim], 0);
-        test_shape(one_start, 1, heads[2], dims[dim], 300);
+            test_shape(starts, 8, heads[i], dims[dim], windows[i], 0);
+        test_shape(one_start, 1, heads[4], dims[dim], 0, 0);
+        test_shape(one_start, 1, heads[2], dims[dim], 300, 0);
+        test_shape(starts, 8, heads[2], dims[dim], 0, 0.1);
+        test_shape(starts, 8, heads[4], dims[dim], 100, 0.5);
+        test_shape(one_start, 1, heads[4], dims[dim], 0, 0.2);
     }
-    test_shape(starts, 8, heads[4], 33, 100);
+    test_shape(starts, 8, heads[4], 33, 100, 0);
+    test_shape(starts, 8, heads[4], 33, 0, 0.2);
 }
 
 int main(int argc, char **argv)

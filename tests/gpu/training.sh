@@ -94,7 +94,7 @@ if [[ $parts == *" families "* ]]; then
 fi
 
 if [[ $parts == *" dropout "* ]]; then
-    on_both dropout --hidden-dropout=0.1 --recompute=full --recompute-layers=2
+    on_both dropout --hidden-dropout=0.1 --attention-dropout=0.1 --recompute=full --recompute-layers=2
 fi
 
 if [[ $parts == *" init "* ]]; then
