@@ -153,8 +153,7 @@ int comm_open(struct comm_groups *groups, const struct world *world, const struc
             comm_connect(groups->pp);
     }
     if (layout_chunks(layout) > 1) {
-        groups->wrap =
-            open_group(groups->world, 2, at_end ? place.dp * layout->tp + place.tp : -1, "wrap");
+        groups->wrap = open_group(groups->world, 2, at_end ? in_stage : -1, "wrap");
         complete = complete && (groups->wrap || !at_end);
         if (groups->world->backend->set_apart)
             groups->world->backend->set_apart(groups->world, groups->wrap);
