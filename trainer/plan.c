@@ -201,7 +201,15 @@ double plan_microbatch_s(const struct plan_device *device, const struct stage *s
     return seconds;
 }
 
-double plan_pipeline_s(const double *microbatch_s, int stages, int64_t microbatches,
+/* Of ZB-H1 with forward and both parts of backward alike; of interleaved 1F1B. */
+static double filling_of(const struct stage *stage)
+{
+    if (stage->pipeline.schedule == PIPELINE_ZERO_BUBBLE)
+        return 1.0 / 3;
+    return 1.0 / stage->pipeline.chunks;
+}
+
+double plan_pipeline_s(const double *microbatch_s, int stages, int64_t microbatches, double filling,
                        double message_s)
 {
     double slowest = 0, all = 0;
@@ -210,7 +218,8 @@ double plan_pipeline_s(const double *microbatch_s, int stages, int64_t microbatc
         slowest = larger(slowest, microbatch_s[i]);
         all += microbatch_s[i];
     }
-    return (double)(microbatches - 1) * slowest + all + 2 * (stages - 1) * message_s;
+    return (double)microbatches * slowest + filling * (all - slowest) +
+           2 * (stages - 1) * message_s;
 }
 
 /* What travels beside `hidden_by` seconds of products, but for the `last` seconds of it: what is
@@ -263,7 +272,7 @@ static double update_s(const struct plan_device *device, const struct stage *sta
 
 struct measured {
     double *microbatch_s, *after_s; /* of each stage */
-    double boundary_bytes;
+    double boundary_bytes, filling;
 };
 
 static int measure_stages(struct plan *plan, const struct plan_job *job,
@@ -284,6 +293,7 @@ static int measure_stages(struct plan *plan, const struct plan_job *job,
                                     ? 0
                                     : reduction_s(device, &stage, measured->microbatch_s[pp]) +
                                           update_s(device, &stage);
+        measured->filling = filling_of(&stage);
         measured->boundary_bytes = (double)(stage.sizes.shard_rows * stage.sizes.hidden) *
                                    (double)dtype_bytes(device->kernels->dtype);
         stage_destroy(&stage);
@@ -304,8 +314,9 @@ static void set_time(struct plan *plan, const struct plan_job *job,
 
     for (int i = 0; i < layout->pp; i++)
         after = larger(after, measured->after_s[i]);
-    plan->step_s =
-        plan_pipeline_s(measured->microbatch_s, layout->pp, plan->microbatches, message_s) + after;
+    plan->step_s = plan_pipeline_s(measured->microbatch_s, layout->pp, plan->microbatches,
+                                   measured->filling, message_s) +
+                   after;
     plan->tokens_per_s = tokens / plan->step_s;
     if (device->peak_rate > 0)
         plan->mfu = plan->tokens_per_s * model_flops_per_token(job->model, work->seq_length, true) /
