@@ -27,7 +27,7 @@ static double larger(double a, double b)
 #define SCRATCH_BYTES           ((size_t)1 << 20)
 
 /* Groups of more than one rank that a rank is a member of at most: world, tp, dp, pp, model,
- * embedding, kv. */
+ * embedding, kv; wrap and its two directions. */
 static size_t groups_of(const struct layout *layout, const struct model *model)
 {
     size_t groups = layout_world(layout) > 1;
@@ -36,6 +36,7 @@ static size_t groups_of(const struct layout *layout, const struct model *model)
     groups += layout->cp > 1;
     groups += layout->pp > 1;
     groups += layout_kv_sharing(layout, model) > 1;
+    groups += layout_chunks(layout) > 1 ? 3 : 0;
     return groups;
 }
 

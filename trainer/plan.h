@@ -7,10 +7,10 @@
  *   a microbatch on a stage: products at the product rate, less where matrices are small; attention
  *     at its own rate; what is bound by memory at the memory's bandwidth; sums over tensor
  *     parallelism at the link's.
- *   a step: the slowest stage for all microbatches, the other stages for one, with several chunks
- * or zero-bubble a part of that, and the messages that fill and drain the pipeline; then what of
- * the reduction over replicas, and of the gathering of weights, the passes beside it do not hide,
- * and the optimizer's update at the memory's bandwidth.
+ *   a step: the slowest stage for all microbatches, the other stages for one (with several chunks
+ *     or zero-bubble a part of that), and the messages that fill and drain the pipeline; then what
+ *     of the reduction over replicas, and of the gathering of weights, the passes beside it do not
+ *     hide, and the optimizer's update at the memory's bandwidth.
  */
 #ifndef MTLLM_TRAINER_PLAN_H
 #define MTLLM_TRAINER_PLAN_H
