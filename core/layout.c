@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 struct layout_place layout_place(const struct layout *layout, int rank)
 {
@@ -146,6 +147,12 @@ int layout_check(const struct layout *layout, const struct settings *settings,
     if (check_tp(layout, settings, model, prefix, error) < 0 ||
         check_cp(layout, settings, model, prefix, error) < 0)
         return -1;
+    if (layout_chunks(layout) > 1 &&
+        strcmp(setting_text(settings, SETTING_PP_SCHEDULE), "zero-bubble") == 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "%spp-schedule=zero-bubble: goes with one chunk a stage, not "
+                         "%spp-chunks=%d; leave one of them away",
+                         prefix, prefix, layout->chunks);
     if (layout_virtual_stages(layout) <= model->layers)
         return 0;
     if (layout->pp <= model->layers)

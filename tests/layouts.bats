@@ -208,6 +208,99 @@ layouts() {
     losses_agree <(head -n 15 other/metrics.jsonl) <(head -n 15 "$(reference)") 1e-5 15
 }
 
+# stages RANKS OPTION...: eight layers on pipeline stages have the losses of one rank.
+stages() {
+    local ranks=$1
+    shift
+    rm -rf run
+    train "$ranks" $model --layers=8 $run "$@" --run-dir=run > log 2>&1 || { cat log; return 1; }
+    losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20 >&2
+}
+
+@test "pp-chunks: stages that take chunks by turns; in any number of microbatches" {
+    train 1 $model --layers=8 $run --micro-batch-size=8 --run-dir=one > log 2>&1
+    stages 2 --pp=2 --pp-chunks=2
+    stages 2 --pp=2 --pp-chunks=4 --micro-batch-size=8
+    stages 2 --pp=2 --pp-chunks=3 --micro-batch-size=2
+    stages 4 --pp=4 --pp-chunks=2 --micro-batch-size=4
+    stages 4 --pp=4 --pp-chunks=2
+    stages 8 --pp=4 --pp-chunks=2 --dp=2
+    stages 8 --tp=2 --pp=2 --pp-chunks=2 --dp=2
+    stages 8 --tp=2 --pp=4 --pp-chunks=2
+    stages 4 --cp=2 --pp=2 --pp-chunks=2
+    stages 8 --pp=4 --pp-chunks=2 --dp=2 --zero=0
+    # Microbatches that stages do not divide: 9 on 2 stages, 6 on 4.
+    for odd in 9 6; do
+        rm -rf one
+        train 1 $model --layers=8 $run --global-batch-size=$odd --run-dir=one > log 2>&1
+        stages 2 --pp=2 --pp-chunks=2 --global-batch-size=$odd
+        stages 4 --pp=4 --pp-chunks=2 --global-batch-size=$odd
+    done
+    status=0
+    train 4 $model --layers=7 $run --pp=4 --pp-chunks=2 --run-dir=none > log 2>&1 || status=$?
+    [ $status = 78 ]
+    grep -e '--pp-chunks=2: .* has 7 layers' log
+}
+
+@test "pp-chunks: the same bits twice, tied embeddings, dropout, computed again; any layout goes on" {
+    options="--layers=8 --tied-embeddings=yes --hidden-dropout=0.2 --lr-decay-steps=25"
+    chunks="--pp=2 --pp-chunks=2 --dp=2"
+    train 1 $model $run $options --micro-batch-size=8 --run-dir=one > log 2>&1
+    stages 4 $options $chunks
+    mv run kept
+    stages 4 $options $chunks
+    mtllm-ckpt diff kept/ckpt/latest run/ckpt/latest
+    for how in selective full "full --recompute-layers=3"; do
+        stages 4 $options $chunks --recompute=$how
+        mtllm-ckpt diff kept/ckpt/latest run/ckpt/latest
+    done
+    # There and back.
+    train 1 $model $run $options --micro-batch-size=8 --steps=25 --run-dir=one > log 2>&1
+    for layout in "--pp=2 --pp-chunks=2 --dp=2" "--pp=4 --dp=1" "--tp=2 --pp=2 --pp-chunks=4"; do
+        rm -rf on
+        cp -r kept on
+        train 4 $model $run $options $layout --steps=25 --run-dir=on > log 2>&1
+        losses_agree on/metrics.jsonl one/metrics.jsonl 1e-5 25 >&2
+    done
+    train 4 $model $run $options $chunks --steps=25 --run-dir=kept > log 2>&1
+    losses_agree kept/metrics.jsonl one/metrics.jsonl 1e-5 25 >&2
+}
+
+# split RANKS OPTION...: a backward in two parts gives the bits of one in one.
+split() {
+    local ranks=$1 schedule
+    shift
+    for schedule in 1f1b zero-bubble; do
+        rm -rf $schedule
+        train "$ranks" $model $run --pp-schedule=$schedule "$@" --run-dir=$schedule > log 2>&1 ||
+            { cat log; return 1; }
+    done
+    mtllm-ckpt diff 1f1b/ckpt/latest zero-bubble/ckpt/latest
+}
+
+@test "pp-schedule=zero-bubble: the bits of 1f1b" {
+    split 2 --pp=2
+    losses_agree zero-bubble/metrics.jsonl "$(reference)" 1e-5 20 >&2
+    split 4 --pp=4 --micro-batch-size=4
+    split 4 --pp=4 --hidden-dropout=0.2 --tied-embeddings=yes
+    split 8 --pp=4 --dp=2
+    split 8 --pp=4 --dp=2 --zero=0
+    split 8 --tp=2 --pp=2 --dp=2
+    split 4 --cp=2 --pp=2
+    split 4 --pp=4 --recompute=selective
+    split 4 --pp=2 --recompute=full --recompute-layers=1 --dp=2
+    split 4 --pp=4 --qkv-bias=yes --output-bias=yes --mlp-bias=yes
+    split 4 --pp=4 --family=falcon --parallel-norms=1 --kv-heads=1
+    split 4 --pp=4 --family=falcon --parallel-norms=2 --hidden-dropout=0.2
+    # By itself where that pays; the share of a step that stages wait is told either way.
+    train 4 $model $run --pp=4 --run-dir=run > log 2>&1
+    grep -c '"pipeline_idle":0\.[0-9]*[1-9]' run/metrics.jsonl | grep -x 20
+    status=0
+    train 2 $model $run --pp=2 --pp-chunks=2 --pp-schedule=zero-bubble > log 2>&1 || status=$?
+    [ $status = 78 ]
+    grep -e '--pp-schedule=zero-bubble: goes with one chunk' log
+}
+
 @test "tied embeddings, tp=2 pp=2 dp=2" {
     train 1 $model $run --tied-embeddings=yes --micro-batch-size=8 --run-dir=one > log 2>&1
     train 8 $model $run --tied-embeddings=yes --tp=2 --pp=2 --run-dir=run > log 2>&1

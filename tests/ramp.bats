@@ -52,6 +52,12 @@ refused() {
             --micro-batch-size=$4 > log 2>&1 || { cat log; false; }
         losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 $steps
     done
+    # Stages that take chunks by turns, or put off weights' gradients, in whatever microbatches.
+    for how in --pp-chunks=2 --pp-schedule=zero-bubble; do
+        rm -rf run
+        train 2 $model $run --batch-size-ramp="$ramp" --pp=2 $how > log 2>&1 || { cat log; false; }
+        losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 $steps
+    done
 }
 
 # stopped_and_resumed OPTION...: every checkpoint that a stop inside the ramp leaves leads to the bits

@@ -15,6 +15,12 @@
  * once more, into the scratch memory whose content they replace. Of layers that are recomputed
  * whole only the input is kept: backward runs them forward again, up to what it reads, in memory
  * that all of them share.
+ *
+ * The gradients of the products' weights nobody waits for, so they can come later
+ * (pipeline_order.h): what they read of forward is in the slot, and the gradients of the products'
+ * outputs are copied where they stay: the wide ones over what backward has no more use for, those
+ * of the residual stream's width into slot->deferred. Layers of which forward's part is not kept do
+ * it at once all the same.
  */
 #include "trainer/stage.h"
 
@@ -217,6 +223,7 @@ struct branch_input {
     enum tensor_role weight, bias;
     int64_t width;      /* that the product gives */
     const void *normed; /* the norm's output */
+    void *deferred;     /* where the gradient of that product waits; NULL: it does not */
 };
 
 /* From the gradient of that product, scratch.dwide, to this rank's part of that of the norm's
@@ -229,18 +236,47 @@ static void input_backward(struct stage *stage, int64_t layer, const struct bran
     stage->kernels->linear_backward_input(
         stage->stream, stage_parts(stage, dnormed), stage->scratch.dwide,
         weight_of(stage, input->weight, layer), n->rows, n->hidden, input->width, accumulate);
-    bias_backward(stage, input->bias, layer, stage->scratch.dwide, input->width);
 }
 
 /* `normed` whole. */
-static void weight_backward(struct stage *stage, int64_t layer, const struct branch_input *input,
-                            const void *normed)
+static void input_weights(struct stage *stage, int64_t layer, const struct branch_input *input,
+                          const void *doutput, const void *normed)
 {
     const struct stage_sizes *n = &stage->sizes;
 
     stage->kernels->linear_backward_weight(stage->stream, gradient_of(stage, input->weight, layer),
-                                           stage->scratch.dwide, normed, n->rows, n->hidden,
-                                           input->width);
+                                           doutput, normed, n->rows, n->hidden, input->width);
+    bias_backward(stage, input->bias, layer, doutput, input->width);
+}
+
+/* Of a product that ends a branch, of x[rows, width]. */
+static void output_weights(struct stage *stage, int64_t layer, enum tensor_role weight,
+                           enum tensor_role bias, const void *doutput, const void *x, int64_t width)
+{
+    const struct stage_sizes *n = &stage->sizes;
+
+    stage->kernels->linear_backward_weight(stage->stream, gradient_of(stage, weight, layer),
+                                           doutput, x, n->rows, width, n->hidden);
+    bias_backward(stage, bias, layer, doutput, n->hidden);
+}
+
+/* Where gradients of the layer's products wait for those of its weights; NULL: they come at once.
+ */
+static const struct deferred_gradients *deferred_of(const struct stage *stage, int64_t layer,
+                                                    const struct block_activations *block)
+{
+    int64_t i = layer - block->slot->chunk->first_layer;
+
+    if (!block->slot->deferred || stage->recompute == RECOMPUTE_SELECTIVE ||
+        i < block->slot->chunk->recompute_layers)
+        return NULL;
+    return &block->slot->deferred[i];
+}
+
+static void keep(struct stage *stage, void *to, const void *gradient, int64_t width)
+{
+    stage->kernels->copy(stage->stream, to, gradient,
+                         (size_t)(stage->sizes.rows * width) * dtype_bytes(stage->kernels->dtype));
 }
 
 /* Both: the norm's output is gathered while its gradient is computed, whose parts are summed while
@@ -248,13 +284,23 @@ static void weight_backward(struct stage *stage, int64_t layer, const struct bra
 static void both_backward(struct stage *stage, int64_t layer, const struct branch_input *input,
                           void *dnormed, bool accumulate, bool sum)
 {
-    const void *normed = stage_gather_begin(stage, input->normed, stage->scratch.whole_normed);
+    const void *normed;
 
+    if (input->deferred) {
+        input_backward(stage, layer, input, dnormed, accumulate);
+        if (sum)
+            stage_sum_begin(stage, dnormed);
+        keep(stage, input->deferred, stage->scratch.dwide, input->width);
+        if (sum)
+            stage_sum_end(stage);
+        return;
+    }
+    normed = stage_gather_begin(stage, input->normed, stage->scratch.whole_normed);
     input_backward(stage, layer, input, dnormed, accumulate);
     stage_gather_end(stage);
     if (sum)
         stage_sum_begin(stage, dnormed);
-    weight_backward(stage, layer, input, normed);
+    input_weights(stage, layer, input, stage->scratch.dwide, normed);
     if (sum)
         stage_sum_end(stage);
 }
@@ -288,6 +334,7 @@ static const void *mlp_backward(struct stage *stage, int64_t layer,
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *scratch = &stage->scratch;
     void *again = stage->recompute == RECOMPUTE_SELECTIVE ? block->gated : NULL;
+    const struct deferred_gradients *deferred = deferred_of(stage, layer, block);
 
     gradient = output_backward(stage, layer, TENSOR_DOWN, n->ffn, gradient, false);
     if (stage->model->mlp == MODEL_MLP_SWIGLU)
@@ -296,9 +343,10 @@ static const void *mlp_backward(struct stage *stage, int64_t layer,
     else
         k->gelu_backward(stage->stream, scratch->dwide, again, scratch->dmixed, block->gate_up,
                          n->rows * n->ffn);
-    k->linear_backward_weight(stage->stream, gradient_of(stage, TENSOR_DOWN, layer), gradient,
-                              block->gated, n->rows, n->ffn, n->hidden);
-    bias_backward(stage, TENSOR_DOWN_BIAS, layer, gradient, n->hidden);
+    if (deferred)
+        keep(stage, deferred->mlp, gradient, n->hidden);
+    else
+        output_weights(stage, layer, TENSOR_DOWN, TENSOR_DOWN_BIAS, gradient, block->gated, n->ffn);
     return gradient;
 }
 
@@ -311,12 +359,15 @@ static void attention_backward(struct stage *stage, int64_t layer,
     const struct stage_sizes *n = &stage->sizes;
     struct scratch *scratch = &stage->scratch;
     void *dattended = stage->layout->cp == 1 ? scratch->dwide : scratch->dattended;
+    const struct deferred_gradients *deferred = deferred_of(stage, layer, block);
     const struct attention_shape attention = stage_attention(stage, block->slot, layer);
 
     gradient = output_backward(stage, layer, TENSOR_O, n->mixed_width, gradient, whole);
-    k->linear_backward_weight(stage->stream, gradient_of(stage, TENSOR_O, layer), gradient,
-                              block->mixed, n->rows, n->mixed_width, n->hidden);
-    bias_backward(stage, TENSOR_O_BIAS, layer, gradient, n->hidden);
+    if (deferred)
+        keep(stage, deferred->attention, gradient, n->hidden);
+    else
+        output_weights(stage, layer, TENSOR_O, TENSOR_O_BIAS, gradient, block->mixed,
+                       n->mixed_width);
     k->attention_backward(stage->stream, dattended, stage_output_to_heads(stage, scratch->dmixed),
                           block->attended, block->qkv, block->lse, scratch->attention, &attention);
     stage_from_heads(stage, dattended);
@@ -324,17 +375,19 @@ static void attention_backward(struct stage *stage, int64_t layer,
             n->rows, n->heads, n->kv_heads, n->head_dim, true);
 }
 
-static struct branch_input mlp_input(const struct stage *stage,
+static struct branch_input mlp_input(const struct stage *stage, int64_t layer,
                                      const struct block_activations *block)
 {
     return (struct branch_input){mlp_first(stage), mlp_first_bias(stage), stage->sizes.mlp_width,
-                                 block->middle_normed};
+                                 block->middle_normed,
+                                 deferred_of(stage, layer, block) ? block->gate_up : NULL};
 }
 
-static struct branch_input attention_input(const struct stage *stage,
+static struct branch_input attention_input(const struct stage *stage, int64_t layer,
                                            const struct block_activations *block)
 {
-    return (struct branch_input){TENSOR_Q, TENSOR_Q_BIAS, stage->sizes.qkv_width, block->normed};
+    return (struct branch_input){TENSOR_Q, TENSOR_Q_BIAS, stage->sizes.qkv_width, block->normed,
+                                 deferred_of(stage, layer, block) ? block->qkv : NULL};
 }
 
 /* The beginning of a branch that has a norm of its own, of the residual stream `s`: from
@@ -356,15 +409,15 @@ static void branch_backward(struct stage *stage, int64_t layer, const struct bra
     stage_norm_backward(stage, norm, gradient, true, dnormed, s, gradient);
     normed = stage_gather_begin(stage, input->normed, stage->scratch.whole_normed);
     stage_gather_end(stage);
-    weight_backward(stage, layer, input, normed);
+    input_weights(stage, layer, input, stage->scratch.dwide, normed);
 }
 
 /* Both branches' gradients are that of the layer's output, so both come before the norms. */
 static void parallel_backward(struct stage *stage, int64_t layer,
                               const struct block_activations *block, void *gradient)
 {
-    const struct branch_input mlp = mlp_input(stage, block);
-    const struct branch_input attention = attention_input(stage, block);
+    const struct branch_input mlp = mlp_input(stage, layer, block);
+    const struct branch_input attention = attention_input(stage, layer, block);
     const struct norm first = input_norm(layer, block), second = mlp_norm(layer, block);
     bool two = stage->model->block == MODEL_BLOCK_PARALLEL_TWO_NORMS;
     void *dsecond = stage->scratch.branch, *dfirst = two ? stage->scratch.dnormed : dsecond;
@@ -383,8 +436,8 @@ static void parallel_backward(struct stage *stage, int64_t layer,
 static void sequential_backward(struct stage *stage, int64_t layer,
                                 const struct block_activations *block, void *gradient)
 {
-    const struct branch_input mlp = mlp_input(stage, block);
-    const struct branch_input attention = attention_input(stage, block);
+    const struct branch_input mlp = mlp_input(stage, layer, block);
+    const struct branch_input attention = attention_input(stage, layer, block);
     const struct norm first = input_norm(layer, block), second = mlp_norm(layer, block);
 
     mlp_backward(stage, layer, block,
@@ -416,6 +469,40 @@ void blocks_backward(struct stage *stage, struct slot *slot)
             parallel_backward(stage, layer, &slot->blocks[i], slot->gradient);
         else
             sequential_backward(stage, layer, &slot->blocks[i], slot->gradient);
+        if (!slot->deferred)
+            stage_gradients_done(stage, TENSOR_INPUT_NORM, layer);
+    }
+}
+
+/* Of the norm's output that was kept. */
+static void deferred_input_weights(struct stage *stage, int64_t layer,
+                                   const struct branch_input *input)
+{
+    const void *normed = stage_gather_begin(stage, input->normed, stage->scratch.whole_normed);
+
+    stage_gather_end(stage);
+    input_weights(stage, layer, input, input->deferred, normed);
+}
+
+void blocks_weights(struct stage *stage, struct slot *slot)
+{
+    const struct stage_sizes *n = &stage->sizes;
+
+    for (int64_t i = slot->chunk->layers - 1; i >= 0; i--) {
+        const struct block_activations *block = &slot->blocks[i];
+        int64_t layer = slot->chunk->first_layer + i;
+        const struct deferred_gradients *deferred = deferred_of(stage, layer, block);
+        const struct branch_input mlp = mlp_input(stage, layer, block);
+        const struct branch_input attention = attention_input(stage, layer, block);
+
+        if (deferred) {
+            output_weights(stage, layer, TENSOR_DOWN, TENSOR_DOWN_BIAS, deferred->mlp, block->gated,
+                           n->ffn);
+            deferred_input_weights(stage, layer, &mlp);
+            output_weights(stage, layer, TENSOR_O, TENSOR_O_BIAS, deferred->attention, block->mixed,
+                           n->mixed_width);
+            deferred_input_weights(stage, layer, &attention);
+        }
         stage_gradients_done(stage, TENSOR_INPUT_NORM, layer);
     }
 }

@@ -38,6 +38,8 @@ enum metric_over_steps {
     METRIC(STEP_S, "step_s", "s", 6, METRIC_MEAN, "duration of a step")                            \
     METRIC(DATA_WAIT_S, "data_wait_s", "s", 6, METRIC_MEAN,                                        \
            "of it waiting for data, mean of ranks")                                                \
+    METRIC(PIPELINE_IDLE, "pipeline_idle", "", 4, METRIC_MEAN,                                     \
+           "share of it waiting for other stages, mean of ranks; on CPUs")                         \
     METRIC(SKIPPED, "skipped", "", 0, METRIC_LAST, "steps without an update so far")               \
     METRIC(TIME, "time", "s", 3, METRIC_LAST, "when: seconds since 1970")
 

@@ -190,6 +190,10 @@ static void backward(struct walk *walk, const struct pipeline_action *action)
     struct slot *slot = slot_of(walk, action);
     struct boundary_gradient *gradient = gradient_of(walk, action);
 
+    slot->deferred = NULL;
+    if (action->work == PIPELINE_INPUT_GRADIENT)
+        slot->deferred =
+            &stage->deferred[action->microbatch % stage->deferred_count * stage->layers];
     blocks_backward(stage, slot);
     if (slot->chunk->first)
         embedding_backward(stage, slot);
@@ -228,6 +232,8 @@ static void go(struct walk *walk, enum pipeline_schedule schedule)
         stage->last_microbatch = action->microbatch == walk->batch->microbatches - 1;
         if (action->work == PIPELINE_FORWARD)
             forward(walk, action);
+        else if (action->work == PIPELINE_WEIGHT_GRADIENT)
+            blocks_weights(stage, slot_of(walk, action));
         else
             backward(walk, action);
     }

@@ -27,7 +27,7 @@ static double larger(double a, double b)
 #define SCRATCH_BYTES           ((size_t)1 << 20)
 
 /* Groups of more than one rank that a rank is a member of at most: world, tp, dp, pp, model,
- * embedding, kv. */
+ * embedding, kv; wrap and its two directions. */
 static size_t groups_of(const struct layout *layout, const struct model *model)
 {
     size_t groups = layout_world(layout) > 1;
@@ -36,6 +36,7 @@ static size_t groups_of(const struct layout *layout, const struct model *model)
     groups += layout->cp > 1;
     groups += layout->pp > 1;
     groups += layout_kv_sharing(layout, model) > 1;
+    groups += layout_chunks(layout) > 1 ? 3 : 0;
     return groups;
 }
 
@@ -201,7 +202,15 @@ double plan_microbatch_s(const struct plan_device *device, const struct stage *s
     return seconds;
 }
 
-double plan_pipeline_s(const double *microbatch_s, int stages, int64_t microbatches,
+/* Of ZB-H1 with forward and both parts of backward alike; of interleaved 1F1B. */
+static double filling_of(const struct stage *stage)
+{
+    if (stage->pipeline.schedule == PIPELINE_ZERO_BUBBLE)
+        return 1.0 / 3;
+    return 1.0 / stage->pipeline.chunks;
+}
+
+double plan_pipeline_s(const double *microbatch_s, int stages, int64_t microbatches, double filling,
                        double message_s)
 {
     double slowest = 0, all = 0;
@@ -210,7 +219,8 @@ double plan_pipeline_s(const double *microbatch_s, int stages, int64_t microbatc
         slowest = larger(slowest, microbatch_s[i]);
         all += microbatch_s[i];
     }
-    return (double)(microbatches - 1) * slowest + all + 2 * (stages - 1) * message_s;
+    return (double)microbatches * slowest + filling * (all - slowest) +
+           2 * (stages - 1) * message_s;
 }
 
 /* What travels beside `hidden_by` seconds of products, but for the `last` seconds of it: what is
@@ -263,7 +273,7 @@ static double update_s(const struct plan_device *device, const struct stage *sta
 
 struct measured {
     double *microbatch_s, *after_s; /* of each stage */
-    double boundary_bytes;
+    double boundary_bytes, filling;
 };
 
 static int measure_stages(struct plan *plan, const struct plan_job *job,
@@ -284,6 +294,7 @@ static int measure_stages(struct plan *plan, const struct plan_job *job,
                                     ? 0
                                     : reduction_s(device, &stage, measured->microbatch_s[pp]) +
                                           update_s(device, &stage);
+        measured->filling = filling_of(&stage);
         measured->boundary_bytes = (double)(stage.sizes.shard_rows * stage.sizes.hidden) *
                                    (double)dtype_bytes(device->kernels->dtype);
         stage_destroy(&stage);
@@ -304,8 +315,9 @@ static void set_time(struct plan *plan, const struct plan_job *job,
 
     for (int i = 0; i < layout->pp; i++)
         after = larger(after, measured->after_s[i]);
-    plan->step_s =
-        plan_pipeline_s(measured->microbatch_s, layout->pp, plan->microbatches, message_s) + after;
+    plan->step_s = plan_pipeline_s(measured->microbatch_s, layout->pp, plan->microbatches,
+                                   measured->filling, message_s) +
+                   after;
     plan->tokens_per_s = tokens / plan->step_s;
     if (device->peak_rate > 0)
         plan->mfu = plan->tokens_per_s * model_flops_per_token(job->model, work->seq_length, true) /

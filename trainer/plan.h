@@ -7,10 +7,10 @@
  *   a microbatch on a stage: products at the product rate, less where matrices are small; attention
  *     at its own rate; what is bound by memory at the memory's bandwidth; sums over tensor
  *     parallelism at the link's.
- *   a step: with 1F1B, the slowest stage for all microbatches but one, all stages for that one, and
- *     the messages that fill and drain the pipeline; then what of the reduction over replicas, and
- *     of the gathering of weights, the passes beside it do not hide, and the optimizer's update at
- *     the memory's bandwidth.
+ *   a step: the slowest stage for all microbatches, the other stages for one (with several chunks
+ *     or zero-bubble a part of that), and the messages that fill and drain the pipeline; then what
+ *     of the reduction over replicas, and of the gathering of weights, the passes beside it do not
+ *     hide, and the optimizer's update at the memory's bandwidth.
  */
 #ifndef MTLLM_TRAINER_PLAN_H
 #define MTLLM_TRAINER_PLAN_H
@@ -92,9 +92,9 @@ size_t plan_outside_bytes(const struct plan_device *device, const struct layout 
 /* Seconds that a stage computes on one microbatch, forward and backward. */
 double plan_microbatch_s(const struct plan_device *device, const struct stage *stage);
 
-/* Seconds of a step, the stages' microbatch_s given, of the slowest stage's reduction and update.
- */
-double plan_pipeline_s(const double *microbatch_s, int stages, int64_t microbatches,
+/* Seconds of a step, the stages' microbatch_s given, without reduction and update. `filling`: how
+ * long filling and emptying the pipeline takes, in that of 1F1B. */
+double plan_pipeline_s(const double *microbatch_s, int stages, int64_t microbatches, double filling,
                        double message_s);
 
 /* --- choosing (plan_list.c) ------------------------------------------------------------------ */

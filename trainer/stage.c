@@ -223,6 +223,10 @@ static void lay_out(struct stage *stage, enum stage_state state, struct arena *a
     lay_out_scratch(stage, arena);
     for (int c = 0; c < layout_chunks(stage->layout); c++)
         lay_out_chunk(stage, &stage->model_chunks[c], arena);
+    for (int64_t i = 0; i < stage->deferred_count * stage->layers; i++) {
+        stage->deferred[i].mlp = take(arena, n->rows * n->hidden, act);
+        stage->deferred[i].attention = take(arena, n->rows * n->hidden, act);
+    }
 }
 
 /* cos and sin of position * frequency, from the fp32 angle, as transformers takes them. */
@@ -280,6 +284,39 @@ static int prepare_products(const struct stage *stage, struct error *error)
     return 0;
 }
 
+/* Splitting backward pays where the simulated batch is shorter, forward, the gradient of the input
+ * and that of the weights taking alike and the latter a twentieth more when it comes later, for
+ * what is copied. Not with tensor parallelism, whose sums travel beside the weights' gradients, nor
+ * where backward computes again what these need. */
+static bool splitting_pays(const struct stage *stage, struct pipeline_shape shape)
+{
+    static const struct pipeline_costs costs = {{[PIPELINE_FORWARD] = 1,
+                                                 [PIPELINE_BACKWARD] = 2,
+                                                 [PIPELINE_INPUT_GRADIENT] = 1,
+                                                 [PIPELINE_WEIGHT_GRADIENT] = 1.05}};
+    double whole, split;
+
+    if (shape.stages == 1 || shape.chunks > 1 || stage->layout->tp > 1 ||
+        stage->recompute != RECOMPUTE_NONE)
+        return false;
+    whole = pipeline_duration(&shape, &costs);
+    shape.schedule = PIPELINE_ZERO_BUBBLE;
+    split = pipeline_duration(&shape, &costs);
+    return split > 0 && split < whole;
+}
+
+static enum pipeline_schedule schedule_of(const struct stage *stage, const struct stage_work *work,
+                                          struct pipeline_shape shape)
+{
+    if (work->state == STAGE_EVALUATES)
+        return PIPELINE_FORWARD_ONLY;
+    shape.schedule = PIPELINE_1F1B;
+    return work->split == STAGE_SPLIT_ALWAYS ||
+                   (work->split == STAGE_SPLIT_AUTO && splitting_pays(stage, shape))
+               ? PIPELINE_ZERO_BUBBLE
+               : PIPELINE_1F1B;
+}
+
 /* How many buffers the chunks need, whatever the number of microbatches in a step. */
 static int count_buffers(struct stage *stage, const struct stage_work *work)
 {
@@ -291,14 +328,16 @@ static int count_buffers(struct stage *stage, const struct stage_work *work)
         .stages = stage->layout->pp,
         .chunks = layout_chunks(stage->layout),
         .microbatches = work->microbatches,
-        .schedule = training ? PIPELINE_1F1B : PIPELINE_FORWARD_ONLY,
     };
+    shape->schedule = schedule_of(stage, work, *shape);
     if (pipeline_order_create(&stage->order, shape) < 0)
         return -1;
     for (shape->microbatches = fewest;; shape->microbatches++) {
         int64_t waiting = pipeline_gradients_waiting(shape, stage->place.pp);
 
         pipeline_order_set(&stage->order, shape, stage->place.pp);
+        stage->deferred_count =
+            larger(stage->deferred_count, pipeline_order_deferred(&stage->order));
         for (int c = 0; c < shape->chunks; c++) {
             struct model_chunk *chunk = &stage->model_chunks[c];
             int64_t slots = pipeline_order_in_flight(&stage->order, c);
@@ -363,7 +402,9 @@ static int create_chunks(struct stage *stage, const struct stage_work *work)
     for (int c = 0; c < count; c++)
         if (create_slots(&stage->model_chunks[c]) < 0)
             return -1;
-    return 0;
+    stage->deferred =
+        calloc((size_t)(stage->deferred_count * stage->layers) + 1, sizeof(*stage->deferred));
+    return stage->deferred ? 0 : -1;
 }
 
 static void destroy_chunks(struct stage *stage)
@@ -378,6 +419,7 @@ static void destroy_chunks(struct stage *stage)
         free(chunk->gradients);
     }
     free(stage->model_chunks);
+    free(stage->deferred);
 }
 
 /* Pieces of the stage's memory, of which there is none yet where it is measured only. */

@@ -63,7 +63,14 @@ struct slot {
     /* [shard_rows, hidden] for the next chunk; in the last the final residual stream. */
     void *output;
     void *gradient; /* of the chunk's: of output on the way back, of the input at the end */
+    /* [chunk->layers] while backward puts off the weights' gradients; NULL: it does not. */
+    const struct deferred_gradients *deferred;
     struct comm_request sent;
+};
+
+/* Gradients of a layer's output that wait for those of its weights: [rows, hidden] each. */
+struct deferred_gradients {
+    void *mlp, *attention; /* of the products that end these branches */
 };
 
 /* A [shard_rows, hidden] gradient, of a chunk's output and then of its input. */
@@ -184,6 +191,9 @@ struct stage {
     struct model_chunk *model_chunks; /* [layout_chunks(layout)] */
     struct pipeline_shape pipeline;   /* of the largest batch */
     struct pipeline_order order;      /* of the batch at hand */
+    /* [deferred_count, layers], microbatches have them by turns. */
+    struct deferred_gradients *deferred;
+    int64_t deferred_count;
 
     void *memory; /* the one allocation */
     size_t memory_bytes;
@@ -195,6 +205,9 @@ struct stage {
  * weights where the weights are narrower; bf16 moments and no master weights. */
 enum stage_state { STAGE_EVALUATES, STAGE_TRAINS, STAGE_TRAINS_BF16 };
 
+/* Whether backward is split in two (zero-bubble); by itself: where it is faster. */
+enum stage_split { STAGE_SPLIT_AUTO, STAGE_SPLIT_NEVER, STAGE_SPLIT_ALWAYS };
+
 /* What a stage has to do. */
 struct stage_work {
     int64_t micro_batch, seq_length;
@@ -203,6 +216,7 @@ struct stage_work {
      * flight. */
     int64_t microbatches, fewest_microbatches;
     enum stage_state state;
+    enum stage_split split;
     bool sequence_parallel; /* where tp divides the rows of a microbatch */
     bool zero;              /* replicas share the optimizer's state */
     enum recompute recompute;
@@ -330,8 +344,10 @@ void stage_norm_backward(struct stage *stage, const struct norm *norm, void *dx,
 
 /* The layers of the slot's chunk: from slot->blocks[0].input to slot->output. */
 void blocks_forward(struct stage *stage, struct slot *slot);
-/* slot->gradient, of the output, becomes that of the input; weights' gradients accumulate. */
+/* slot->gradient, of the output, becomes that of the input; weights' gradients accumulate, with
+ * slot->deferred only as far as blocks_weights() does not do it later. */
 void blocks_backward(struct stage *stage, struct slot *slot);
+void blocks_weights(struct stage *stage, struct slot *slot);
 
 /* slot->tokens to slot->blocks[0].input, and back. First chunk only. */
 void embedding_forward(struct stage *stage, struct slot *slot);

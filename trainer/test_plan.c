@@ -206,11 +206,12 @@ static void a_pipeline_takes_as_long_as_its_slowest_stage(void **state)
     const double even[] = {1, 1, 1, 1}, uneven[] = {1, 3};
 
     (void)state;
-    assert_true(fabs(plan_pipeline_s(even, 1, 8, 0.5) - 8) < 1e-12);
+    assert_true(fabs(plan_pipeline_s(even, 1, 8, 1, 0.5) - 8) < 1e-12);
     /* p - 1 more than the microbatches, and a message to and from each stage. */
-    assert_true(fabs(plan_pipeline_s(even, 4, 8, 0) - 11) < 1e-12);
-    assert_true(fabs(plan_pipeline_s(even, 4, 8, 0.5) - 14) < 1e-12);
-    assert_true(fabs(plan_pipeline_s(uneven, 2, 5, 0) - (4 * 3 + 4)) < 1e-12);
+    assert_true(fabs(plan_pipeline_s(even, 4, 8, 1, 0) - 11) < 1e-12);
+    assert_true(fabs(plan_pipeline_s(even, 4, 8, 1, 0.5) - 14) < 1e-12);
+    assert_true(fabs(plan_pipeline_s(even, 4, 8, 0.5, 0) - 9.5) < 1e-12);
+    assert_true(fabs(plan_pipeline_s(uneven, 2, 5, 1, 0) - (4 * 3 + 4)) < 1e-12);
 }
 
 /* What was measured on one and two H100s (kernels/cuda/NOTES.md), tokens a second. */

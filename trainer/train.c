@@ -17,6 +17,7 @@
 enum step_sum {
     SUM_LOSS,
     SUM_SQUARED_NORM,
+    SUM_STAGE_WAIT,
     SUM_SIGNALLED, /* ranks that were told to stop */
     SUM_TIME_UP,   /* ranks whose clock says that the job's time is up */
     SUM_SAVER,     /* two numbers, the saver's */
@@ -27,6 +28,7 @@ enum step_sum {
 
 struct step {
     double loss, norm, lr, seconds, data_wait_s;
+    double stage_wait_s;   /* for messages of other pipeline stages, mean of ranks */
     int64_t batch, tokens; /* sequences, targets */
     bool skipped;          /* no update was made */
     bool passed_over;      /* none was to be made: skip-steps */
@@ -77,6 +79,7 @@ static int compute(struct training *t, struct step *step, double sums[SUM_COUNT]
     if (next_batch(t, step, &batch, error) < 0)
         return -1;
     k->zero(stage->stream, stage->loss_sum, sizeof(double));
+    stage->waited_s = 0;
     if (step->passed_over) {
         pipeline_evaluate(stage, batch, NULL, NULL);
     } else {
@@ -116,6 +119,7 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     };
     if (compute(t, step, sums, error) < 0)
         return -1;
+    sums[SUM_STAGE_WAIT] = t->stage.waited_s;
     sums[SUM_SIGNALLED] = reason > STOP_TIME_LIMIT;
     sums[SUM_TIME_UP] = reason == STOP_TIME_LIMIT;
     saver_report(t->saver, &sums[SUM_SAVER]);
@@ -127,6 +131,7 @@ static int run_step(struct training *t, struct step *step, struct error *error)
         return team_agree(&t->team, memory, error);
     tell_saver_event(t, saver_advance(t->saver, &sums[SUM_SAVER]));
     step->loss = sums[SUM_LOSS] / t->progress.loss_scale;
+    step->stage_wait_s = sums[SUM_STAGE_WAIT] / t->world->size;
     step->norm = sqrt(sums[SUM_SQUARED_NORM]) / t->progress.loss_scale;
     step->skipped = step->passed_over || !isfinite(step->norm) || !isfinite(step->loss);
     if (step->skipped) {
@@ -176,6 +181,9 @@ static void report_step(struct training *t, const struct step *step)
         metrics_set(&row, METRIC_MFU, tokens_per_s * flops / 1e12 / t->world->size / peak);
     metrics_set(&row, METRIC_STEP_S, step->seconds);
     metrics_set(&row, METRIC_DATA_WAIT_S, step->data_wait_s);
+    /* On a GPU it is the device that waits. */
+    if (t->layout.pp > 1 && strcmp(t->stage.kernels->name, "cpu") == 0)
+        metrics_set(&row, METRIC_PIPELINE_IDLE, step->stage_wait_s / step->seconds);
     metrics_set(&row, METRIC_TIME, now_s(CLOCK_REALTIME));
     metrics_set(&row, METRIC_SKIPPED, (double)t->progress.skipped);
     metrics_write(t->metrics, &row);

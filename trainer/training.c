@@ -123,6 +123,7 @@ void training_work(struct stage_work *work, const struct settings *settings,
     bool training = !setting_boolean(settings, SETTING_EVAL_ONLY);
     bool bf16 = strcmp(setting_text(settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
     const char *recompute = setting_text(settings, SETTING_RECOMPUTE);
+    const char *schedule = setting_text(settings, SETTING_PP_SCHEDULE);
 
     *work = (struct stage_work){
         .micro_batch = setting_integer(settings, SETTING_MICRO_BATCH_SIZE),
@@ -134,6 +135,9 @@ void training_work(struct stage_work *work, const struct settings *settings,
                            : STAGE_TRAINS,
         .sequence_parallel = !setting_is_set(settings, SETTING_SEQUENCE_PARALLEL) ||
                              setting_boolean(settings, SETTING_SEQUENCE_PARALLEL),
+        .split = strcmp(schedule, "auto") == 0   ? STAGE_SPLIT_AUTO
+                 : strcmp(schedule, "1f1b") == 0 ? STAGE_SPLIT_NEVER
+                                                 : STAGE_SPLIT_ALWAYS,
         .zero = setting_integer(settings, SETTING_ZERO) == 1,
         .dropout = {.rate = setting_real(settings, SETTING_HIDDEN_DROPOUT),
                     .attention = setting_real(settings, SETTING_ATTENTION_DROPOUT),
