@@ -26,7 +26,7 @@ refused() {
     local wanted=$1 ranks=$2 text=$3 status=0 said left
     shift 3
     train "$ranks" "$@" > out 2> err || status=$?
-    said=$(grep '^mtllm-train: ' err || true)
+    said=$(grep '^mtllm-train: ' err | grep -v 'GiB planned' || true)
     echo "\$ mtllm-train $*: status $status"
     cat err
     [ "$status" -eq "$wanted" ]

@@ -78,13 +78,9 @@ static void branch_begin(struct stage *stage, int64_t layer, enum tensor_role we
 {
     const struct stage_sizes *n = &stage->sizes;
 
-    for (int chunk = 0; chunk < n->chunks; chunk++) {
-        const void *x = stage_gather_chunk(stage, normed, stage->scratch.whole_normed, chunk);
-
-        stage->kernels->linear_forward(
-            stage->stream, stage_rows(stage, y, chunk * n->chunk_rows, width), x,
-            weight_of(stage, weight, layer), n->chunk_rows, n->hidden, width, false);
-    }
+    stage->kernels->linear_forward(
+        stage->stream, y, stage_gather(stage, normed, stage->scratch.whole_normed),
+        weight_of(stage, weight, layer), n->rows, n->hidden, width, false);
     bias_forward(stage, bias, layer, y, n->rows, width, false);
 }
 
@@ -98,19 +94,11 @@ static void branch_end(struct stage *stage, int64_t layer, enum tensor_role weig
     const struct stage_sizes *n = &stage->sizes;
     void *branch = stage->scratch.branch, *parts = stage_parts(stage, branch);
 
-    for (int chunk = 0; chunk < n->chunks; chunk++) {
-        int64_t row = chunk * n->chunk_rows;
-        void *y = stage_rows(stage, parts, row, n->hidden);
-
-        stage->kernels->linear_forward(stage->stream, y, stage_rows(stage, x, row, width),
-                                       weight_of(stage, weight, layer), n->chunk_rows, width,
-                                       n->hidden, accumulate);
-        bias_forward(stage, bias, layer, y, n->chunk_rows, n->hidden, true);
-        if (sum)
-            stage_sum_chunk(stage, branch, chunk);
-    }
+    stage->kernels->linear_forward(stage->stream, parts, x, weight_of(stage, weight, layer),
+                                   n->rows, width, n->hidden, accumulate);
+    bias_forward(stage, bias, layer, parts, n->rows, n->hidden, true);
     if (sum)
-        stage_sum_end(stage);
+        stage_sum(stage, branch);
 }
 
 /* block->mixed = attention of block->normed. */
@@ -311,18 +299,13 @@ static const void *output_backward(struct stage *stage, int64_t layer, enum tens
                                    int64_t width, const void *gradient, bool whole)
 {
     const struct stage_sizes *n = &stage->sizes;
-    void *gathered = stage->scratch.whole_gradient;
 
-    for (int chunk = 0; chunk < n->chunks; chunk++) {
-        int64_t row = chunk * n->chunk_rows;
-        const void *dy = whole ? stage_rows(stage, gradient, row, n->hidden)
-                               : stage_gather_chunk(stage, gradient, gathered, chunk);
-
-        stage->kernels->linear_backward_input(
-            stage->stream, stage_rows(stage, stage->scratch.dmixed, row, width), dy,
-            weight_of(stage, weight, layer), n->chunk_rows, width, n->hidden, false);
-    }
-    return whole || !stage->sequence_parallel ? gradient : gathered;
+    if (!whole)
+        gradient = stage_gather(stage, gradient, stage->scratch.whole_gradient);
+    stage->kernels->linear_backward_input(stage->stream, stage->scratch.dmixed, gradient,
+                                          weight_of(stage, weight, layer), n->rows, width,
+                                          n->hidden, false);
+    return gradient;
 }
 
 /* From the gradient of the MLP's output to that of its first product's, scratch.dwide. Returns the
@@ -404,11 +387,9 @@ static void branch_backward(struct stage *stage, int64_t layer, const struct bra
         return;
     }
     input_backward(stage, layer, input, dnormed, false);
-    stage_sum_begin(stage, dnormed);
-    stage_sum_end(stage);
+    stage_sum(stage, dnormed);
     stage_norm_backward(stage, norm, gradient, true, dnormed, s, gradient);
-    normed = stage_gather_begin(stage, input->normed, stage->scratch.whole_normed);
-    stage_gather_end(stage);
+    normed = stage_gather(stage, input->normed, stage->scratch.whole_normed);
     input_weights(stage, layer, input, stage->scratch.dwide, normed);
 }
 

@@ -294,3 +294,8 @@ void comm_wait(struct comm_request *request)
     if (transfer)
         transfer->backend->wait(transfer);
 }
+
+bool comm_waits_cheaply(const struct comm *comm)
+{
+    return comm->size == 1 || comm->backend->waits_cheaply;
+}

@@ -12,6 +12,7 @@
 #ifndef MTLLM_TRAINER_COMM_H
 #define MTLLM_TRAINER_COMM_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/dtype.h"
@@ -105,5 +106,9 @@ void comm_receive(struct comm *comm, void *buffer, int64_t bytes, int peer,
                   struct comm_request *request, struct stream *stream);
 /* Also for a request of zeros, or one waited for before: nothing to wait for. */
 void comm_wait(struct comm_request *request);
+
+/* Whether a receive costs nothing while it waits for its message. NCCL's occupies a part of the
+ * GPU. */
+bool comm_waits_cheaply(const struct comm *comm);
 
 #endif

@@ -6,6 +6,7 @@
 #ifndef MTLLM_TRAINER_COMM_BACKEND_H
 #define MTLLM_TRAINER_COMM_BACKEND_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "trainer/comm.h"
@@ -16,6 +17,7 @@ struct comm_transfer {
 };
 
 struct comm_backend {
+    bool waits_cheaply; /* comm_waits_cheaply() */
     /* The ranks of `parent` with the same color >= 0, in the order of their ranks there; NULL on
      * ranks of color -1. Collective over the parent. `name` must outlive the group. */
     struct comm *(*split)(struct comm *parent, int color, const char *name);

@@ -494,6 +494,7 @@ failed:
 }
 
 static const struct comm_backend mpi_backend = {
+    .waits_cheaply = true,
     .split = mpi_split,
     .close = mpi_close,
     .all_reduce = mpi_all_reduce,

@@ -32,14 +32,9 @@ static void drop(struct stage *stage, const struct slot *slot, enum dropout_plac
     const struct stage_sizes *n = &stage->sizes;
     uint32_t number = place == DROPOUT_EMBEDDING ? 0 : 1 + 2 * (uint32_t)layer + (uint32_t)place;
 
-    for (int chunk = 0; chunk < n->chunks; chunk++) {
-        int64_t row = slot->first_row + stage_shard_row(stage, chunk);
-
-        stage->kernels->dropout(
-            stage->stream, stage_rows(stage, y, chunk * n->part_rows, n->hidden),
-            stage_rows(stage, x, chunk * n->part_rows, n->hidden), n->part_rows * n->hidden, rate,
-            stage->dropout.seed, number, row * n->hidden);
-    }
+    stage->kernels->dropout(stage->stream, y, x, n->shard_rows * n->hidden, rate,
+                            stage->dropout.seed, number,
+                            (slot->first_row + stage_first_row(stage)) * n->hidden);
 }
 
 void stage_drop(struct stage *stage, const struct slot *slot, enum dropout_place place,

@@ -19,8 +19,7 @@ void embedding_forward(struct stage *stage, struct slot *slot)
     stage->kernels->embedding_forward(stage->stream, part, slot->tokens,
                                       stage_weight(stage, embedding->offset), n->vocab_first,
                                       n->vocab_count, n->rows, n->hidden);
-    stage_sum_begin(stage, output);
-    stage_sum_end(stage);
+    stage_sum(stage, output);
     stage_drop(stage, slot, DROPOUT_EMBEDDING, -1, output);
 }
 
@@ -31,8 +30,7 @@ void embedding_backward(struct stage *stage, struct slot *slot)
     const void *gradient;
 
     stage_drop(stage, slot, DROPOUT_EMBEDDING, -1, slot->gradient);
-    gradient = stage_gather_begin(stage, slot->gradient, stage->scratch.whole_gradient);
-    stage_gather_end(stage);
+    gradient = stage_gather(stage, slot->gradient, stage->scratch.whole_gradient);
     stage->kernels->embedding_backward(stage->stream, stage->gradients + embedding->offset,
                                        slot->tokens, gradient, n->vocab_first, n->vocab_count,
                                        n->rows, n->hidden);
@@ -85,8 +83,7 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
     stage_need_weights(stage, TENSOR_FINAL_NORM, -1);
     stage_need_weights(stage, head->role, -1);
     stage_norm_forward(stage, &norm, NULL, slot->output, NULL);
-    whole = stage_gather_begin(stage, s->final_normed, s->whole_normed);
-    stage_gather_end(stage);
+    whole = stage_gather(stage, s->final_normed, s->whole_normed);
     for (int64_t row = 0; row < n->rows; row += n->head_rows) {
         int64_t rows = n->rows - row < n->head_rows ? n->rows - row : n->head_rows;
         const void *normed = stage_rows(stage, whole, row, n->hidden);
@@ -107,8 +104,7 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
     k->weighted_sum(stage->stream, stage->loss_sum, slot->weights, s->loss, n->rows);
     if (!backward)
         return;
-    stage_sum_begin(stage, s->dnormed);
-    stage_sum_end(stage);
+    stage_sum(stage, s->dnormed);
     stage_norm_backward(stage, &norm, slot->gradient, false, s->dnormed, slot->output, NULL);
     stage_gradients_done(stage, TENSOR_FINAL_NORM, -1);
 }

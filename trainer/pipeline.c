@@ -1,7 +1,8 @@
 /* Carrying out a pipeline's order.
  *
  * A message is sent when the action that made it is done, and nobody waits for that until its
- * buffer is wanted again. What an action needs is received while the one before it is computed.
+ * buffer is wanted again. What an action needs is received while the one before it is computed,
+ * where waiting for it costs nothing meanwhile.
  *
  * That this never stops, also where messages need both ends and are carried out one after the other
  * in each direction (comm_nccl.c):
@@ -223,7 +224,7 @@ static void go(struct walk *walk, enum pipeline_schedule schedule)
     assert(walk->shape.microbatches <= stage->pipeline.microbatches);
     pipeline_order_set(&stage->order, &walk->shape, stage->place.pp);
     walk->order = &stage->order;
-    early = pipeline_receives_early(&walk->shape);
+    early = comm_waits_cheaply(stage->groups->pp) && pipeline_receives_early(&walk->shape);
     for (int64_t i = 0; i < walk->order->count; i++) {
         const struct pipeline_action *action = &walk->order->actions[i];
 

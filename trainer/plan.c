@@ -151,18 +151,15 @@ static double half_reduce_s(double bytes, int ranks, double bandwidth)
 /* What one branch costs in sums over tensor parallelism, in halves of all-reduces. What travels
  * beside products takes multiprocessors from them and counts half. Without sequence parallelism an
  * all-reduce of the output and one of the input's gradient. With it: in forward a gather and a
- * reduce-scatter, each in two chunks of which one is beside products; in backward a gather of the
- * gradient likewise, a gather of the input and a reduce-scatter, both beside products. */
+ * reduce-scatter; in backward a gather of the gradient, and a gather of the input and a
+ * reduce-scatter that are beside products. */
 struct branch_sums {
     double forward, backward;
 };
 static struct branch_sums branch_sums_of(const struct stage *stage)
 {
-    double half = stage->sizes.chunks == 2 ? 0.75 : 1;
-
-    if (!stage->sequence_parallel)
-        return (struct branch_sums){2, 2};
-    return (struct branch_sums){2 * half, half + 0.5 + 0.5};
+    return stage->sequence_parallel ? (struct branch_sums){2, 1 + 0.5 + 0.5}
+                                    : (struct branch_sums){2, 2};
 }
 
 double plan_microbatch_s(const struct plan_device *device, const struct stage *stage)
@@ -178,7 +175,7 @@ double plan_microbatch_s(const struct plan_device *device, const struct stage *s
     int branches = stage->model->block == MODEL_BLOCK_SEQUENTIAL ? 2 : 1;
     double forward, backward, seconds;
 
-    forward = layer_products(n, n->chunk_rows) / device->product_rate +
+    forward = layer_products(n, n->rows) / device->product_rate +
               layer_attention(stage) / device->attention_rate +
               layer_moved(n, false) * act / memory + branches * sums.forward * half;
     /* Two products for each, and 2.5 times the attention; gradients of weights, fp32, are read and

@@ -54,11 +54,7 @@ static void set_sizes(struct stage *stage)
     sizes->mlp_width = (model->mlp == MODEL_MLP_SWIGLU ? 2 : 1) * sizes->ffn;
     vocabulary_shard(model, stage->layout, stage->place.tp, &sizes->vocab_first,
                      &sizes->vocab_count);
-    /* Two chunks: one travels while the other is multiplied. */
-    sizes->chunks = stage->sequence_parallel && sizes->rows % (2 * tp) == 0 ? 2 : 1;
-    sizes->chunk_rows = sizes->rows / sizes->chunks;
-    sizes->part_rows = stage->sequence_parallel ? sizes->chunk_rows / tp : sizes->chunk_rows;
-    sizes->shard_rows = sizes->chunks * sizes->part_rows;
+    sizes->shard_rows = stage->sequence_parallel ? sizes->rows / tp : sizes->rows;
     sizes->head_rows =
         sizes->rows < stage->kernels->head_rows ? sizes->rows : stage->kernels->head_rows;
 }
@@ -271,11 +267,9 @@ static int prepare_products(const struct stage *stage, struct error *error)
     const int64_t products[][3] = {
         {n->rows, n->hidden, n->qkv_width},        {n->rows, n->mixed_width, n->hidden},
         {n->rows, n->hidden, n->mlp_width},        {n->rows, n->ffn, n->hidden},
-        {n->chunk_rows, n->hidden, n->qkv_width},  {n->chunk_rows, n->mixed_width, n->hidden},
-        {n->chunk_rows, n->hidden, n->mlp_width},  {n->chunk_rows, n->ffn, n->hidden},
         {n->head_rows, n->hidden, n->vocab_count}, {rest, n->hidden, n->vocab_count},
     };
-    int count = !stage->last ? 8 : rest == 0 ? 9 : 10;
+    int count = !stage->last ? 4 : rest == 0 ? 5 : 6;
 
     for (int i = 0; i < count; i++)
         if (stage->kernels->linear_prepare(products[i][0], products[i][1], products[i][2], error) <
@@ -451,9 +445,7 @@ int stage_measure(struct stage *stage, const struct kernels *kernels, const stru
         .shares = work->zero && work->state != STAGE_EVALUATES ? layout_replicas(layout) : 1,
         .replica = layout_replica(layout, place),
     };
-    stage->sequence_parallel =
-        work->sequence_parallel && layout->tp > 1 &&
-        work->micro_batch * work->seq_length % (layout->tp * layout->cp) == 0;
+    stage->sequence_parallel = work->sequence_parallel && layout->tp > 1;
     set_sizes(stage);
     if (parameters_create(&stage->parameters, model, layout, place, error) < 0)
         return -1;

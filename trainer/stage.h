@@ -98,10 +98,7 @@ struct model_chunk {
 /* The sizes of this rank's shards. */
 struct stage_sizes {
     int64_t rows, hidden, ffn;
-    /* Rows are gathered, multiplied and summed by chunks, of each of which this rank's shard has
-     * part_rows; shard_rows = rows, and chunks = 1, without sequence parallelism. */
-    int64_t shard_rows, chunk_rows, part_rows;
-    int chunks;
+    int64_t shard_rows; /* this rank's of the residual stream: rows, or rows / tp */
     int heads, kv_heads, head_dim;
     int64_t qkv_width, mixed_width;
     /* What this rank attends with: with context parallelism the microbatch's rows, some heads. */
@@ -217,7 +214,7 @@ struct stage_work {
     int64_t microbatches, fewest_microbatches;
     enum stage_state state;
     enum stage_split split;
-    bool sequence_parallel; /* where tp divides the rows of a microbatch */
+    bool sequence_parallel; /* no effect without tp, which divides the rows of a microbatch */
     bool zero;              /* replicas share the optimizer's state */
     enum recompute recompute;
     int64_t recompute_layers; /* of a stage, with RECOMPUTE_FULL; more than it has: all */
@@ -266,23 +263,23 @@ void stage_load(struct stage *stage, struct slot *slot, const struct microbatch 
 /* Row `row` of a buffer of activations. */
 void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int64_t width);
 
-/* Chunk `chunk` of what a shard is gathered to, for each from 0 on, while the next is under way. */
-const void *stage_gather_chunk(struct stage *stage, const void *shard, void *whole, int chunk);
-/* All of it, while the stage computes something else: it is there after stage_gather_end(). */
+/* What a shard is gathered to: at once, or while the stage computes something else, until
+ * stage_gather_end(). */
+const void *stage_gather(struct stage *stage, const void *shard, void *whole);
 const void *stage_gather_begin(struct stage *stage, const void *shard, void *whole);
 void stage_gather_end(struct stage *stage);
 
 /* Where this rank's part, whole, is to be of what is then summed into a shard: scratch.parts, or
  * the shard. */
 void *stage_parts(const struct stage *stage, void *shard);
-/* Sum a chunk of the parts, or all of them, over tensor parallelism while the stage computes
- * something else; done after stage_sum_end(). */
-void stage_sum_chunk(struct stage *stage, void *shard, int chunk);
+/* Sum the parts over tensor parallelism: at once, or while the stage computes something else,
+ * until stage_sum_end(). */
+void stage_sum(struct stage *stage, void *shard);
 void stage_sum_begin(struct stage *stage, void *shard);
 void stage_sum_end(struct stage *stage);
 
-/* Which row of the microbatch the shard's part of a chunk begins with. */
-int64_t stage_shard_row(const struct stage *stage, int chunk);
+/* Which row of the microbatch a shard begins with. */
+int64_t stage_first_row(const struct stage *stage);
 
 /* --- context_parallel.c: nothing to do without context parallelism --- */
 

@@ -5,9 +5,9 @@
  * every rank holds the whole stream. With it (Korthikanti et al., 2022) a rank holds the stream's
  * shard of rows: what a branch reads is gathered, what it gives is reduce-scattered, and norms,
  * dropout and messages between pipeline stages are of a shard.
- *
- * Rows go in chunks, so that one chunk travels while another one is multiplied. Of every chunk each
- * rank's shard has its part, in rank order: a gathered chunk is rows that follow each other.
+ * In backward, what travels does so beside a product. Cutting rows into chunks, so that one travels
+ * while another one is multiplied in forward too, was slower on GPUs: products of half the rows,
+ * and with NCCL's kernels beside them, lost more than that gained.
  */
 #include "trainer/stage.h"
 
@@ -27,50 +27,13 @@ void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int
     return (char *)buffer + (size_t)(row * width) * dtype_bytes(stage->kernels->dtype);
 }
 
-static void *chunk_of_shard(const struct stage *stage, const void *shard, int chunk)
-{
-    const struct stage_sizes *n = &stage->sizes;
-
-    return stage_rows(stage, shard, chunk * n->part_rows, n->hidden);
-}
-
-static void *chunk_of_whole(const struct stage *stage, const void *whole, int chunk)
-{
-    const struct stage_sizes *n = &stage->sizes;
-
-    return stage_rows(stage, whole, chunk * n->chunk_rows, n->hidden);
-}
-
-static void gather(struct stage *stage, const void *shard, void *whole, int chunk)
-{
-    comm_all_gather(stage->groups->tp, chunk_of_whole(stage, whole, chunk),
-                    chunk_of_shard(stage, shard, chunk),
-                    stage->sizes.part_rows * stage->sizes.hidden, type_of(stage), stage->sums);
-}
-
-const void *stage_gather_chunk(struct stage *stage, const void *shard, void *whole, int chunk)
-{
-    const struct kernels *k = stage->kernels;
-
-    if (!stage->sequence_parallel)
-        return chunk_of_whole(stage, shard, chunk);
-    if (chunk == 0) {
-        k->stream_wait(stage->sums, stage->stream);
-        gather(stage, shard, whole, chunk);
-    }
-    k->stream_wait(stage->stream, stage->sums);
-    if (chunk + 1 < stage->sizes.chunks)
-        gather(stage, shard, whole, chunk + 1);
-    return chunk_of_whole(stage, whole, chunk);
-}
-
 const void *stage_gather_begin(struct stage *stage, const void *shard, void *whole)
 {
     if (!stage->sequence_parallel)
         return shard;
     stage->kernels->stream_wait(stage->sums, stage->stream);
-    for (int chunk = 0; chunk < stage->sizes.chunks; chunk++)
-        gather(stage, shard, whole, chunk);
+    comm_all_gather(stage->groups->tp, whole, shard, stage->sizes.shard_rows * stage->sizes.hidden,
+                    type_of(stage), stage->sums);
     return whole;
 }
 
@@ -80,31 +43,31 @@ void stage_gather_end(struct stage *stage)
         stage->kernels->stream_wait(stage->stream, stage->sums);
 }
 
+const void *stage_gather(struct stage *stage, const void *shard, void *whole)
+{
+    const void *gathered = stage_gather_begin(stage, shard, whole);
+
+    stage_gather_end(stage);
+    return gathered;
+}
+
 void *stage_parts(const struct stage *stage, void *shard)
 {
     return stage->sequence_parallel ? stage->scratch.parts : shard;
 }
 
-void stage_sum_chunk(struct stage *stage, void *shard, int chunk)
+void stage_sum_begin(struct stage *stage, void *shard)
 {
-    const struct stage_sizes *n = &stage->sizes;
+    int64_t count = stage->sizes.shard_rows * stage->sizes.hidden;
 
     if (stage->layout->tp == 1)
         return;
     stage->kernels->stream_wait(stage->sums, stage->stream);
     if (stage->sequence_parallel)
-        comm_reduce_scatter(stage->groups->tp, chunk_of_shard(stage, shard, chunk),
-                            chunk_of_whole(stage, stage->scratch.parts, chunk),
-                            n->part_rows * n->hidden, type_of(stage), stage->sums);
+        comm_reduce_scatter(stage->groups->tp, shard, stage->scratch.parts, count, type_of(stage),
+                            stage->sums);
     else
-        comm_all_reduce(stage->groups->tp, chunk_of_whole(stage, shard, chunk),
-                        n->chunk_rows * n->hidden, type_of(stage), COMM_SUM, stage->sums);
-}
-
-void stage_sum_begin(struct stage *stage, void *shard)
-{
-    for (int chunk = 0; chunk < stage->sizes.chunks; chunk++)
-        stage_sum_chunk(stage, shard, chunk);
+        comm_all_reduce(stage->groups->tp, shard, count, type_of(stage), COMM_SUM, stage->sums);
 }
 
 void stage_sum_end(struct stage *stage)
@@ -113,10 +76,14 @@ void stage_sum_end(struct stage *stage)
         stage->kernels->stream_wait(stage->stream, stage->sums);
 }
 
-int64_t stage_shard_row(const struct stage *stage, int chunk)
+void stage_sum(struct stage *stage, void *shard)
 {
-    const struct stage_sizes *n = &stage->sizes;
+    stage_sum_begin(stage, shard);
+    stage_sum_end(stage);
+}
 
-    return stage->place.cp * n->rows + chunk * n->chunk_rows +
-           (stage->sequence_parallel ? stage->place.tp * n->part_rows : 0);
+int64_t stage_first_row(const struct stage *stage)
+{
+    return stage->place.cp * stage->sizes.rows +
+           (stage->sequence_parallel ? stage->place.tp * stage->sizes.shard_rows : 0);
 }

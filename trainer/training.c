@@ -133,8 +133,7 @@ void training_work(struct stage_work *work, const struct settings *settings,
         .state = !training ? STAGE_EVALUATES
                  : bf16    ? STAGE_TRAINS_BF16
                            : STAGE_TRAINS,
-        .sequence_parallel = !setting_is_set(settings, SETTING_SEQUENCE_PARALLEL) ||
-                             setting_boolean(settings, SETTING_SEQUENCE_PARALLEL),
+        .sequence_parallel = setting_boolean(settings, SETTING_SEQUENCE_PARALLEL),
         .split = strcmp(schedule, "auto") == 0   ? STAGE_SPLIT_AUTO
                  : strcmp(schedule, "1f1b") == 0 ? STAGE_SPLIT_NEVER
                                                  : STAGE_SPLIT_ALWAYS,
@@ -165,7 +164,7 @@ static int open_stage(struct training *t, struct error *error)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "optimizer-state=bf16: the weights are fp32 here; it goes with "
                          "--dtype=bf16 or fp16 on a GPU");
-    if (setting_is_set(t->settings, SETTING_SEQUENCE_PARALLEL) && work.sequence_parallel &&
+    if (work.sequence_parallel &&
         work.micro_batch * work.seq_length % (t->layout.tp * t->layout.cp) != 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "sequence-parallel=yes: micro-batch-size %lld x seq-length %lld rows, "
