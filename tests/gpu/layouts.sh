@@ -19,21 +19,28 @@ if [ -x "$build_dir/trainer/test_comm" ]; then
     expect "communication through NCCL" [ $? = 0 ]
 fi
 
-layouts=(tp pp dp)
+# A name for each, and its options.
+declare -A options=([tp]="--tp=2" [sp]="--tp=2 --sequence-parallel=yes" [pp]="--pp=2 --pp-schedule=1f1b"
+    [chunks]="--pp=2 --pp-chunks=2" [bubble]="--pp=2 --pp-schedule=zero-bubble" [dp]="--dp=2"
+    [zero]="--dp=2 --zero=0" [cp]="--cp=2")
+layouts=(tp sp pp chunks bubble dp zero cp)
 for dtype in fp32 bf16; do
     train 1 "one-$dtype" "${run[@]}" --dtype=$dtype; expect "one GPU, $dtype" [ $? = 0 ]
     bound=1e-5
     [ $dtype = fp32 ] || bound=0.01
     for layout in "${layouts[@]}"; do
-        train 2 "$layout-$dtype" "${run[@]}" --dtype=$dtype "--$layout=2"
-        expect "$layout=2, $dtype: trains, and ends" [ $? = 0 ]
-        expect "$layout=2, $dtype: the losses of one GPU" near "$layout-$dtype" "one-$dtype" $bound 30
+        # shellcheck disable=SC2086
+        train 2 "$layout-$dtype" "${run[@]}" --dtype=$dtype ${options[$layout]}
+        expect "$layout, $dtype: trains, and ends" [ $? = 0 ]
+        expect "$layout, $dtype: the losses of one GPU" near "$layout-$dtype" "one-$dtype" $bound 30
     done
 done
 for layout in "${layouts[@]}"; do
-    train 2 "$layout-again" "${run[@]}" --dtype=bf16 "--$layout=2"
-    expect "$layout=2: the same bits again" same_run "$layout-bf16" "$layout-again" 30
+    # shellcheck disable=SC2086
+    train 2 "$layout-again" "${run[@]}" --dtype=bf16 ${options[$layout]}
+    expect "$layout: the same bits again" same_run "$layout-bf16" "$layout-again" 30
 done
+expect "zero-bubble has the bits of 1F1B" same_run pp-bf16 bubble-bf16 30
 train 2 tp-selective "${run[@]}" --dtype=bf16 --tp=2 --recompute=selective
 expect "tp=2, recompute=selective: the same bits" same_run tp-bf16 tp-selective 30
 
@@ -49,7 +56,7 @@ echo $? > "status-$OMPI_COMM_WORLD_RANK"
 sleep 120
 SCRIPT
 chmod +x hidden
-for layout in "${layouts[@]}"; do
+for layout in tp pp dp; do
     rm -f status-*
     mpirun --quiet --bind-to none -n 2 ./hidden "$build_dir/mtllm-train" --run-dir="death-$layout" \
         --data=data "${run[@]}" --steps=100000 "--$layout=2" > "death-$layout.log" 2>&1 &
