@@ -26,7 +26,7 @@ static double larger(double a, double b)
 #define PRODUCT_WORKSPACE_BYTES ((size_t)64 << 20)
 #define SCRATCH_BYTES           ((size_t)1 << 20)
 
-/* Groups of more than one rank that a rank is a member of at most: world, tp, dp, pp, model,
+/* Groups of more than one rank that a rank is a member of at most: world, tp, replicas, pp, cp,
  * embedding, kv; wrap and its two directions. */
 static size_t groups_of(const struct layout *layout, const struct model *model)
 {
@@ -85,9 +85,8 @@ static double product_efficiency(double rows, double in, double out)
     return rows / (rows + 200) * fmin(in, out) / (fmin(in, out) + 32);
 }
 
-/* Work of the four products of a layer, done in pieces of that many rows, in operations at the full
- * rate. */
-static double layer_products(const struct stage_sizes *n, int64_t piece_rows)
+/* Work of the four products of a layer, in operations at the full rate. */
+static double layer_products(const struct stage_sizes *n)
 {
     const double shapes[][2] = {
         {(double)n->hidden, (double)n->qkv_width},
@@ -99,7 +98,7 @@ static double layer_products(const struct stage_sizes *n, int64_t piece_rows)
 
     for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++)
         work += 2 * rows * shapes[i][0] * shapes[i][1] /
-                product_efficiency((double)piece_rows, shapes[i][0], shapes[i][1]);
+                product_efficiency(rows, shapes[i][0], shapes[i][1]);
     return work;
 }
 
@@ -148,18 +147,13 @@ static double half_reduce_s(double bytes, int ranks, double bandwidth)
     return MESSAGE_LATENCY_S / 2 * log2(2.0 * ranks) + bytes * (ranks - 1) / ranks / bandwidth;
 }
 
-/* What one branch costs in sums over tensor parallelism, in halves of all-reduces. What travels
- * beside products takes multiprocessors from them and counts half. Without sequence parallelism an
- * all-reduce of the output and one of the input's gradient. With it: in forward a gather and a
- * reduce-scatter; in backward a gather of the gradient, and a gather of the input and a
- * reduce-scatter that are beside products. */
-struct branch_sums {
-    double forward, backward;
-};
-static struct branch_sums branch_sums_of(const struct stage *stage)
+/* What a branch costs in sums over tensor parallelism, in halves of all-reduces. In forward two: an
+ * all-reduce of its output, or a gather of its input and a reduce-scatter. In backward, where
+ * most travels beside products and takes multiprocessors from them, as measured on two H100s. */
+#define FORWARD_SUMS 2
+static double backward_sums(const struct stage *stage)
 {
-    return stage->sequence_parallel ? (struct branch_sums){2, 1 + 0.5 + 0.5}
-                                    : (struct branch_sums){2, 2};
+    return stage->sequence_parallel ? 5 : 2;
 }
 
 double plan_microbatch_s(const struct plan_device *device, const struct stage *stage)
@@ -171,18 +165,17 @@ double plan_microbatch_s(const struct plan_device *device, const struct stage *s
     double stream = (double)(n->rows * n->hidden) * act; /* whole */
     double half =
         half_reduce_s(stream, stage->layout->tp, bandwidth_between(device, 1, stage->layout->tp));
-    struct branch_sums sums = branch_sums_of(stage);
     int branches = stage->model->block == MODEL_BLOCK_SEQUENTIAL ? 2 : 1;
     double forward, backward, seconds;
 
-    forward = layer_products(n, n->rows) / device->product_rate +
+    forward = layer_products(n) / device->product_rate +
               layer_attention(stage) / device->attention_rate +
-              layer_moved(n, false) * act / memory + branches * sums.forward * half;
+              layer_moved(n, false) * act / memory + branches * FORWARD_SUMS * half;
     /* Two products for each, and 2.5 times the attention; gradients of weights, fp32, are read and
      * written. What selective recomputation writes once more goes with what it reads anyway. */
-    backward = 2 * layer_products(n, n->rows) / device->product_rate +
+    backward = 2 * layer_products(n) / device->product_rate +
                2.5 * layer_attention(stage) / device->attention_rate +
-               layer_moved(n, true) * act / memory + branches * sums.backward * half +
+               layer_moved(n, true) * act / memory + branches * backward_sums(stage) * half +
                (double)(n->hidden * (n->qkv_width + n->mixed_width + n->mlp_width + n->ffn)) * 8 /
                    device->memory_bandwidth;
     if (stage->recompute == RECOMPUTE_SELECTIVE)
@@ -385,6 +378,7 @@ int plan_evaluate(struct plan *plan, const struct plan_job *job, const struct pl
 {
     struct stage_work work;
     struct measured measured = {0};
+    struct error trouble = {0};
     int result = -1;
 
     plan->refusal = PLAN_ACCEPTED;
@@ -394,6 +388,10 @@ int plan_evaluate(struct plan *plan, const struct plan_job *job, const struct pl
     training_work(&work, job->settings, job->model);
     work.sequences = work.sequences / work.micro_batch * plan->micro_batch;
     work.micro_batch = plan->micro_batch;
+    if (training_check_rows(&work, &plan->layout, &trouble) < 0) {
+        refuse(plan, PLAN_LAYOUT, "%s", trouble.text);
+        return 0;
+    }
     work.microbatches = plan->microbatches;
     work.recompute = plan->recompute;
     work.recompute_layers = plan->recompute_layers;

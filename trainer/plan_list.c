@@ -150,7 +150,7 @@ static int best_of_group(struct plan *best, size_t *least, int group, const stru
             .recompute_layers = work.recompute_layers,
         };
 
-        if (group % tp != 0 || job->world % (group * cp) != 0)
+        if (group % tp != 0)
             continue;
         if (plan_evaluate(&plan, job, device, error) < 0)
             return -1;
@@ -166,12 +166,14 @@ static int best_of_group(struct plan *best, size_t *least, int group, const stru
 int plan_default_layout(struct layout *layout, const struct plan_job *job,
                         const struct plan_device *device, struct error *error)
 {
+    int cp = (int)setting_integer(job->settings, SETTING_CP);
     size_t least = 0;
 
-    for (int group = 1; group <= job->world; group++) {
+    for (int group = 1; group * cp <= job->world; group++) {
         struct plan best;
 
-        if (job->world % group != 0 || !may_be(job->settings, SETTING_DP, job->world / group))
+        if (job->world % (group * cp) != 0 ||
+            !may_be(job->settings, SETTING_DP, job->world / (group * cp)))
             continue;
         if (best_of_group(&best, &least, group, job, device, error) < 0)
             return -1;

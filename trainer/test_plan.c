@@ -326,6 +326,12 @@ static void the_default_is_the_smallest_that_fits(void **state)
     assert_int_equal(layout.tp, 1);
     assert_int_equal(layout.pp, 4);
     end(&example);
+    begin(&example, 8, 8, "--cp=2");
+    layout = chosen(&example, 139.8);
+    assert_int_equal(layout.tp * layout.pp, 1);
+    assert_int_equal(layout.dp, 4);
+    assert_int_equal(layout.cp, 2);
+    end(&example);
 }
 
 static void what_cannot_be_is_refused(void **state)

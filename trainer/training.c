@@ -152,6 +152,25 @@ void training_work(struct stage_work *work, const struct settings *settings,
     work->sequences = work->micro_batch * training_row_sequences(settings, work->seq_length);
 }
 
+int training_check_rows(const struct stage_work *work, const struct layout *layout,
+                        struct error *error)
+{
+    int64_t rows = work->micro_batch * work->seq_length;
+
+    if (rows % layout->cp != 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "cp=%d: does not divide the rows of a microbatch, micro-batch-size %lld x "
+                         "seq-length %lld; change one of them",
+                         layout->cp, (long long)work->micro_batch, (long long)work->seq_length);
+    if (work->sequence_parallel && rows % (layout->tp * layout->cp) != 0)
+        return error_set(error, EXIT_STATUS_CONFIGURATION,
+                         "sequence-parallel=yes: micro-batch-size %lld x seq-length %lld rows, "
+                         "which tp=%d%s does not divide; change one of them, or leave it away",
+                         (long long)work->micro_batch, (long long)work->seq_length, layout->tp,
+                         layout->cp > 1 ? " x cp" : "");
+    return 0;
+}
+
 static int open_stage(struct training *t, struct error *error)
 {
     bool bf16 = strcmp(setting_text(t->settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
@@ -164,18 +183,8 @@ static int open_stage(struct training *t, struct error *error)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "optimizer-state=bf16: the weights are fp32 here; it goes with "
                          "--dtype=bf16 or fp16 on a GPU");
-    if (work.sequence_parallel &&
-        work.micro_batch * work.seq_length % (t->layout.tp * t->layout.cp) != 0)
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "sequence-parallel=yes: micro-batch-size %lld x seq-length %lld rows, "
-                         "which tp=%d%s does not divide; change one of them, or leave it away",
-                         (long long)work.micro_batch, (long long)work.seq_length, t->layout.tp,
-                         t->layout.cp > 1 ? " x cp" : "");
-    if (work.micro_batch * work.seq_length % t->layout.cp != 0)
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "--cp=%d: does not divide the rows of a microbatch, micro-batch-size %lld "
-                         "x seq-length %lld; change one of them",
-                         t->layout.cp, (long long)work.micro_batch, (long long)work.seq_length);
+    if (training_check_rows(&work, &t->layout, error) < 0)
+        return -1;
     if (t->layout.cp > 1 && setting_is_set(t->settings, SETTING_DUMP_LOGITS))
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "dump-logits: goes with --cp=1, since ranks of a context parallel group "

@@ -62,6 +62,10 @@ struct training {
 void training_work(struct stage_work *work, const struct settings *settings,
                    const struct model *model);
 
+/* Ranks that share the rows of a microbatch divide them. Error: EXIT_STATUS_CONFIGURATION. */
+int training_check_rows(const struct stage_work *work, const struct layout *layout,
+                        struct error *error);
+
 /* The layout: the settings', or where they name neither tp nor pp and the memory of the device is
  * known, the smallest that fits (plan.h). The same on every rank. Collective.
  * Error: EXIT_STATUS_CONFIGURATION, EXIT_STATUS_SYSTEM; the same on every rank. */
