@@ -55,10 +55,11 @@ static enum tensor_role mlp_first_bias(const struct stage *stage)
 /* y[rows, width] += the bias, if there is one: of this rank's columns, or (`whole`) of all, by the
  * first rank for all that are summed. */
 static void bias_forward(struct stage *stage, enum tensor_role role, int64_t layer, void *y,
-                         int64_t rows, int64_t width, bool whole)
+                         int64_t width, bool whole)
 {
     if (parameters_find(&stage->parameters, role, layer) && !(whole && stage->place.tp != 0))
-        stage->kernels->bias_forward(stage->stream, y, weight_of(stage, role, layer), rows, width);
+        stage->kernels->bias_forward(stage->stream, y, weight_of(stage, role, layer),
+                                     stage->sizes.rows, width);
 }
 
 static void bias_backward(struct stage *stage, enum tensor_role role, int64_t layer, const void *dy,
@@ -81,7 +82,7 @@ static void branch_begin(struct stage *stage, int64_t layer, enum tensor_role we
     stage->kernels->linear_forward(
         stage->stream, y, stage_gather(stage, normed, stage->scratch.whole_normed),
         weight_of(stage, weight, layer), n->rows, n->hidden, width, false);
-    bias_forward(stage, bias, layer, y, n->rows, width, false);
+    bias_forward(stage, bias, layer, y, width, false);
 }
 
 /* The product of x[rows, width] that ends a branch: this rank's part, which `accumulate` adds to
@@ -96,7 +97,7 @@ static void branch_end(struct stage *stage, int64_t layer, enum tensor_role weig
 
     stage->kernels->linear_forward(stage->stream, parts, x, weight_of(stage, weight, layer),
                                    n->rows, width, n->hidden, accumulate);
-    bias_forward(stage, bias, layer, parts, n->rows, n->hidden, true);
+    bias_forward(stage, bias, layer, parts, n->hidden, true);
     if (sum)
         stage_sum(stage, branch);
 }

@@ -133,44 +133,43 @@ static void mpi_all_reduce(struct comm *comm, void *buffer, int64_t count, enum 
     reduce_gathered(comm, at, count, type, op);
 }
 
-/* Bytes [start, start + bytes) of every part, of which `part` bytes are each rank's, to the rank
- * that adds them up. */
-static void exchange_parts(struct comm *comm, const char *in, int64_t part, int64_t start,
-                           size_t bytes)
+/* `bytes` to and from every rank, which lie that many bytes apart as `in_part` and `out_part` say.
+ */
+static void exchange(struct comm *comm, char *out, int64_t out_part, const char *in,
+                     int64_t in_part, int64_t bytes, const char *operation)
 {
     struct mpi_group *group = group_of(comm);
-    char *scratch = group->workspace->scratch;
-    MPI_Request *requests = group->requests;
     int count = 0;
 
     for (int i = 1; i < comm->size; i++) {
         int from = (comm->rank + comm->size - i) % comm->size, to = (comm->rank + i) % comm->size;
 
-        check(MPI_Irecv(scratch + bytes * (size_t)from, (int)bytes, MPI_BYTE, from, 0, group->mpi,
-                        &requests[count++]),
-              comm, "reduce-scatter", (int64_t)bytes);
-        check(MPI_Isend(in + part * to + start, (int)bytes, MPI_BYTE, to, 0, group->mpi,
-                        &requests[count++]),
-              comm, "reduce-scatter", (int64_t)bytes);
+        check(MPI_Irecv(out + out_part * from, (int)bytes, MPI_BYTE, from, 0, group->mpi,
+                        &group->requests[count++]),
+              comm, operation, bytes);
+        check(MPI_Isend(in + in_part * to, (int)bytes, MPI_BYTE, to, 0, group->mpi,
+                        &group->requests[count++]),
+              comm, operation, bytes);
     }
-    memcpy(scratch + bytes * (size_t)comm->rank, in + part * comm->rank + start, bytes);
-    check(MPI_Waitall(count, requests, MPI_STATUSES_IGNORE), comm, "reduce-scatter",
-          (int64_t)bytes);
+    memcpy(out + out_part * comm->rank, in + in_part * comm->rank, (size_t)bytes);
+    check(MPI_Waitall(count, group->requests, MPI_STATUSES_IGNORE), comm, operation, bytes);
 }
 
 static void mpi_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
                                enum comm_type type, struct stream *stream)
 {
+    char *scratch = group_of(comm)->workspace->scratch;
     int64_t element = (int64_t)comm_type_bytes(type);
     int64_t most = (int64_t)SCRATCH_BYTES / comm->size / element;
 
     (void)stream;
     for (int64_t start = 0; start < count; start += most) {
-        int64_t n = count - start < most ? count - start : most;
+        int64_t n = count - start < most ? count - start : most, bytes = n * element;
 
-        exchange_parts(comm, in, count * element, start * element, (size_t)(n * element));
-        comm_reduce_parts((char *)out + start * element, group_of(comm)->workspace->scratch,
-                          (size_t)(n * element), comm->size, (size_t)n, type, COMM_SUM);
+        exchange(comm, scratch, bytes, (const char *)in + start * element, count * element, bytes,
+                 "reduce-scatter");
+        comm_reduce_parts((char *)out + start * element, scratch, (size_t)bytes, comm->size,
+                          (size_t)n, type, COMM_SUM);
     }
 }
 
@@ -223,26 +222,10 @@ static void mpi_all_gather(struct comm *comm, void *out, const void *in, int64_t
 static void mpi_all_to_all(struct comm *comm, void *out, const void *in, int64_t bytes,
                            struct stream *stream)
 {
-    struct mpi_group *group = group_of(comm);
-
     (void)stream;
-    for (int64_t start = 0; start < bytes; start += MESSAGE_BYTES) {
-        int n = (int)(bytes - start < MESSAGE_BYTES ? bytes - start : MESSAGE_BYTES), count = 0;
-
-        for (int i = 1; i < comm->size; i++) {
-            int from = (comm->rank + comm->size - i) % comm->size;
-            int to = (comm->rank + i) % comm->size;
-
-            check(MPI_Irecv((char *)out + bytes * from + start, n, MPI_BYTE, from, 0, group->mpi,
-                            &group->requests[count++]),
-                  comm, "all-to-all", n);
-            check(MPI_Isend((const char *)in + bytes * to + start, n, MPI_BYTE, to, 0, group->mpi,
-                            &group->requests[count++]),
-                  comm, "all-to-all", n);
-        }
-        check(MPI_Waitall(count, group->requests, MPI_STATUSES_IGNORE), comm, "all-to-all", n);
-    }
-    memcpy((char *)out + bytes * comm->rank, (const char *)in + bytes * comm->rank, (size_t)bytes);
+    for (int64_t start = 0; start < bytes; start += MESSAGE_BYTES)
+        exchange(comm, (char *)out + start, bytes, (const char *)in + start, bytes,
+                 bytes - start < MESSAGE_BYTES ? bytes - start : MESSAGE_BYTES, "all-to-all");
 }
 
 static void mpi_broadcast(struct comm *comm, void *buffer, int64_t bytes, int root,

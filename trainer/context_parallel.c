@@ -12,14 +12,8 @@
 
 static void exchange(struct stage *stage, void *out, const void *in, int64_t width)
 {
-    static const enum comm_type types[] = {
-        [DTYPE_F32] = COMM_F32,
-        [DTYPE_BF16] = COMM_BF16,
-        [DTYPE_F16] = COMM_F16,
-    };
-
-    comm_all_to_all(stage->groups->cp, out, in, stage->sizes.rows * width,
-                    types[stage->kernels->dtype], stage->stream);
+    comm_all_to_all(stage->groups->cp, out, in, stage->sizes.rows * width, stage_comm_type(stage),
+                    stage->stream);
 }
 
 /* Columns of a rank's q, k and v that rank `peer` attends with: [first, first + count) of what it

@@ -10,9 +10,12 @@
 
 #include <assert.h>
 
-static int64_t share_of(const struct stage *stage, const struct bucket *bucket)
+/* What this replica updates of a bucket: all of it where nothing is shared. */
+static struct bucket share_of(const struct stage *stage, const struct bucket *bucket)
 {
-    return bucket->count / stage->shares;
+    int64_t count = bucket->count / stage->shares;
+
+    return (struct bucket){bucket->first + (stage->shares > 1 ? stage->replica * count : 0), count};
 }
 
 /* --- sums --------------------------------------------------------------------------------------
@@ -50,14 +53,14 @@ static void sum_tp_parts(struct stage *stage, int64_t layer)
 static void sum_bucket(struct stage *stage, const struct bucket *bucket)
 {
     float *gradients = stage->gradients + bucket->first;
-    int64_t share = share_of(stage, bucket);
+    struct bucket share = share_of(stage, bucket);
 
     if (layout_replicas(stage->layout) == 1)
         return;
     stage->kernels->stream_wait(stage->reductions, stage->stream);
     if (stage->shares > 1)
-        comm_reduce_scatter(stage->groups->replicas, gradients + stage->replica * share, gradients,
-                            share, COMM_F32, stage->reductions);
+        comm_reduce_scatter(stage->groups->replicas, stage->gradients + share.first, gradients,
+                            share.count, COMM_F32, stage->reductions);
     else
         comm_all_reduce(stage->groups->replicas, gradients, bucket->count, COMM_F32, COMM_SUM,
                         stage->reductions);
@@ -81,7 +84,7 @@ void stage_finish_gradients(struct stage *stage)
 {
     const struct parameter *embedding;
     const struct bucket *bucket;
-    int64_t share;
+    struct bucket share;
 
     assert(stage->unreduced == 0);
     if (layout_replicas(stage->layout) > 1)
@@ -94,10 +97,8 @@ void stage_finish_gradients(struct stage *stage)
                           : &stage->parameters.buckets[stage->parameters.bucket_count - 1];
     assert(bucket->first == embedding->offset);
     share = share_of(stage, bucket);
-    comm_all_reduce(stage->groups->embedding,
-                    stage->gradients + bucket->first +
-                        (stage->shares > 1 ? stage->replica * share : 0),
-                    share, COMM_F32, COMM_SUM, stage->stream);
+    comm_all_reduce(stage->groups->embedding, stage->gradients + share.first, share.count, COMM_F32,
+                    COMM_SUM, stage->stream);
 }
 
 /* --- weights -----------------------------------------------------------------------------------
@@ -106,17 +107,12 @@ void stage_finish_gradients(struct stage *stage)
 static void gather_next(struct stage *stage)
 {
     const struct bucket *bucket = &stage->parameters.buckets[stage->gathering++];
-    int64_t share = share_of(stage, bucket);
-    static const enum comm_type types[] = {
-        [DTYPE_F32] = COMM_F32,
-        [DTYPE_BF16] = COMM_BF16,
-        [DTYPE_F16] = COMM_F16,
-    };
+    struct bucket share = share_of(stage, bucket);
 
     stage->kernels->stream_wait(stage->reductions, stage->stream);
     comm_all_gather(stage->groups->replicas, stage_weight(stage, bucket->first),
-                    stage_weight(stage, bucket->first + stage->replica * share), share,
-                    types[stage->kernels->dtype], stage->reductions);
+                    stage_weight(stage, share.first), share.count, stage_comm_type(stage),
+                    stage->reductions);
 }
 
 void stage_weights_updated(struct stage *stage)

@@ -260,6 +260,9 @@ void stage_load(struct stage *stage, struct slot *slot, const struct microbatch 
 /* --- tensor_parallel.c: a buffer of the residual stream is a shard, [shard_rows, hidden]; whole is
  * [rows, hidden]. Without sequence parallelism they are the same, and nothing is gathered. --- */
 
+/* Of weights and activations. */
+enum comm_type stage_comm_type(const struct stage *stage);
+
 /* Row `row` of a buffer of activations. */
 void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int64_t width);
 

@@ -11,7 +11,7 @@
  */
 #include "trainer/stage.h"
 
-static enum comm_type type_of(const struct stage *stage)
+enum comm_type stage_comm_type(const struct stage *stage)
 {
     static const enum comm_type types[] = {
         [DTYPE_F32] = COMM_F32,
@@ -33,7 +33,7 @@ const void *stage_gather_begin(struct stage *stage, const void *shard, void *who
         return shard;
     stage->kernels->stream_wait(stage->sums, stage->stream);
     comm_all_gather(stage->groups->tp, whole, shard, stage->sizes.shard_rows * stage->sizes.hidden,
-                    type_of(stage), stage->sums);
+                    stage_comm_type(stage), stage->sums);
     return whole;
 }
 
@@ -64,10 +64,11 @@ void stage_sum_begin(struct stage *stage, void *shard)
         return;
     stage->kernels->stream_wait(stage->sums, stage->stream);
     if (stage->sequence_parallel)
-        comm_reduce_scatter(stage->groups->tp, shard, stage->scratch.parts, count, type_of(stage),
-                            stage->sums);
+        comm_reduce_scatter(stage->groups->tp, shard, stage->scratch.parts, count,
+                            stage_comm_type(stage), stage->sums);
     else
-        comm_all_reduce(stage->groups->tp, shard, count, type_of(stage), COMM_SUM, stage->sums);
+        comm_all_reduce(stage->groups->tp, shard, count, stage_comm_type(stage), COMM_SUM,
+                        stage->sums);
 }
 
 void stage_sum_end(struct stage *stage)
