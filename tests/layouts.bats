@@ -335,6 +335,11 @@ family() {
     train 8 $model $run --tp=2 --pp=2 "$@" --run-dir=run > log 2>&1 || { cat log; return 1; }
     losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20 >&2
     recomputed run "$@"
+    rm -rf run
+    train 8 $model $run --tp=2 --pp=2 --sequence-parallel=yes "$@" --run-dir=run > log 2>&1 ||
+        { cat log; return 1; }
+    losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20 >&2
+    recomputed run --sequence-parallel=yes "$@"
 }
 
 @test "mistral: a sliding window" { family --family=mistral --sliding-window=5; }
@@ -357,7 +362,7 @@ family() {
 
 @test "more tensor parallel ranks than key/value heads" {
     train 1 $model $run --kv-heads=2 --micro-batch-size=8 --run-dir=one > log 2>&1
-    for layout in "--tp=4 --dp=2" "--tp=8"; do
+    for layout in "--tp=4 --dp=2" "--tp=8 --sequence-parallel=yes" "--tp=8"; do
         rm -rf run
         train 8 $model $run --kv-heads=2 $layout --run-dir=run > log 2>&1 || { cat log; false; }
         losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20 >&2

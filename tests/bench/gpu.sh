@@ -85,8 +85,7 @@ on_two() {
         }' >> "$work/table"
 }
 
-# As fast as one GPU is, two are to be 1.95 (DP, ZeRO-1), 1.75 (TP, sequence parallel) and 1.75 (PP)
-# times as fast.
+# Bars, times one GPU: dp 1.95, tp with sequence parallelism 1.75, pp 1.75.
 two_gpus() {
     local one
     [ "$(nvidia-smi -L | wc -l)" -ge 2 ] || { echo "two-gpus: skipped: there are not two"; return; }
@@ -97,8 +96,8 @@ two_gpus() {
     on_two "dp=2, 8 microbatches each" llama-2-7b "$one" --dp=2 --global-batch-size=16 $save_memory
     on_two "dp=2, zero=0" llama-2-7b "$one" --dp=2 --global-batch-size=16 --zero=0 $save_memory
     on_two "tp=2, 8 microbatches" llama-2-7b "$one" --tp=2 --global-batch-size=8
-    on_two "tp=2, not sequence parallel" llama-2-7b "$one" --tp=2 --global-batch-size=8 \
-        --sequence-parallel=no
+    on_two "tp=2, sequence parallel" llama-2-7b "$one" --tp=2 --global-batch-size=8 \
+        --sequence-parallel=yes
     on_two "pp=2, 8 microbatches" llama-2-7b "$one" --pp=2 --global-batch-size=8
     on_two "pp=2, 8 microbatches, 2 chunks" llama-2-7b "$one" --pp=2 --pp-chunks=2 \
         --global-batch-size=8
