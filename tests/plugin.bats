@@ -142,9 +142,9 @@ script() {
 @test "--llm-dry-run prints the layouts and submits nothing" {
     script
     PATH=$build:$PATH
-    for command in "sbatch --llm-dry-run=16 --llm-model=llama-2-70b job.sh" \
-        "salloc --llm-model=llama-2-70b --llm-dry-run=16 true" \
-        "srun --llm-model=llama-2-70b --llm-dry-run=16 mtllm-train"; do
+    for command in "sbatch --llm-dry-run=32 --llm-model=llama-2-70b job.sh" \
+        "salloc --llm-model=llama-2-70b --llm-dry-run=32 true" \
+        "srun --llm-model=llama-2-70b --llm-dry-run=32 mtllm-train"; do
         run timeout 20 $command
         [ "$status" -eq 0 ]
         [[ $output == "llama-2-70b: 68.98 billion weights"* ]]
@@ -162,7 +162,7 @@ script() {
     run timeout 20 sbatch --llm-dry-run=many job.sh
     [ "$status" -eq 64 ]
     assert_refused "--llm-tp=3: codellama-34b" \
-        sbatch --llm-dry-run=16 --llm-model=codellama-34b --llm-tp=3 job.sh
+        sbatch --llm-dry-run=32 --llm-model=codellama-34b --llm-tp=3 job.sh
 }
 
 @test "an unknown plugin argument disturbs no job but those that use the plugin" {
