@@ -8,8 +8,8 @@
 #include <string.h>
 
 const struct metric metric_table[METRIC_COUNT] = {
-#define METRIC(id, name, unit, decimals, over_steps, help)                                         \
-    [METRIC_##id] = {name, unit, decimals, over_steps, help},
+#define METRIC(id, name, group, unit, decimals, over_steps, help)                                  \
+    [METRIC_##id] = {name, group, unit, decimals, over_steps, help},
     METRICS(METRIC)
 #undef METRIC
 };

@@ -20,28 +20,32 @@ enum metric_over_steps {
     METRIC_RATE, /* something a second: mean weighted by step_s */
 };
 
-/* METRIC(id, name, unit, decimals, over_steps, help)
+/* METRIC(id, name, group, unit, decimals, over_steps, help)
  *
+ * group: "train", "perf", "mem" or "data": where a viewer with sections shows it
  * decimals: digits behind the point; -1: as many as it takes to read back the same number. Whole
  * numbers are exact up to 2^53. The order is that of the keys in metrics.jsonl. */
 #define METRICS(METRIC)                                                                            \
-    METRIC(STEP, "step", "", 0, METRIC_LAST, "updates made, this one included")                    \
-    METRIC(LOSS, "loss", "nats", -1, METRIC_MEAN, "mean loss of the tokens of the step")           \
-    METRIC(PERPLEXITY, "perplexity", "", -1, METRIC_LAST, "exp(loss); validation only")            \
-    METRIC(LR, "lr", "", -1, METRIC_LAST, "learning rate of this update")                          \
-    METRIC(GRAD_NORM, "grad_norm", "", -1, METRIC_LAST, "global norm before clipping")             \
-    METRIC(TOKENS, "tokens", "tokens", 0, METRIC_LAST, "with a target, trained on so far")         \
-    METRIC(SAMPLES, "samples", "sequences", 0, METRIC_LAST, "trained on so far")                   \
-    METRIC(TOKENS_PER_S, "tokens_per_s", "tokens/s", 1, METRIC_RATE, "of all ranks together")      \
-    METRIC(TFLOPS, "tflops", "TFLOP/s", 5, METRIC_RATE, "a rank: model FLOPs, no recomputation")   \
-    METRIC(MFU, "mfu", "", 4, METRIC_RATE, "share of the device's peak; absent if unknown")        \
-    METRIC(STEP_S, "step_s", "s", 6, METRIC_MEAN, "duration of a step")                            \
-    METRIC(DATA_WAIT_S, "data_wait_s", "s", 6, METRIC_MEAN,                                        \
+    METRIC(STEP, "step", "train", "", 0, METRIC_LAST, "updates made, this one included")           \
+    METRIC(LOSS, "loss", "train", "nats", -1, METRIC_MEAN, "mean loss of the tokens of the step")  \
+    METRIC(PERPLEXITY, "perplexity", "train", "", -1, METRIC_LAST, "exp(loss); validation only")   \
+    METRIC(LR, "lr", "train", "", -1, METRIC_LAST, "learning rate of this update")                 \
+    METRIC(GRAD_NORM, "grad_norm", "train", "", -1, METRIC_LAST, "global norm before clipping")    \
+    METRIC(TOKENS, "tokens", "data", "tokens", 0, METRIC_LAST, "with a target, trained on so far") \
+    METRIC(SAMPLES, "samples", "data", "sequences", 0, METRIC_LAST, "trained on so far")           \
+    METRIC(TOKENS_PER_S, "tokens_per_s", "perf", "tokens/s", 1, METRIC_RATE,                       \
+           "of all ranks together")                                                                \
+    METRIC(TFLOPS, "tflops", "perf", "TFLOP/s", 5, METRIC_RATE,                                    \
+           "a rank: model FLOPs, no recomputation")                                                \
+    METRIC(MFU, "mfu", "perf", "", 4, METRIC_RATE,                                                 \
+           "share of the device's peak; absent if unknown")                                        \
+    METRIC(STEP_S, "step_s", "perf", "s", 6, METRIC_MEAN, "duration of a step")                    \
+    METRIC(DATA_WAIT_S, "data_wait_s", "perf", "s", 6, METRIC_MEAN,                                \
            "of it waiting for data, mean of ranks")                                                \
-    METRIC(PIPELINE_IDLE, "pipeline_idle", "", 4, METRIC_MEAN,                                     \
+    METRIC(PIPELINE_IDLE, "pipeline_idle", "perf", "", 4, METRIC_MEAN,                             \
            "share of it waiting for other stages, mean of ranks; on CPUs")                         \
-    METRIC(SKIPPED, "skipped", "", 0, METRIC_LAST, "steps without an update so far")               \
-    METRIC(TIME, "time", "s", 3, METRIC_LAST, "when: seconds since 1970")
+    METRIC(SKIPPED, "skipped", "train", "", 0, METRIC_LAST, "steps without an update so far")      \
+    METRIC(TIME, "time", "train", "s", 3, METRIC_LAST, "when: seconds since 1970")
 
 enum metric_id {
 #define METRIC(id, ...) METRIC_##id,
@@ -51,7 +55,7 @@ enum metric_id {
 };
 
 struct metric {
-    const char *name, *unit;
+    const char *name, *group, *unit;
     int decimals;
     enum metric_over_steps over_steps;
     const char *help;
