@@ -359,29 +359,55 @@ static int read_running(const struct samples *samples, int64_t i,
         t += count;
     }
     memcpy(row->tokens + 1, row->targets, (size_t)(options->seq_length - 1) * sizeof(*row->tokens));
+    if (row->answers)
+        memset(row->answers, 0, (size_t)options->seq_length);
     apply_ends(options, row);
     return 0;
 }
 
-/* Weights of `count` targets from their roles, which `room` holds meanwhile. */
-static int read_weights(const struct data_part *part, const struct piece *piece, int64_t count,
-                        double others, int32_t *room, float *weights, struct error *error)
+/* Which of `count` targets at place `t`, with these roles, are answers. */
+static void mark_answers(const struct dataset_options *options, const struct dataset_row *row,
+                         const int32_t *roles, int64_t t, int64_t count)
 {
+    const uint8_t *of = options->template_tokens;
+    int hidden = of ? of[row->tokens[t]] : 0;
+
+    for (int64_t k = 0; k < count; k++) {
+        if (hidden > 0)
+            hidden--;
+        if (of && of[row->targets[t + k]] > hidden)
+            hidden = of[row->targets[t + k]];
+        row->answers[t + k] = roles[k] == ROLE_ASSISTANT && hidden == 0;
+    }
+}
+
+/* Weights of `count` targets at place `t` from their roles, and which are answers. */
+static int read_weights(const struct data_part *part, const struct piece *piece, int64_t t,
+                        int64_t count, const struct dataset_options *options,
+                        struct dataset_row *row, struct error *error)
+{
+    int32_t *room = row->positions + t; /* not yet in use */
+    float *weights = row->weights + t;
+
     if (!part->roles) {
-        for (int64_t t = 0; t < count; t++)
-            weights[t] = 1;
+        for (int64_t k = 0; k < count; k++)
+            weights[k] = 1;
+        if (row->answers)
+            memset(row->answers + t, 0, (size_t)count);
         return 0;
     }
     token_file_read(part->roles, piece->document, (int64_t)piece->offset + 1, count, room);
-    for (int64_t t = 0; t < count; t++) {
-        if (room[t] < ROLE_SYSTEM || room[t] > ROLE_ASSISTANT)
+    for (int64_t k = 0; k < count; k++) {
+        if (room[k] < ROLE_SYSTEM || room[k] > ROLE_ASSISTANT)
             return error_set(error, EXIT_STATUS_DATA,
                              "%s.bin: document %d has role %d at position %lld; there are 0"
                              " (system), 1 (user) and 2 (assistant)",
-                             token_file_prefix(part->roles), piece->document, room[t],
-                             (long long)(piece->offset + 1 + t));
-        weights[t] = room[t] == ROLE_ASSISTANT ? 1 : (float)others;
+                             token_file_prefix(part->roles), piece->document, room[k],
+                             (long long)(piece->offset + 1 + k));
+        weights[k] = room[k] == ROLE_ASSISTANT ? 1 : (float)options->loss_mask_weight;
     }
+    if (row->answers)
+        mark_answers(options, row, room, t, count);
     return 0;
 }
 
@@ -398,8 +424,7 @@ static int64_t put_piece(const struct data_part *part, const struct piece *piece
                     error) < 0 ||
         read_tokens(part, piece->document, (int64_t)piece->offset + 1, count, options->vocab_size,
                     row->targets + t, error) < 0 ||
-        read_weights(part, piece, count, options->loss_mask_weight, row->positions + t,
-                     row->weights + t, error) < 0)
+        read_weights(part, piece, t, count, options, row, error) < 0)
         return -1;
     memcpy(row->tokens + t + 1, row->targets + t, (size_t)(count - 1) * sizeof(*row->tokens));
     for (int64_t k = 0; k < count; k++)
@@ -432,6 +457,8 @@ static int read_pieces(const struct samples *samples, int64_t i,
         row->targets[t] = -1;
         row->weights[t] = 0;
         row->positions[t] = options->packing ? k : (int32_t)t;
+        if (row->answers)
+            row->answers[t] = 0;
     }
     return 0;
 }

@@ -201,6 +201,10 @@ struct kernels {
     /* sum *= exp(local_maximum - maximum): before the sums of several ranks are added up */
     void (*cross_entropy_rescale)(struct stream *stream, float *sum, const float *local_maximum,
                                   const float *maximum, int64_t rows);
+    /* best[rows] = the column of the first maximum of the whole vocabulary, from part one's maximum
+     * and best of `ranks` shares of it, by their first columns: maxima and bests [ranks, rows] */
+    void (*cross_entropy_best)(struct stream *stream, int32_t *best, const float *maxima,
+                               const int32_t *bests, int ranks, int64_t rows);
     /* Part two, with maximum, sum and target of the whole vocabulary:
      * loss[rows] = maximum + log(sum) - target (0 without a target). With `backward`, logits
      * become their gradients, weight[row] * (softmax - one-hot), 0 in padding columns and in

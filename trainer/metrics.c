@@ -121,12 +121,15 @@ void metrics_format_json(const struct metrics_row *row, char *bytes, size_t size
     append(&text, "}");
 }
 
-/* What the console shows of a training step, in order; `scale` turns the unit into the label's. */
-static const struct {
+/* A metric on the console; `scale` turns its unit into the label's. */
+struct field {
     enum metric_id id;
     const char *format;
     double scale;
-} console[] = {
+};
+
+/* Of a training step, in order. */
+static const struct field step_fields[] = {
     {METRIC_SAMPLES, " consumed samples: %12.0f |", 1},
     {METRIC_STEP_S, " elapsed time per iteration (ms): %.1f |", 1000},
     {METRIC_TOKENS_PER_S, " rate (tokens/sec): %.2f |", 1},
@@ -138,29 +141,46 @@ static const struct {
     {METRIC_SKIPPED, " number of skipped iterations: %3.0f |", 1},
 };
 
+static const struct field evaluation_fields[] = {
+    {METRIC_LOSS, " lm loss value: %.6E |", 1},
+    {METRIC_PERPLEXITY, " lm loss PPL: %.6E |", 1},
+    {METRIC_ACCURACY, " lm accuracy value: %.6E |", 1},
+    {METRIC_INSTRUCT_ACCURACY, " instruct accuracy value: %.6E |", 1},
+    {METRIC_COUNT_LOSS_MASK, " count loss mask value: %.6E |", 1},
+    {METRIC_COUNT_INSTRUCT_MASK, " count instruct mask value: %.6E |", 1},
+};
+
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
+static void append_fields(struct text *text, const struct field *fields, size_t count,
+                          const struct metrics_row *row)
+{
+    for (size_t i = 0; i < count; i++)
+        if (row->present[fields[i].id])
+            append(text, fields[i].format, row->values[fields[i].id] * fields[i].scale);
+}
+#pragma GCC diagnostic pop
+
 void metrics_format_console(const struct metrics_row *row, int64_t steps, int64_t global_batch,
                             char *bytes, size_t size)
 {
     struct text text = {bytes, size, 0};
 
     if (row->eval) {
-        append(&text, " validation loss at iteration %.0f | lm loss value: %.6E |",
-               row->values[METRIC_STEP], row->values[METRIC_LOSS]);
-        if (row->present[METRIC_PERPLEXITY])
-            append(&text, " lm loss PPL: %.6E |", row->values[METRIC_PERPLEXITY]);
+        append(&text, " validation loss at iteration %.0f |", row->values[METRIC_STEP]);
+        if (strcmp(row->eval, "valid") != 0)
+            append(&text, " set: %s |", row->eval);
+        append_fields(&text, evaluation_fields,
+                      sizeof(evaluation_fields) / sizeof(*evaluation_fields), row);
         return;
     }
     append(&text, " iteration %8.0f/%8lld |", row->values[METRIC_STEP], (long long)steps);
-    for (size_t i = 0; i < sizeof(console) / sizeof(*console); i++) {
-        if (row->present[console[i].id])
-            append(&text, console[i].format, row->values[console[i].id] * console[i].scale);
-        if (console[i].id == METRIC_LR)
+    for (size_t i = 0; i < sizeof(step_fields) / sizeof(*step_fields); i++) {
+        append_fields(&text, &step_fields[i], 1, row);
+        if (step_fields[i].id == METRIC_LR)
             append(&text, " global batch size: %5lld |", (long long)global_batch);
     }
 }
-#pragma GCC diagnostic pop
 
 void metrics_print(const struct metrics_row *row, int64_t steps, int64_t global_batch)
 {

@@ -29,6 +29,14 @@ enum metric_over_steps {
     METRIC(STEP, "step", "train", "", 0, METRIC_LAST, "updates made, this one included")           \
     METRIC(LOSS, "loss", "train", "nats", -1, METRIC_MEAN, "mean loss of the tokens of the step")  \
     METRIC(PERPLEXITY, "perplexity", "train", "", -1, METRIC_LAST, "exp(loss); validation only")   \
+    METRIC(ACCURACY, "accuracy", "train", "", -1, METRIC_LAST,                                     \
+           "share of the tokens with a loss that are the model's first choice; validation only")   \
+    METRIC(INSTRUCT_ACCURACY, "instruct_accuracy", "train", "", -1, METRIC_LAST,                   \
+           "the same of the assistant's words, without tokens of the template; validation only")   \
+    METRIC(COUNT_LOSS_MASK, "count_loss_mask", "train", "tokens", -1, METRIC_LAST,                 \
+           "with a loss, a sequence; validation only")                                             \
+    METRIC(COUNT_INSTRUCT_MASK, "count_instruct_mask", "train", "tokens", -1, METRIC_LAST,         \
+           "of the assistant's words, a sequence; validation only")                                \
     METRIC(LR, "lr", "train", "", -1, METRIC_LAST, "learning rate of this update")                 \
     METRIC(GRAD_NORM, "grad_norm", "train", "", -1, METRIC_LAST, "global norm before clipping")    \
     METRIC(TOKENS, "tokens", "data", "tokens", 0, METRIC_LAST, "with a target, trained on so far") \

@@ -34,8 +34,7 @@ struct walk {
     struct pipeline_shape shape;
     const struct pipeline_order *order;
     bool training;
-    pipeline_logits see;
-    void *user;
+    struct pipeline_observer observer;
     int64_t microbatch; /* whose logits are being seen */
     /* Receives of the action at hand and of the next one. */
     struct comm_request received[2];
@@ -163,7 +162,23 @@ static void see_logits(void *user, int64_t row, int64_t rows, const void *logits
 {
     const struct walk *walk = user;
 
-    walk->see(walk->user, walk->microbatch, row, rows, logits);
+    walk->observer.see(walk->observer.user, walk->microbatch, row, rows, logits);
+}
+
+/* Of a microbatch, while they are there. */
+static void hand_out_results(const struct walk *walk, int64_t microbatch)
+{
+    const struct token_results *results = &walk->observer.results;
+    const struct stage *stage = walk->stage;
+    const struct kernels *k = stage->kernels;
+    int64_t rows = stage->sizes.rows, at = microbatch * rows;
+
+    if (results->loss)
+        k->to_host(stage->stream, results->loss + at, stage->scratch.loss,
+                   (size_t)rows * sizeof(float));
+    if (results->best)
+        k->to_host(stage->stream, results->best + at, stage->scratch.best,
+                   (size_t)rows * sizeof(int32_t));
 }
 
 static void forward(struct walk *walk, const struct pipeline_action *action)
@@ -180,7 +195,9 @@ static void forward(struct walk *walk, const struct pipeline_action *action)
         if (walk->training)
             comm_wait(&gradient_of(walk, action)->sent);
         walk->microbatch = action->microbatch;
-        head_forward_backward(stage, slot, walk->training, walk->see ? see_logits : NULL, walk);
+        head_forward_backward(stage, slot, walk->training, walk->observer.see ? see_logits : NULL,
+                              walk);
+        hand_out_results(walk, action->microbatch);
     }
     send(walk, action, slot->output, &slot->sent);
 }
@@ -249,10 +266,12 @@ void pipeline_train(struct stage *stage, const struct batch *batch)
     go(&walk, stage->pipeline.schedule);
 }
 
-void pipeline_evaluate(struct stage *stage, const struct batch *batch, pipeline_logits see,
-                       void *user)
+void pipeline_evaluate(struct stage *stage, const struct batch *batch,
+                       const struct pipeline_observer *observer)
 {
-    struct walk walk = {.stage = stage, .batch = batch, .see = see, .user = user};
+    struct walk walk = {.stage = stage, .batch = batch};
 
+    if (observer)
+        walk.observer = *observer;
     go(&walk, PIPELINE_FORWARD_ONLY);
 }

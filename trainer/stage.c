@@ -186,7 +186,11 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     scratch->global = take(arena, n->head_rows, sizeof(float));
     scratch->sums = take(arena, 2 * n->head_rows, sizeof(float));
     scratch->loss = take(arena, n->rows, sizeof(float));
-    scratch->best = take(arena, n->head_rows, sizeof(int32_t));
+    scratch->best = take(arena, n->rows, sizeof(int32_t));
+    if (stage->layout->tp > 1) {
+        scratch->share_maxima = take(arena, stage->layout->tp * n->head_rows, sizeof(float));
+        scratch->share_bests = take(arena, stage->layout->tp * n->head_rows, sizeof(int32_t));
+    }
 }
 
 static void lay_out_state(struct stage *stage, enum stage_state state, struct arena *arena)

@@ -130,7 +130,10 @@ struct scratch {
     float *maximum, *global; /* [head_rows] */
     float *sums;             /* [2][head_rows] sums of exponentials, then targets' logits */
     float *loss;             /* [rows] */
-    int32_t *best;           /* [head_rows] */
+    int32_t *best;           /* [rows] the token with the greatest logit; in evaluations */
+    /* With tensor parallelism, [tp, head_rows]: of each rank's share of the vocabulary. */
+    float *share_maxima;
+    int32_t *share_bests;
 };
 
 /* What backward computes again instead of keeping it: nothing; the outputs of the activation and,
@@ -358,7 +361,8 @@ void embedding_backward(struct stage *stage, struct slot *slot);
 typedef void (*logits_callback)(void *user, int64_t row, int64_t rows, const void *logits);
 
 /* The loss of slot->output, added to loss_sum; with `backward` its gradient too, into
- * slot->gradient, and the head's. Last chunk only. `see` may be NULL. */
+ * slot->gradient, and the head's; without, scratch.loss and scratch.best are those of each token.
+ * Last chunk only. `see` may be NULL. */
 void head_forward_backward(struct stage *stage, struct slot *slot, bool backward,
                            logits_callback see, void *user);
 

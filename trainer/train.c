@@ -81,7 +81,7 @@ static int compute(struct training *t, struct step *step, double sums[SUM_COUNT]
     k->zero(stage->stream, stage->loss_sum, sizeof(double));
     stage->waited_s = 0;
     if (step->passed_over) {
-        pipeline_evaluate(stage, batch, NULL, NULL);
+        pipeline_evaluate(stage, batch, NULL);
     } else {
         optimizer_zero_gradients(stage);
         pipeline_train(stage, batch);
@@ -199,16 +199,24 @@ static void report_step(struct training *t, const struct step *step)
                     (long long)t->progress.step, (long long)t->progress.skipped);
 }
 
-static void report_evaluation(struct training *t, enum dataset_split set,
-                              const struct evaluation *evaluation)
+static void report_evaluation(struct training *t, const struct evaluation_set *set,
+                              const struct evaluation *sums)
 {
-    struct metrics_row row = {.eval = set == DATASET_TEST ? "test" : "valid"};
+    struct metrics_row row = {.eval = set->name};
+    double loss = sums->weight > 0 ? sums->loss / sums->weight : 0;
 
     if (t->world->rank != 0)
         return;
     metrics_set(&row, METRIC_STEP, (double)t->progress.step);
-    metrics_set(&row, METRIC_LOSS, evaluation->loss);
-    metrics_set(&row, METRIC_PERPLEXITY, exp(evaluation->loss));
+    metrics_set(&row, METRIC_LOSS, loss);
+    metrics_set(&row, METRIC_PERPLEXITY, exp(loss));
+    if (sums->tokens > 0)
+        metrics_set(&row, METRIC_ACCURACY, sums->right / sums->tokens);
+    metrics_set(&row, METRIC_COUNT_LOSS_MASK, sums->tokens / (double)sums->sequences);
+    if (sums->answers > 0) {
+        metrics_set(&row, METRIC_INSTRUCT_ACCURACY, sums->right_answers / sums->answers);
+        metrics_set(&row, METRIC_COUNT_INSTRUCT_MASK, sums->answers / (double)sums->sequences);
+    }
     metrics_set(&row, METRIC_TOKENS, (double)t->progress.tokens);
     metrics_set(&row, METRIC_TIME, now_s(CLOCK_REALTIME));
     if (t->metrics)
@@ -255,16 +263,23 @@ static int agree_to_stop(struct training *t, enum stop_reason *stop, struct erro
     return 0;
 }
 
-static int evaluate_set(struct training *t, enum dataset_split set, enum stop_reason *stop,
-                        struct error *error)
+/* Evaluate on the sets of a kind, by their order. */
+static int evaluate_sets(struct training *t, enum dataset_split split, enum stop_reason *stop,
+                         struct error *error)
 {
-    struct evaluation evaluation;
+    for (int i = 0; i < t->evaluation_set_count && *stop == STOP_NONE; i++) {
+        const struct evaluation_set *set = &t->evaluation_sets[i];
+        struct evaluation evaluation;
 
-    if (evaluate(t, set, NULL, &evaluation, error) < 0)
-        return -1;
-    if (evaluation.stopped)
-        return agree_to_stop(t, stop, error);
-    report_evaluation(t, set, &evaluation);
+        if (set->split != split)
+            continue;
+        if (evaluate(t, set, NULL, &evaluation, error) < 0)
+            return -1;
+        if (!evaluation.stopped)
+            report_evaluation(t, set, &evaluation);
+        else if (agree_to_stop(t, stop, error) < 0)
+            return -1;
+    }
     return 0;
 }
 
@@ -273,7 +288,7 @@ static int evaluate_test(struct training *t, struct error *error)
 {
     enum stop_reason stop = STOP_NONE;
 
-    if (t->sets[DATASET_TEST] && evaluate_set(t, DATASET_TEST, &stop, error) < 0)
+    if (evaluate_sets(t, DATASET_TEST, &stop, error) < 0)
         return -1;
     if (stop == STOP_NONE)
         return EXIT_STATUS_OK;
@@ -307,18 +322,22 @@ static int finish(struct training *t, enum stop_reason stop, struct error *error
     return EXIT_STATUS_UNFINISHED;
 }
 
+/* Every validation set; the logits are the first one's. */
 static int evaluate_only(struct training *t, struct error *error)
 {
-    struct evaluation evaluation;
+    const char *dump = setting_text(t->settings, SETTING_DUMP_LOGITS);
 
-    if (evaluate(t, DATASET_VALID, setting_text(t->settings, SETTING_DUMP_LOGITS), &evaluation,
-                 error) < 0)
-        return -1;
-    if (evaluation.stopped) {
-        error_set(error, EXIT_STATUS_UNFINISHED, "stopped before the validation was over");
-        return team_agree(&t->team, -1, error);
+    for (int i = 0; i < t->evaluation_set_count; i++) {
+        struct evaluation evaluation;
+
+        if (evaluate(t, &t->evaluation_sets[i], i == 0 ? dump : NULL, &evaluation, error) < 0)
+            return -1;
+        if (evaluation.stopped) {
+            error_set(error, EXIT_STATUS_UNFINISHED, "stopped before the validation was over");
+            return team_agree(&t->team, -1, error);
+        }
+        report_evaluation(t, &t->evaluation_sets[i], &evaluation);
     }
-    report_evaluation(t, DATASET_VALID, &evaluation);
     return EXIT_STATUS_OK;
 }
 
@@ -336,13 +355,13 @@ int training_run(struct training *t, struct error *error)
                  setting_is_set(t->settings, SETTING_STEPS) ? "steps" : "train-samples");
     if (agree_to_stop(t, &stop, error) < 0)
         return -1;
-    feed_begin(t->feed, t->sets[DATASET_TRAIN], t->progress.samples, t->steps - t->progress.step);
+    feed_begin(t->feed, t->dataset, t->progress.samples, t->steps - t->progress.step);
     while (stop == STOP_NONE) {
         struct step step;
 
         /* Also where a run goes on that was stopped while it validated. */
         if (eval_interval > 0 && t->progress.step > 0 && t->progress.step % eval_interval == 0 &&
-            evaluate_set(t, DATASET_VALID, &stop, error) < 0)
+            evaluate_sets(t, DATASET_VALID, &stop, error) < 0)
             return -1;
         if (stop != STOP_NONE || t->progress.step >= t->steps)
             break;

@@ -21,6 +21,14 @@
 #include "trainer/team.h"
 #include "trainer/world.h"
 
+/* What is evaluated on. */
+struct evaluation_set {
+    char *name; /* "valid" or that given with it; "test" */
+    enum dataset_split split;
+    struct data_source source; /* its own; nothing: its share of --data */
+    struct dataset *dataset;
+};
+
 struct training {
     const struct settings *settings;
     const struct world *world;
@@ -48,8 +56,12 @@ struct training {
     struct metrics *metrics;          /* rank 0; NULL elsewhere */
     struct metrics_interval interval; /* since the last line on the console */
 
-    struct data_source sources[3]; /* by enum dataset_split, as are the sets */
-    struct dataset *sets[3];
+    struct data_source source; /* --data */
+    struct dataset *dataset;   /* of training */
+    uint8_t *template_tokens;  /* [model.vocab_size], of dataset_options */
+    /* The validation sets, and behind them the test set. */
+    struct evaluation_set *evaluation_sets;
+    int evaluation_set_count;
     struct feed *feed, *eval_feed; /* of training, and of evaluations */
 
     struct checkpoint_state progress; /* where the run is; what a checkpoint records */
@@ -97,15 +109,18 @@ void training_close_data(struct training *training);
 /* --- validation (evaluate.c) ---------------------------------------------------------------- */
 
 struct evaluation {
-    double loss;    /* mean over targets */
-    int64_t tokens; /* targets */
-    bool stopped;   /* asked to stop before it was over: no result */
+    /* Sums over the evaluated tokens of all ranks. */
+    double loss, weight;           /* weighted loss; weights */
+    double tokens, right;          /* of weight other than 0; of these, predicted right */
+    double answers, right_answers; /* likewise, of the assistant's own words */
+    int64_t sequences;
+    bool stopped; /* asked to stop before it was over: no result */
 };
 
-/* Evaluate on a set: the batches of the validation set that belong to this step, or the first of
- * the test set. With `dump` the first batch's tokens and logits are written to that file.
- * Collective. */
-int evaluate(struct training *training, enum dataset_split set, const char *dump,
+/* Evaluate on a set: the batches of a validation set that belong to this step, or the first of the
+ * test set. With `dump` the first batch's tokens, targets, masks and logits are written to that
+ * file. Collective. */
+int evaluate(struct training *training, const struct evaluation_set *set, const char *dump,
              struct evaluation *evaluation, struct error *error);
 
 #endif

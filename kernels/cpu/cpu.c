@@ -265,6 +265,7 @@ const struct kernels *kernels_cpu(int threads)
         .embedding_backward = cpu_embedding_backward,
         .cross_entropy_partial = cpu_cross_entropy_partial,
         .cross_entropy_rescale = cpu_cross_entropy_rescale,
+        .cross_entropy_best = cpu_cross_entropy_best,
         .cross_entropy_finish = cpu_cross_entropy_finish,
         .copy_columns = cpu_copy_columns,
         .add = cpu_add,

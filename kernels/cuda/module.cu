@@ -296,6 +296,7 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.embedding_backward = cuda_embedding_backward<T>;
     table.cross_entropy_partial = cuda_cross_entropy_partial<T>;
     table.cross_entropy_rescale = cuda_cross_entropy_rescale;
+    table.cross_entropy_best = cuda_cross_entropy_best;
     table.cross_entropy_finish = cuda_cross_entropy_finish<T>;
     table.copy_columns = cuda_copy_columns<T>;
     table.add = cuda_add<T>;
