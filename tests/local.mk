@@ -64,7 +64,8 @@ tests_token_spans_LDADD = data/libtokenizer.la $(JANSSON_LIBS)
 # Comparison with transformers; needs the network the first time.
 EXTRA_DIST += tests/parity/run.sh tests/parity/requirements.txt tests/parity/harness.py tests/parity/corpus.py \
 	tests/parity/tokenizer_kinds.py tests/parity/test_add_tokens.py tests/parity/test_chat.py \
-	tests/parity/test_layouts.py tests/parity/test_logits.py tests/parity/test_round_trip.py \
+	tests/parity/test_layouts.py tests/parity/test_logits.py tests/parity/test_metrics.py \
+	tests/parity/test_round_trip.py \
 	tests/parity/test_tokenizers.py tests/parity/test_training.py
 .PHONY: check-hf
 check-hf: all

@@ -27,7 +27,7 @@ struct dump {
     /* On the host; parts and padded on the last stage. */
     float *parts;  /* [tp, rows, widest] */
     float *padded; /* [rows, widest] */
-    float *whole;  /* [rows, vocabulary] */
+    float *whole;  /* [microbatches, rows, vocabulary], with tp 0 */
     float *piece;  /* [head_rows, vocab_count] */
     int32_t *rest; /* [DUMP_COLUMNS, rows]; weights are floats */
     void *device;  /* device memory that any of these fits */
@@ -57,14 +57,14 @@ static void write_part(struct dump *dump, hid_t dataset, hid_t type, int rank, c
 }
 
 /* Samples [first, first + micro_batch) of the batch get their place in the file. */
-static void write_microbatch(struct dump *dump, int64_t first)
+static void write_microbatch(struct dump *dump, int64_t first, const float *whole)
 {
     const struct training *t = dump->training;
     hsize_t start[3] = {(hsize_t)first, 0, 0};
     hsize_t count[3] = {(hsize_t)t->micro_batch, (hsize_t)t->seq_length,
                         (hsize_t)t->model.vocab_size};
 
-    write_part(dump, dump->logits, H5T_NATIVE_FLOAT, 3, start, count, dump->whole);
+    write_part(dump, dump->logits, H5T_NATIVE_FLOAT, 3, start, count, whole);
     for (int c = 0; c < DUMP_COLUMNS; c++)
         write_part(dump, dump->columns[c], column_type(c), 2, start, count,
                    dump->rest + c * rows_of(t));
@@ -89,17 +89,23 @@ static int64_t rest_bytes(const struct training *t)
     return (int64_t)sizeof(int32_t) * DUMP_COLUMNS * rows_of(t);
 }
 
+static int64_t whole_floats(const struct training *t)
+{
+    return rows_of(t) * t->model.vocab_size;
+}
+
 /* The pieces of the vocabulary that tensor-parallel ranks sent, side by side. */
-static void join_parts(struct dump *dump)
+static void join_parts(struct dump *dump, int64_t microbatch)
 {
     const struct training *t = dump->training;
+    float *whole = dump->whole + microbatch * whole_floats(t);
 
     for (int tp = 0; tp < t->layout.tp; tp++) {
         int64_t first, count;
 
         vocabulary_shard(&t->model, &t->layout, tp, &first, &count);
         for (int64_t row = 0; row < rows_of(t); row++)
-            memcpy(dump->whole + row * t->model.vocab_size + first,
+            memcpy(whole + row * t->model.vocab_size + first,
                    dump->parts + (tp * rows_of(t) + row) * dump->widest,
                    (size_t)count * sizeof(float));
     }
@@ -163,7 +169,6 @@ static void see_logits(void *user, int64_t microbatch, int64_t row, int64_t rows
     const struct training *t = dump->training;
     const struct kernels *k = t->stage.kernels;
     int64_t columns = t->stage.sizes.vocab_count;
-    int64_t whole_bytes = (int64_t)sizeof(float) * rows_of(t) * t->model.vocab_size;
 
     k->convert(t->stage.stream, dump->device, DTYPE_F32, logits, k->dtype, rows * columns);
     k->to_host(t->stage.stream, dump->piece, dump->device,
@@ -175,34 +180,36 @@ static void see_logits(void *user, int64_t microbatch, int64_t row, int64_t rows
     if (row + rows < rows_of(t))
         return;
     gather_parts(dump);
-    if (t->place.tp != 0)
-        return;
-    join_parts(dump);
-    take_rest(dump, microbatch);
-    if (t->world->rank == 0) {
-        write_microbatch(dump, microbatch * t->layout.dp * t->micro_batch);
-        return;
-    }
-    send_host(dump, dump->whole, whole_bytes, 0);
-    send_host(dump, dump->rest, rest_bytes(t), 0);
+    if (t->place.tp == 0)
+        join_parts(dump, microbatch);
 }
 
-/* Rank 0 takes in what the other replicas and the last stage send, after its own part. */
-static void receive_dump(struct dump *dump)
+/* Every replica's last stage hands rank 0 what it has, when the batch is through: meanwhile rank 0
+ * may be another stage that the last one waits for. */
+static void collect(struct dump *dump)
 {
     const struct training *t = dump->training;
-    int64_t whole_bytes = (int64_t)sizeof(float) * rows_of(t) * t->model.vocab_size;
+    int64_t whole_bytes = (int64_t)sizeof(float) * whole_floats(t);
 
     for (int64_t m = 0; m < t->microbatches; m++) {
         for (int dp = 0; dp < t->layout.dp; dp++) {
             struct layout_place place = {.tp = 0, .pp = t->layout.pp - 1, .dp = dp};
-            int peer = layout_rank(&t->layout, place);
+            int owner = layout_rank(&t->layout, place);
+            float *whole = dump->whole + (t->world->rank == owner ? m : 0) * whole_floats(t);
 
-            if (peer == 0)
+            if (t->world->rank == owner)
+                take_rest(dump, m);
+            if (t->world->rank == owner && owner != 0) {
+                send_host(dump, whole, whole_bytes, 0);
+                send_host(dump, dump->rest, rest_bytes(t), 0);
+            }
+            if (t->world->rank != 0)
                 continue;
-            receive_host(dump, dump->whole, whole_bytes, peer);
-            receive_host(dump, dump->rest, rest_bytes(t), peer);
-            write_microbatch(dump, (m * t->layout.dp + dp) * t->micro_batch);
+            if (owner != 0) {
+                receive_host(dump, whole, whole_bytes, owner);
+                receive_host(dump, dump->rest, rest_bytes(t), owner);
+            }
+            write_microbatch(dump, (m * t->layout.dp + dp) * t->micro_batch, whole);
         }
     }
 }
@@ -238,7 +245,8 @@ static int open_dump_file(struct dump *dump, struct error *error)
 
 static int dump_open(struct dump *dump, struct training *t, const char *path, struct error *error)
 {
-    int64_t first;
+    bool sees = t->stage.last && t->place.tp == 0;
+    int64_t first, wholes = sees ? t->microbatches : 1;
     int result = 0;
 
     *dump = (struct dump){.training = t, .path = path, .file = -1, .logits = -1};
@@ -247,7 +255,7 @@ static int dump_open(struct dump *dump, struct training *t, const char *path, st
     vocabulary_shard(&t->model, &t->layout, 0, &first, &dump->widest);
     dump->parts = calloc((size_t)parts_bytes(dump), 1);
     dump->padded = calloc((size_t)(rows_of(t) * dump->widest), sizeof(float));
-    dump->whole = calloc((size_t)(rows_of(t) * t->model.vocab_size), sizeof(float));
+    dump->whole = calloc((size_t)(wholes * whole_floats(t)), sizeof(float));
     dump->rest = calloc(DUMP_COLUMNS, (size_t)rows_of(t) * sizeof(*dump->rest));
     dump->piece = calloc((size_t)(t->stage.sizes.head_rows * dump->widest), sizeof(float));
     /* The whole vocabulary is never wider than the shards that hold it. */
@@ -340,8 +348,8 @@ static int evaluate_batch(struct training *t, struct dump *dump,
         sums[EVALUATION_LOSS] += loss;
         count_tokens(t, batch, results->best, sums);
     }
-    if (dump && t->world->rank == 0)
-        receive_dump(dump);
+    if (dump)
+        collect(dump);
     return 0;
 }
 
