@@ -89,6 +89,16 @@ int64_t dataset_samples(const struct dataset *dataset);
  * sample. */
 double dataset_fill(const struct dataset *dataset);
 
+/* The files that it is made of, of `part` PREFIX; those without documents for the set are left out.
+ */
+int dataset_parts(const struct dataset *dataset);
+const char *dataset_part_name(const struct dataset *dataset, int part);
+
+/* Add what samples [first, first + count) are of each part: tokens[part] with a target, and
+ * epochs[part], how often they go through its documents. */
+void dataset_count(const struct dataset *dataset, int64_t first, int64_t count, double *tokens,
+                   double *epochs);
+
 /* Sample i < dataset_samples(). Every token must be in [0, vocab_size): EXIT_STATUS_DATA naming
  * file, document and token otherwise. May be called by several threads at once. */
 int dataset_read(const struct dataset *dataset, int64_t i, struct dataset_row *row,

@@ -260,6 +260,23 @@ static void warn_of_long(const struct data_part *part, int64_t seq_length)
                     (long long)token_file_sequences(part->tokens), (long long)seq_length);
 }
 
+/* How much there is of what samples_epochs() counts. A conversation is one piece. */
+static double measure_epoch(const struct samples *samples, const int64_t bounds[4],
+                            enum dataset_split which)
+{
+    const struct data_part *part = samples->part;
+    int64_t measure = 0;
+
+    if (part->roles && !samples->running)
+        return (double)(bounds[which + 1] - bounds[which]);
+    for (int64_t i = bounds[which]; i < bounds[which + 1]; i++) {
+        int32_t tokens = token_file_length(part->tokens, i);
+
+        measure += samples->running ? tokens : tokens > 0 ? tokens - 1 : 0;
+    }
+    return (double)measure;
+}
+
 int samples_open(struct samples *samples, const struct data_part *part, enum dataset_split which,
                  const struct dataset_options *options, struct error *error)
 {
@@ -279,6 +296,7 @@ int samples_open(struct samples *samples, const struct data_part *part, enum dat
     samples->count = samples->running
                          ? samples->order.bytes[RUNNING_SHUFFLE] / (int64_t)sizeof(int64_t)
                          : samples->order.bytes[ROW_STARTS] / (int64_t)sizeof(int64_t) - 1;
+    samples->epoch = measure_epoch(samples, bounds, which);
     if (part->roles)
         warn_of_long(part, options->seq_length);
     return 0;
@@ -477,6 +495,16 @@ int64_t samples_places(const struct samples *samples, int64_t i, int64_t seq_len
         places += tokens > 0 ? tokens - 1 : 0;
     }
     return places;
+}
+
+double samples_epochs(const struct samples *samples, int64_t i, int64_t seq_length)
+{
+    const int64_t *starts = samples->order.arrays[ROW_STARTS];
+    double share = samples->part->roles && !samples->running
+                       ? (double)(starts[i + 1] - starts[i])
+                       : (double)samples_places(samples, i, seq_length);
+
+    return share / samples->epoch;
 }
 
 int samples_read(const struct samples *samples, int64_t i, const struct dataset_options *options,

@@ -22,6 +22,7 @@
 #include "core/error.h"
 
 struct stream;
+struct mark; /* a moment of a stream */
 
 /* Dropout of attention's probabilities in training: each becomes 0 with probability `rate` in
  * [0, 1), or itself / (1 - rate). Which do follows from the seed, the place in the model, the row
@@ -93,6 +94,14 @@ struct kernels {
     void (*stream_destroy)(struct stream *stream);
     /* What `stream` gets from now on waits for what `other` has so far. */
     void (*stream_wait)(struct stream *stream, struct stream *other);
+
+    /* --- time ------------------------------------------------------------------------------ */
+    struct mark *(*mark_create)(void); /* NULL: there is no memory left */
+    void (*mark_destroy)(struct mark *mark);
+    /* The moment when `stream` has done what it has got so far. */
+    void (*mark_set)(struct stream *stream, struct mark *mark);
+    /* From one moment to another, s; the streams have been synchronized since. */
+    double (*mark_seconds)(const struct mark *from, const struct mark *to);
 
     /* --- products: y = x W^T with W as Hugging Face stores it, [out, in] -------------------- */
     /* Decide how the three products of this shape will be computed, unless that is decided: by

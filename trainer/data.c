@@ -138,12 +138,26 @@ static bool is_divided(const struct training *t)
            !setting_is_set(t->settings, SETTING_TEST_DATA);
 }
 
+static int prepare_counts(struct training *t, struct error *error)
+{
+    int parts = dataset_parts(t->dataset);
+
+    t->seen = calloc((size_t)parts, sizeof(*t->seen));
+    if (!t->seen)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    for (int i = 0; i < parts; i++)
+        t->seen[i].name = dataset_part_name(t->dataset, i);
+    return 0;
+}
+
 static int open_training_set(struct training *t, struct dataset_options options,
                              struct error *error)
 {
     options.split = is_divided(t) ? setting_text(t->settings, SETTING_SPLIT) : NULL;
     if (open_data(t, error) < 0 ||
         dataset_open(&t->dataset, &t->source, DATASET_TRAIN, &options, error) < 0)
+        return -1;
+    if (t->world->rank == 0 && prepare_counts(t, error) < 0)
         return -1;
     if (options.packing && t->world->rank == 0)
         log_info("packed rows of %lld tokens are filled to %.1f %%", (long long)t->seq_length,
@@ -270,6 +284,23 @@ int training_open_data(struct training *t, struct error *error)
     return team_agree(&t->team, result, error);
 }
 
+void training_count_data(struct training *t)
+{
+    int parts = dataset_parts(t->dataset);
+    double *counts = calloc(2 * (size_t)parts, sizeof(*counts));
+
+    if (!counts)
+        return; /* the next step counts them too */
+    dataset_count(t->dataset, t->seen_samples, t->progress.samples - t->seen_samples, counts,
+                  counts + parts);
+    t->seen_samples = t->progress.samples;
+    for (int i = 0; i < parts; i++) {
+        t->seen[i].tokens += counts[i];
+        t->seen[i].epochs += counts[parts + i];
+    }
+    free(counts);
+}
+
 void training_close_data(struct training *t)
 {
     feed_destroy(t->feed);
@@ -280,6 +311,7 @@ void training_close_data(struct training *t)
         free(t->evaluation_sets[i].name);
     }
     free(t->evaluation_sets);
+    free(t->seen);
     dataset_close(t->dataset);
     data_source_close(&t->source);
     free(t->template_tokens);

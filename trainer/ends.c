@@ -76,9 +76,12 @@ static void piece_loss(struct stage *stage, struct slot *slot, int64_t row, int6
         join_best(stage, s->best + row, rows);
     k->copy(stage->stream, s->global, s->maximum, (size_t)rows * sizeof(float));
     if (stage->layout->tp > 1) {
+        enum time_part part = stage_communicates(stage, stage->stream);
+
         comm_all_reduce(stage->groups->tp, s->global, rows, COMM_F32, COMM_MAX, stage->stream);
         k->cross_entropy_rescale(stage->stream, sums, s->maximum, s->global, rows);
         comm_all_reduce(stage->groups->tp, sums, 2 * rows, COMM_F32, COMM_SUM, stage->stream);
+        timeline_enter(stage->timeline, part);
     }
     k->cross_entropy_finish(stage->stream, s->loss + row, s->logits, targets, slot->weights + row,
                             s->global, sums, target_logits, n->vocab_first, n->vocab_count,

@@ -3,6 +3,7 @@ noinst_LTLIBRARIES += trainer/libtrainer.la
 trainer_libtrainer_la_SOURCES = \
 	trainer/comm.c trainer/comm.h trainer/comm_backend.h trainer/comm_nccl.c \
 	trainer/metrics.c trainer/metrics.h trainer/metrics_file.c \
+	trainer/outlier.c trainer/outlier.h \
 	trainer/pipeline_order.c trainer/pipeline_order.h \
 	trainer/schedule.c trainer/schedule.h \
 	trainer/stop.c trainer/stop.h \
@@ -52,6 +53,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/batch.c trainer/batch.h \
 	trainer/block.c trainer/ends.c \
 	trainer/contact.c trainer/contact.h \
+	trainer/console.c trainer/console.h \
 	trainer/context_parallel.c \
 	trainer/data.c \
 	trainer/default_layout.c \
@@ -73,6 +75,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/saver.c trainer/saver.h \
 	trainer/stage.c trainer/stage.h \
 	trainer/step_list.c trainer/step_list.h \
+	trainer/timeline.c trainer/timeline.h \
 	trainer/team.c trainer/team.h \
 	trainer/tensor_parallel.c \
 	trainer/train.c trainer/training.c trainer/training.h

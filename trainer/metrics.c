@@ -101,6 +101,39 @@ static void append_number(struct text *text, double value, int decimals)
     append(text, "%s", number);
 }
 
+static void append_string(struct text *text, const char *string)
+{
+    append(text, "\"");
+    for (; *string; string++) {
+        if (*string == '"' || *string == '\\')
+            append(text, "\\%c", *string);
+        else if ((unsigned char)*string < 0x20)
+            append(text, "\\u%04x", (unsigned)*string);
+        else
+            append(text, "%c", *string);
+    }
+    append(text, "\"");
+}
+
+static void append_datasets(struct text *text, const struct metrics_row *row, const char *comma)
+{
+    if (row->dataset_count == 0)
+        return;
+    append(text, "%s\"datasets\":{", comma);
+    for (int i = 0; i < row->dataset_count; i++) {
+        const struct metrics_dataset *dataset = &row->datasets[i];
+
+        append(text, "%s", i > 0 ? "," : "");
+        append_string(text, dataset->name);
+        append(text, ":{\"tokens\":");
+        append_number(text, dataset->tokens, 0);
+        append(text, ",\"epochs\":");
+        append_number(text, dataset->epochs, 6);
+        append(text, "}");
+    }
+    append(text, "}");
+}
+
 void metrics_format_json(const struct metrics_row *row, char *bytes, size_t size)
 {
     struct text text = {bytes, size, 0};
@@ -118,7 +151,17 @@ void metrics_format_json(const struct metrics_row *row, char *bytes, size_t size
         append_number(&text, row->values[id], metric_table[id].decimals);
         comma = ",";
     }
+    append_datasets(&text, row, comma);
     append(&text, "}");
+}
+
+size_t metrics_json_size(const struct metrics_row *row)
+{
+    size_t size = 64 + (row->eval ? strlen(row->eval) : 0) + METRIC_COUNT * 64;
+
+    for (int i = 0; i < row->dataset_count; i++)
+        size += 6 * strlen(row->datasets[i].name) + 96; /* a character is \u0000 at most */
+    return size;
 }
 
 /* A metric on the console; `scale` turns its unit into the label's. */
@@ -136,9 +179,12 @@ static const struct field step_fields[] = {
     {METRIC_TFLOPS, " TFLOP/s per rank: %.2f |", 1},
     {METRIC_MFU, " MFU: %.1f%% |", 100},
     {METRIC_LR, " learning rate: %.3E |", 1},
+    {METRIC_BATCH_SIZE, " global batch size: %5.0f |", 1},
     {METRIC_LOSS, " lm loss: %.6E |", 1},
+    {METRIC_LOSS_SCALE, " loss scale: %.1f |", 1},
     {METRIC_GRAD_NORM, " grad norm: %.3f |", 1},
     {METRIC_SKIPPED, " number of skipped iterations: %3.0f |", 1},
+    {METRIC_NONFINITE, " number of nan iterations: %3.0f |", 1},
 };
 
 static const struct field evaluation_fields[] = {
@@ -161,10 +207,23 @@ static void append_fields(struct text *text, const struct field *fields, size_t 
 }
 #pragma GCC diagnostic pop
 
-void metrics_format_console(const struct metrics_row *row, int64_t steps, int64_t global_batch,
-                            char *bytes, size_t size)
+void metrics_format_duration(double seconds, char *text, size_t size)
+{
+    int64_t whole = seconds < 1e12 ? (int64_t)(seconds + 0.5) : (int64_t)1e12;
+
+    if (whole < 60)
+        snprintf(text, size, "%llds", (long long)whole);
+    else if (whole < 3600)
+        snprintf(text, size, "%lldm%02llds", (long long)(whole / 60), (long long)(whole % 60));
+    else
+        snprintf(text, size, "%lldh%02lldm", (long long)(whole / 3600),
+                 (long long)(whole / 60 % 60));
+}
+
+void metrics_format_console(const struct metrics_row *row, int64_t steps, char *bytes, size_t size)
 {
     struct text text = {bytes, size, 0};
+    char left[32];
 
     if (row->eval) {
         append(&text, " validation loss at iteration %.0f |", row->values[METRIC_STEP]);
@@ -175,19 +234,9 @@ void metrics_format_console(const struct metrics_row *row, int64_t steps, int64_
         return;
     }
     append(&text, " iteration %8.0f/%8lld |", row->values[METRIC_STEP], (long long)steps);
-    for (size_t i = 0; i < sizeof(step_fields) / sizeof(*step_fields); i++) {
-        append_fields(&text, &step_fields[i], 1, row);
-        if (step_fields[i].id == METRIC_LR)
-            append(&text, " global batch size: %5lld |", (long long)global_batch);
+    append_fields(&text, step_fields, sizeof(step_fields) / sizeof(*step_fields), row);
+    if (row->present[METRIC_ETA_S]) {
+        metrics_format_duration(row->values[METRIC_ETA_S], left, sizeof(left));
+        append(&text, " time left: %s |", left);
     }
-}
-
-void metrics_print(const struct metrics_row *row, int64_t steps, int64_t global_batch)
-{
-    char text[1024];
-
-    metrics_format_console(row, steps, global_batch, text, sizeof(text));
-    /* A console that is gone is no reason to stop. */
-    (void)!puts(text);
-    (void)fflush(stdout);
 }

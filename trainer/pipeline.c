@@ -25,7 +25,6 @@
 #include "trainer/pipeline.h"
 
 #include <assert.h>
-#include <time.h>
 
 /* One walk through a batch. */
 struct walk {
@@ -104,23 +103,6 @@ static void begin_receives(struct walk *walk, int64_t last)
     }
 }
 
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
-/* For what action i needs. */
-static void wait_for_input(struct walk *walk, int64_t i)
-{
-    double start_s = now_s();
-
-    comm_wait(&walk->received[i % 2]);
-    walk->stage->waited_s += now_s() - start_s;
-}
-
 static void send(const struct walk *walk, const struct pipeline_action *action, const void *buffer,
                  struct comm_request *request)
 {
@@ -186,7 +168,6 @@ static void forward(struct walk *walk, const struct pipeline_action *action)
     struct stage *stage = walk->stage;
     struct slot *slot = slot_of(walk, action);
 
-    comm_wait(&slot->sent); /* by the microbatch that had the slot before */
     load(walk, slot, action);
     if (slot->chunk->first)
         embedding_forward(stage, slot);
@@ -245,8 +226,14 @@ static void go(struct walk *walk, enum pipeline_schedule schedule)
     for (int64_t i = 0; i < walk->order->count; i++) {
         const struct pipeline_action *action = &walk->order->actions[i];
 
+        if (stage->layout->pp > 1)
+            timeline_enter(stage->timeline, TIME_PIPELINE);
         begin_receives(walk, i + early);
-        wait_for_input(walk, i);
+        comm_wait(&walk->received[i % 2]);
+        if (action->work == PIPELINE_FORWARD)
+            comm_wait(&slot_of(walk, action)->sent); /* by the microbatch before it */
+        timeline_enter(stage->timeline,
+                       action->work == PIPELINE_FORWARD ? TIME_FORWARD : TIME_BACKWARD);
         stage->last_microbatch = action->microbatch == walk->batch->microbatches - 1;
         if (action->work == PIPELINE_FORWARD)
             forward(walk, action);
@@ -255,7 +242,10 @@ static void go(struct walk *walk, enum pipeline_schedule schedule)
         else
             backward(walk, action);
     }
+    if (stage->layout->pp > 1)
+        timeline_enter(stage->timeline, TIME_PIPELINE);
     finish_sends(stage);
+    timeline_enter(stage->timeline, TIME_OTHER);
 }
 
 void pipeline_train(struct stage *stage, const struct batch *batch)

@@ -11,8 +11,8 @@ typedef void (*pipeline_logits)(void *user, int64_t microbatch, int64_t row, int
 
 /* Forward and backward of every microbatch; the batch has no more than the stage was made for.
  * Gradients and loss_sum accumulate; in the last microbatch the gradients' sums over replicas
- * begin, which optimizer_reduce_gradients() ends. waited_s grows by what the caller waited for its
- * neighbours. */
+ * begin, which
+ * stage_finish_gradients() ends. */
 void pipeline_train(struct stage *stage, const struct batch *batch);
 
 /* What an evaluation is of each token, in host memory of the kernels: [microbatches, rows of this

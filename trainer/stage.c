@@ -491,6 +491,9 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         stage->reductions = kernels->stream_create();
     if (layout->tp > 1)
         stage->sums = kernels->stream_create();
+    stage->timeline = timeline_create(kernels);
+    if (!stage->timeline)
+        goto no_memory;
     return 0;
 no_memory:
     error_set(error, EXIT_STATUS_SYSTEM,
@@ -509,6 +512,7 @@ void stage_destroy(struct stage *stage)
         stage->kernels->stream_destroy(stage->reductions);
     if (stage->sums)
         stage->kernels->stream_destroy(stage->sums);
+    timeline_destroy(stage->timeline);
     if (stage->memory)
         stage->kernels->release(stage->memory);
     destroy_chunks(stage);

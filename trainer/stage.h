@@ -17,6 +17,7 @@
 #include "trainer/comm.h"
 #include "trainer/parameter.h"
 #include "trainer/pipeline_order.h"
+#include "trainer/timeline.h"
 
 /* What a layer keeps from forward to backward. rows = tokens of a microbatch, of which shard_rows
  * are this rank's of the residual stream. */
@@ -184,7 +185,7 @@ struct stage {
     float *master; /* fp32; NULL when the weights are fp32, or updated without one */
     enum dtype moments;
     void *exp_avg, *exp_avg_sq; /* of `moments` */
-    double waited_s;            /* by the caller for messages of its neighbours */
+    struct timeline *timeline;  /* of training; NULL where nothing is computed */
     double *loss_sum;           /* device: sum of weight * loss over microbatches */
     float *cosine, *sine;       /* [seq_length, head_dim / 2] */
     struct scratch scratch;
@@ -265,6 +266,12 @@ void stage_load(struct stage *stage, struct slot *slot, const struct microbatch 
 
 /* Of weights and activations. */
 enum comm_type stage_comm_type(const struct stage *stage);
+
+/* A collective on `stream` is next: it is time of communication where that is the stream that
+ * computes. Returns what to go back to with timeline_enter(). */
+enum time_part stage_communicates(const struct stage *stage, const struct stream *stream);
+/* The stage goes on when that stream has done what it has got. */
+void stage_wait_for(const struct stage *stage, struct stream *stream);
 
 /* Row `row` of a buffer of activations. */
 void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int64_t width);

@@ -22,6 +22,22 @@ enum comm_type stage_comm_type(const struct stage *stage)
     return types[stage->kernels->dtype];
 }
 
+enum time_part stage_communicates(const struct stage *stage, const struct stream *stream)
+{
+    return stream ? timeline_part(stage->timeline)
+                  : timeline_enter(stage->timeline, TIME_COMMUNICATION);
+}
+
+void stage_wait_for(const struct stage *stage, struct stream *stream)
+{
+    enum time_part part = timeline_part(stage->timeline);
+
+    if (stream)
+        timeline_enter(stage->timeline, TIME_COMMUNICATION);
+    stage->kernels->stream_wait(stage->stream, stream);
+    timeline_enter(stage->timeline, part);
+}
+
 void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int64_t width)
 {
     return (char *)buffer + (size_t)(row * width) * dtype_bytes(stage->kernels->dtype);
@@ -29,18 +45,22 @@ void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int
 
 const void *stage_gather_begin(struct stage *stage, const void *shard, void *whole)
 {
+    enum time_part part;
+
     if (!stage->sequence_parallel)
         return shard;
+    part = stage_communicates(stage, stage->sums);
     stage->kernels->stream_wait(stage->sums, stage->stream);
     comm_all_gather(stage->groups->tp, whole, shard, stage->sizes.shard_rows * stage->sizes.hidden,
                     stage_comm_type(stage), stage->sums);
+    timeline_enter(stage->timeline, part);
     return whole;
 }
 
 void stage_gather_end(struct stage *stage)
 {
     if (stage->sequence_parallel)
-        stage->kernels->stream_wait(stage->stream, stage->sums);
+        stage_wait_for(stage, stage->sums);
 }
 
 const void *stage_gather(struct stage *stage, const void *shard, void *whole)
@@ -59,9 +79,11 @@ void *stage_parts(const struct stage *stage, void *shard)
 void stage_sum_begin(struct stage *stage, void *shard)
 {
     int64_t count = stage->sizes.shard_rows * stage->sizes.hidden;
+    enum time_part part;
 
     if (stage->layout->tp == 1)
         return;
+    part = stage_communicates(stage, stage->sums);
     stage->kernels->stream_wait(stage->sums, stage->stream);
     if (stage->sequence_parallel)
         comm_reduce_scatter(stage->groups->tp, shard, stage->scratch.parts, count,
@@ -69,12 +91,13 @@ void stage_sum_begin(struct stage *stage, void *shard)
     else
         comm_all_reduce(stage->groups->tp, shard, count, stage_comm_type(stage), COMM_SUM,
                         stage->sums);
+    timeline_enter(stage->timeline, part);
 }
 
 void stage_sum_end(struct stage *stage)
 {
     if (stage->layout->tp > 1)
-        stage->kernels->stream_wait(stage->stream, stage->sums);
+        stage_wait_for(stage, stage->sums);
 }
 
 void stage_sum(struct stage *stage, void *shard)

@@ -364,6 +364,8 @@ static int open_outputs(struct training *t, struct error *error)
         result = -1;
     else if (t->world->rank == 0)
         result = metrics_open(&t->metrics, t->run.metrics, t->progress.step, error);
+    if (t->metrics)
+        t->past = *metrics_past(t->metrics);
     if (team_agree(&t->team, result, error) < 0)
         return -1;
     result = saver_create(&t->saver, &t->stage, &t->team, t->run.checkpoints,

@@ -55,6 +55,14 @@ struct training {
     struct saver *saver;
     struct metrics *metrics;          /* rank 0; NULL elsewhere */
     struct metrics_interval interval; /* since the last line on the console */
+    /* Of rank 0, for metrics: */
+    struct metrics_past past;
+    struct metrics_dataset *seen; /* [dataset_parts(dataset)] up to sample seen_samples */
+    int64_t seen_samples;
+    int64_t unsaid_skips;             /* steps of this process skipped for their gradients */
+    double saving_s;                  /* that saving has taken since the last step */
+    double reported_s, pace_s;        /* when the last step was reported; seconds a step */
+    double memory_gib, memory_read_s; /* in use; when that was found out */
 
     struct data_source source; /* --data */
     struct dataset *dataset;   /* of training */
@@ -105,6 +113,10 @@ int64_t training_sequences(const struct training *training);
 /* Open sources and sets, and the threads that read them. Collective. */
 int training_open_data(struct training *training, struct error *error);
 void training_close_data(struct training *training);
+
+/* On rank 0: bring `seen` up to date with the progress. A process that goes on counts from the
+ * beginning, by the data that it has. */
+void training_count_data(struct training *training);
 
 /* --- validation (evaluate.c) ---------------------------------------------------------------- */
 
