@@ -1,7 +1,9 @@
 noinst_LTLIBRARIES += trainer/libtrainer.la
+include_HEADERS = trainer/mtllm-metric.h
 
 trainer_libtrainer_la_SOURCES = \
 	trainer/comm.c trainer/comm.h trainer/comm_backend.h trainer/comm_nccl.c \
+	trainer/metric_host.c trainer/metric_host.h \
 	trainer/metrics.c trainer/metrics.h trainer/metrics_file.c \
 	trainer/outlier.c trainer/outlier.h \
 	trainer/pipeline_order.c trainer/pipeline_order.h \
@@ -55,6 +57,8 @@ trainer_libtraining_la_SOURCES = \
 	trainer/contact.c trainer/contact.h \
 	trainer/console.c trainer/console.h \
 	trainer/context_parallel.c \
+	trainer/dump.c trainer/dump.h trainer/logits.c trainer/logits.h \
+	trainer/metrics_plugin.c trainer/metrics_plugin.h \
 	trainer/data.c \
 	trainer/default_layout.c \
 	trainer/device.c trainer/device.h \

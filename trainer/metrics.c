@@ -151,6 +151,11 @@ void metrics_format_json(const struct metrics_row *row, char *bytes, size_t size
         append_number(&text, row->values[id], metric_table[id].decimals);
         comma = ",";
     }
+    for (int i = 0; i < row->custom_count; i++) {
+        append(&text, "%s\"%s\":", comma, row->custom[i].name);
+        append_number(&text, row->custom[i].value, -1);
+        comma = ",";
+    }
     append_datasets(&text, row, comma);
     append(&text, "}");
 }
@@ -159,6 +164,8 @@ size_t metrics_json_size(const struct metrics_row *row)
 {
     size_t size = 64 + (row->eval ? strlen(row->eval) : 0) + METRIC_COUNT * 64;
 
+    for (int i = 0; i < row->custom_count; i++)
+        size += strlen(row->custom[i].name) + 40;
     for (int i = 0; i < row->dataset_count; i++)
         size += 6 * strlen(row->datasets[i].name) + 96; /* a character is \u0000 at most */
     return size;
@@ -231,6 +238,8 @@ void metrics_format_console(const struct metrics_row *row, int64_t steps, char *
             append(&text, " set: %s |", row->eval);
         append_fields(&text, evaluation_fields,
                       sizeof(evaluation_fields) / sizeof(*evaluation_fields), row);
+        for (int i = 0; i < row->custom_count; i++)
+            append(&text, " %s: %.6E |", row->custom[i].name, row->custom[i].value);
         return;
     }
     append(&text, " iteration %8.0f/%8lld |", row->values[METRIC_STEP], (long long)steps);

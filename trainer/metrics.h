@@ -105,11 +105,19 @@ struct metrics_dataset {
     double tokens, epochs; /* with a target; times through */
 };
 
+/* A metric of the site (metrics_plugin.h). */
+struct metrics_custom {
+    const char *name;
+    double value;
+};
+
 /* One line. Start from zeros; what is not set is not printed. */
 struct metrics_row {
     const char *eval; /* the set's name in a validation line, NULL in a training step's */
     const struct metrics_dataset *datasets; /* [dataset_count] */
     int dataset_count;
+    const struct metrics_custom *custom; /* [custom_count] */
+    int custom_count;
     bool present[METRIC_COUNT];
     double values[METRIC_COUNT];
 };

@@ -312,6 +312,8 @@ static void report_evaluation(struct training *t, const struct evaluation_set *s
     }
     metrics_set(&row, METRIC_TOKENS, (double)t->progress.tokens);
     metrics_set(&row, METRIC_TIME, now_s(CLOCK_REALTIME));
+    row.custom = sums->custom;
+    row.custom_count = sums->custom_count;
     if (t->metrics)
         metrics_write(t->metrics, &row);
     console_line(&row);

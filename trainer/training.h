@@ -9,6 +9,7 @@
 #include "trainer/feed.h"
 #include "trainer/loss_scale.h"
 #include "trainer/metrics.h"
+#include "trainer/metrics_plugin.h"
 #include "trainer/optimizer.h"
 #include "trainer/peers.h"
 #include "trainer/pipeline.h"
@@ -71,6 +72,7 @@ struct training {
     struct evaluation_set *evaluation_sets;
     int evaluation_set_count;
     struct feed *feed, *eval_feed; /* of training, and of evaluations */
+    struct metrics_plugin *plugin; /* of the site, of evaluations; NULL: none */
 
     struct checkpoint_state progress; /* where the run is; what a checkpoint records */
     int64_t start_step;               /* progress.step when this process began */
@@ -126,6 +128,8 @@ struct evaluation {
     double tokens, right;          /* of weight other than 0; of these, predicted right */
     double answers, right_answers; /* likewise, of the assistant's own words */
     int64_t sequences;
+    const struct metrics_custom *custom; /* rank 0: [custom_count], until the next evaluation */
+    int custom_count;
     bool stopped; /* asked to stop before it was over: no result */
 };
 
