@@ -99,6 +99,7 @@ ckpt_bench_shard_LDADD = ckpt/libckpt.la core/libcore.la
 noinst_LTLIBRARIES += ckpt/libconvert.la
 ckpt_libconvert_la_SOURCES = \
 	ckpt/added_tokens.c ckpt/added_tokens.h \
+	ckpt/special_tokens.c ckpt/special_tokens.h \
 	ckpt/hf_directory.c ckpt/hf_directory.h \
 	ckpt/hf_export.c ckpt/hf_export.h \
 	ckpt/hf_import.c ckpt/hf_import.h \

@@ -5,10 +5,16 @@
 #include <stdio.h>
 
 static bool log_enabled = true;
+static void (*log_clear)(void);
 
 void log_set_enabled(bool enabled)
 {
     log_enabled = enabled;
+}
+
+void log_set_clear(void (*clear)(void))
+{
+    log_clear = clear;
 }
 
 /* One write a line, so that the lines of several ranks do not mix. */
@@ -16,6 +22,8 @@ static void log_line(const char *level, const char *format, va_list arguments)
 {
     char text[2048];
 
+    if (log_clear)
+        log_clear();
     vsnprintf(text, sizeof(text), format, arguments);
     fprintf(stderr, "%s: %s%s\n", program_invocation_short_name, level, text);
 }

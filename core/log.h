@@ -9,6 +9,8 @@
 #include <stdbool.h>
 
 void log_set_enabled(bool enabled);
+/* Called before every line, to take away what stands where it is to be; NULL: nothing. */
+void log_set_clear(void (*clear)(void));
 void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_warning_any_rank(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -221,6 +221,30 @@ double dataset_fill(const struct dataset *dataset)
     return (double)places / ((double)dataset->count * (double)seq_length);
 }
 
+int dataset_parts(const struct dataset *dataset)
+{
+    return dataset->part_count;
+}
+
+const char *dataset_part_name(const struct dataset *dataset, int part)
+{
+    return token_file_prefix(dataset->parts[part].part->tokens);
+}
+
+void dataset_count(const struct dataset *dataset, int64_t first, int64_t count, double *tokens,
+                   double *epochs)
+{
+    int64_t seq_length = dataset->options.seq_length, local;
+
+    for (int64_t i = first; i < first + count; i++) {
+        const struct samples *samples = find_sample(dataset, i, &local);
+        int64_t part = samples - dataset->parts;
+
+        tokens[part] += (double)samples_places(samples, local, seq_length);
+        epochs[part] += samples_epochs(samples, local, seq_length);
+    }
+}
+
 int dataset_read(const struct dataset *dataset, int64_t i, struct dataset_row *row,
                  struct error *error)
 {

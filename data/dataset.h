@@ -49,6 +49,9 @@ struct dataset_options {
     bool packing;
     double loss_mask_weight; /* in the loss, of tokens that are not the assistant's */
     int32_t eod;             /* ends a document; -1: unknown */
+    /* [vocab_size] of what a chat template puts around an answer: how many tokens from this one on
+     * are the template's, although they have the assistant's role; 0: none. NULL: of all. */
+    const uint8_t *template_tokens;
     /* Behind an end of document: no loss on what follows it, positions from 0 again, attention that
      * does not look back. */
     bool eod_mask_loss, reset_positions, reset_attention;
@@ -63,6 +66,7 @@ struct dataset_row {
     int32_t *positions; /* for the rotary embedding, each below seq_length */
     int32_t *starts;    /* tokens that attention begins anew with, ascending; the first is 0 */
     int64_t start_count;
+    uint8_t *answers; /* 1: the target is the assistant's word, not the template's; or NULL */
 };
 
 /* Sequences of a row at most, where documents of a row do not see each other: kernels take memory
@@ -84,6 +88,16 @@ int64_t dataset_samples(const struct dataset *dataset);
 /* Share of the places of all samples that have a target, what is left being padding. Looks at every
  * sample. */
 double dataset_fill(const struct dataset *dataset);
+
+/* The files that it is made of, of `part` PREFIX; those without documents for the set are left out.
+ */
+int dataset_parts(const struct dataset *dataset);
+const char *dataset_part_name(const struct dataset *dataset, int part);
+
+/* Add what samples [first, first + count) are of each part: tokens[part] with a target, and
+ * epochs[part], how often they go through its documents. */
+void dataset_count(const struct dataset *dataset, int64_t first, int64_t count, double *tokens,
+                   double *epochs);
 
 /* Sample i < dataset_samples(). Every token must be in [0, vocab_size): EXIT_STATUS_DATA naming
  * file, document and token otherwise. May be called by several threads at once. */

@@ -260,6 +260,23 @@ static void warn_of_long(const struct data_part *part, int64_t seq_length)
                     (long long)token_file_sequences(part->tokens), (long long)seq_length);
 }
 
+/* How much there is of what samples_epochs() counts. A conversation is one piece. */
+static double measure_epoch(const struct samples *samples, const int64_t bounds[4],
+                            enum dataset_split which)
+{
+    const struct data_part *part = samples->part;
+    int64_t measure = 0;
+
+    if (part->roles && !samples->running)
+        return (double)(bounds[which + 1] - bounds[which]);
+    for (int64_t i = bounds[which]; i < bounds[which + 1]; i++) {
+        int32_t tokens = token_file_length(part->tokens, i);
+
+        measure += samples->running ? tokens : tokens > 0 ? tokens - 1 : 0;
+    }
+    return (double)measure;
+}
+
 int samples_open(struct samples *samples, const struct data_part *part, enum dataset_split which,
                  const struct dataset_options *options, struct error *error)
 {
@@ -279,6 +296,7 @@ int samples_open(struct samples *samples, const struct data_part *part, enum dat
     samples->count = samples->running
                          ? samples->order.bytes[RUNNING_SHUFFLE] / (int64_t)sizeof(int64_t)
                          : samples->order.bytes[ROW_STARTS] / (int64_t)sizeof(int64_t) - 1;
+    samples->epoch = measure_epoch(samples, bounds, which);
     if (part->roles)
         warn_of_long(part, options->seq_length);
     return 0;
@@ -359,29 +377,55 @@ static int read_running(const struct samples *samples, int64_t i,
         t += count;
     }
     memcpy(row->tokens + 1, row->targets, (size_t)(options->seq_length - 1) * sizeof(*row->tokens));
+    if (row->answers)
+        memset(row->answers, 0, (size_t)options->seq_length);
     apply_ends(options, row);
     return 0;
 }
 
-/* Weights of `count` targets from their roles, which `room` holds meanwhile. */
-static int read_weights(const struct data_part *part, const struct piece *piece, int64_t count,
-                        double others, int32_t *room, float *weights, struct error *error)
+/* Which of `count` targets at place `t`, with these roles, are answers. */
+static void mark_answers(const struct dataset_options *options, const struct dataset_row *row,
+                         const int32_t *roles, int64_t t, int64_t count)
 {
+    const uint8_t *of = options->template_tokens;
+    int hidden = of ? of[row->tokens[t]] : 0;
+
+    for (int64_t k = 0; k < count; k++) {
+        if (hidden > 0)
+            hidden--;
+        if (of && of[row->targets[t + k]] > hidden)
+            hidden = of[row->targets[t + k]];
+        row->answers[t + k] = roles[k] == ROLE_ASSISTANT && hidden == 0;
+    }
+}
+
+/* Weights of `count` targets at place `t` from their roles, and which are answers. */
+static int read_weights(const struct data_part *part, const struct piece *piece, int64_t t,
+                        int64_t count, const struct dataset_options *options,
+                        struct dataset_row *row, struct error *error)
+{
+    int32_t *room = row->positions + t; /* not yet in use */
+    float *weights = row->weights + t;
+
     if (!part->roles) {
-        for (int64_t t = 0; t < count; t++)
-            weights[t] = 1;
+        for (int64_t k = 0; k < count; k++)
+            weights[k] = 1;
+        if (row->answers)
+            memset(row->answers + t, 0, (size_t)count);
         return 0;
     }
     token_file_read(part->roles, piece->document, (int64_t)piece->offset + 1, count, room);
-    for (int64_t t = 0; t < count; t++) {
-        if (room[t] < ROLE_SYSTEM || room[t] > ROLE_ASSISTANT)
+    for (int64_t k = 0; k < count; k++) {
+        if (room[k] < ROLE_SYSTEM || room[k] > ROLE_ASSISTANT)
             return error_set(error, EXIT_STATUS_DATA,
                              "%s.bin: document %d has role %d at position %lld; there are 0"
                              " (system), 1 (user) and 2 (assistant)",
-                             token_file_prefix(part->roles), piece->document, room[t],
-                             (long long)(piece->offset + 1 + t));
-        weights[t] = room[t] == ROLE_ASSISTANT ? 1 : (float)others;
+                             token_file_prefix(part->roles), piece->document, room[k],
+                             (long long)(piece->offset + 1 + k));
+        weights[k] = room[k] == ROLE_ASSISTANT ? 1 : (float)options->loss_mask_weight;
     }
+    if (row->answers)
+        mark_answers(options, row, room, t, count);
     return 0;
 }
 
@@ -398,8 +442,7 @@ static int64_t put_piece(const struct data_part *part, const struct piece *piece
                     error) < 0 ||
         read_tokens(part, piece->document, (int64_t)piece->offset + 1, count, options->vocab_size,
                     row->targets + t, error) < 0 ||
-        read_weights(part, piece, count, options->loss_mask_weight, row->positions + t,
-                     row->weights + t, error) < 0)
+        read_weights(part, piece, t, count, options, row, error) < 0)
         return -1;
     memcpy(row->tokens + t + 1, row->targets + t, (size_t)(count - 1) * sizeof(*row->tokens));
     for (int64_t k = 0; k < count; k++)
@@ -432,6 +475,8 @@ static int read_pieces(const struct samples *samples, int64_t i,
         row->targets[t] = -1;
         row->weights[t] = 0;
         row->positions[t] = options->packing ? k : (int32_t)t;
+        if (row->answers)
+            row->answers[t] = 0;
     }
     return 0;
 }
@@ -450,6 +495,16 @@ int64_t samples_places(const struct samples *samples, int64_t i, int64_t seq_len
         places += tokens > 0 ? tokens - 1 : 0;
     }
     return places;
+}
+
+double samples_epochs(const struct samples *samples, int64_t i, int64_t seq_length)
+{
+    const int64_t *starts = samples->order.arrays[ROW_STARTS];
+    double share = samples->part->roles && !samples->running
+                       ? (double)(starts[i + 1] - starts[i])
+                       : (double)samples_places(samples, i, seq_length);
+
+    return share / samples->epoch;
 }
 
 int samples_read(const struct samples *samples, int64_t i, const struct dataset_options *options,

@@ -17,6 +17,7 @@ struct samples {
     bool running; /* text that runs from row to row */
     struct order order;
     int64_t count;
+    double epoch; /* tokens, or documents with roles, or places of packed text in one */
 };
 
 /* Documents that a part has for a set. Error (-1): EXIT_STATUS_USAGE (the split), EXIT_STATUS_DATA
@@ -33,6 +34,9 @@ void samples_close(struct samples *samples);
 
 /* Places of sample i that have a target. */
 int64_t samples_places(const struct samples *samples, int64_t i, int64_t seq_length);
+
+/* What sample i is of an epoch. */
+double samples_epochs(const struct samples *samples, int64_t i, int64_t seq_length);
 
 /* As dataset_read(). */
 int samples_read(const struct samples *samples, int64_t i, const struct dataset_options *options,

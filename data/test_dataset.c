@@ -224,7 +224,7 @@ static void test_dataset(void **state)
     int32_t document[8], stream[FIVE_TOKENS], tokens[FIVE_LENGTH], targets[FIVE_LENGTH],
         positions[FIVE_LENGTH], starts[FIVE_LENGTH];
     float weights[FIVE_LENGTH];
-    struct dataset_row row = {tokens, targets, weights, positions, starts, 0};
+    struct dataset_row row = {tokens, targets, weights, positions, starts, 0, NULL};
     struct token_writer *writer;
     struct data_source source;
     struct dataset *dataset;
@@ -352,11 +352,14 @@ static void test_conversation_order(void **state)
     data_source_close(&five);
 }
 
-/* Padded on the right or cut off there; learned where the target is the assistant's. */
+/* Padded on the right or cut off there; learned where the target is the assistant's, whose answers
+ * are what is left without tokens of the template. */
 static void test_conversation_rows(void **state)
 {
     enum { LENGTH = 8, DOCUMENTS = 5 };
     static const int32_t lengths[DOCUMENTS] = {5, 9, 10, 40, 1};
+    static const uint8_t hidden[DOCUMENTS * DOCUMENT_STRIDE] = {
+        [TEST_TOKEN(1, 3)] = 1, [TEST_TOKEN(2, 0)] = 2, [TEST_TOKEN(3, 6)] = 3};
     struct data_source source = corpus_open("rows", lengths, DOCUMENTS, true);
     struct dataset_options options = {
         .seq_length = LENGTH,
@@ -365,6 +368,7 @@ static void test_conversation_rows(void **state)
         .samples = {DOCUMENTS},
         .loss_mask_weight = 0.25,
         .eod = -1,
+        .template_tokens = hidden,
     };
     struct dataset *dataset = dataset_of(&source, DATASET_TRAIN, &options);
     struct dataset_row row;
@@ -387,6 +391,10 @@ static void test_conversation_rows(void **state)
             assert_true(row.weights[t] == (padding                                 ? 0
                                            : TEST_ROLE(d, t + 1) == ROLE_ASSISTANT ? 1
                                                                                    : 0.25F));
+            assert_int_equal(row.answers[t], !padding && TEST_ROLE(d, t + 1) == ROLE_ASSISTANT &&
+                                                 !hidden[TEST_TOKEN(d, t + 1)] &&
+                                                 hidden[TEST_TOKEN(d, t)] < 2 &&
+                                                 (t < 1 || hidden[TEST_TOKEN(d, t - 1)] < 3));
             assert_int_equal(row.positions[t], t);
         }
         assert_int_equal(row.start_count, 1);

@@ -88,8 +88,10 @@ void row_create(struct dataset_row *row, int64_t seq_length)
         .weights = calloc(count, sizeof(*row->weights)),
         .positions = calloc(count, sizeof(*row->positions)),
         .starts = calloc(count, sizeof(*row->starts)),
+        .answers = calloc(count, sizeof(*row->answers)),
     };
-    assert_true(row->tokens && row->targets && row->weights && row->positions && row->starts);
+    assert_true(row->tokens && row->targets && row->weights && row->positions && row->starts &&
+                row->answers);
 }
 
 void row_destroy(struct dataset_row *row)
@@ -99,6 +101,7 @@ void row_destroy(struct dataset_row *row)
     free(row->weights);
     free(row->positions);
     free(row->starts);
+    free(row->answers);
 }
 
 void row_read(struct dataset_row *row, const struct dataset *dataset, int64_t i)

@@ -22,6 +22,7 @@
 #include "core/error.h"
 
 struct stream;
+struct mark; /* a moment of a stream */
 
 /* Dropout of attention's probabilities in training: each becomes 0 with probability `rate` in
  * [0, 1), or itself / (1 - rate). Which do follows from the seed, the place in the model, the row
@@ -93,6 +94,14 @@ struct kernels {
     void (*stream_destroy)(struct stream *stream);
     /* What `stream` gets from now on waits for what `other` has so far. */
     void (*stream_wait)(struct stream *stream, struct stream *other);
+
+    /* --- time ------------------------------------------------------------------------------ */
+    struct mark *(*mark_create)(void); /* NULL: there is no memory left */
+    void (*mark_destroy)(struct mark *mark);
+    /* The moment when `stream` has done what it has got so far. */
+    void (*mark_set)(struct stream *stream, struct mark *mark);
+    /* From one moment to another, s; the streams have been synchronized since. */
+    double (*mark_seconds)(const struct mark *from, const struct mark *to);
 
     /* --- products: y = x W^T with W as Hugging Face stores it, [out, in] -------------------- */
     /* Decide how the three products of this shape will be computed, unless that is decided: by
@@ -201,6 +210,10 @@ struct kernels {
     /* sum *= exp(local_maximum - maximum): before the sums of several ranks are added up */
     void (*cross_entropy_rescale)(struct stream *stream, float *sum, const float *local_maximum,
                                   const float *maximum, int64_t rows);
+    /* best[rows] = the column of the first maximum of the whole vocabulary, from part one's maximum
+     * and best of `ranks` shares of it, by their first columns: maxima and bests [ranks, rows] */
+    void (*cross_entropy_best)(struct stream *stream, int32_t *best, const float *maxima,
+                               const int32_t *bests, int ranks, int64_t rows);
     /* Part two, with maximum, sum and target of the whole vocabulary:
      * loss[rows] = maximum + log(sum) - target (0 without a target). With `backward`, logits
      * become their gradients, weight[row] * (softmax - one-hot), 0 in padding columns and in

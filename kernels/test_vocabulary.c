@@ -170,14 +170,22 @@ static void share_close(struct share *share)
 static void reduce_shares(const struct kernels *k, struct share *shares, int ranks, int64_t rows,
                           struct outcome *outcome)
 {
+    float *maxima = malloc((size_t)(ranks * rows) * sizeof(*maxima));
+    int32_t *bests = malloc((size_t)(ranks * rows) * sizeof(*bests));
+
+    assert_true(maxima && bests);
+    for (int rank = 0; rank < ranks; rank++) {
+        memcpy(maxima + rank * rows, shares[rank].maximum, (size_t)rows * sizeof(*maxima));
+        memcpy(bests + rank * rows, shares[rank].best, (size_t)rows * sizeof(*bests));
+    }
+    k->cross_entropy_best(NULL, outcome->best, maxima, bests, ranks, rows);
+    free(maxima);
+    free(bests);
     for (int64_t row = 0; row < rows; row++) {
         outcome->maximum[row] = shares[0].maximum[row];
-        outcome->best[row] = shares[0].best[row];
         for (int rank = 1; rank < ranks; rank++)
-            if (shares[rank].maximum[row] > outcome->maximum[row]) {
+            if (shares[rank].maximum[row] > outcome->maximum[row])
                 outcome->maximum[row] = shares[rank].maximum[row];
-                outcome->best[row] = shares[rank].best[row];
-            }
     }
     for (int rank = 0; rank < ranks; rank++)
         k->cross_entropy_rescale(NULL, shares[rank].sum, shares[rank].maximum, outcome->maximum,

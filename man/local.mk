@@ -5,6 +5,7 @@ dist_man_MANS += man/mtllm-plan.1
 dist_man_MANS += man/mtllm.8
 dist_man_MANS += man/mtllm-ckpt.1 man/mtllm-checkpoint.5
 dist_man_MANS += man/mtllm-template.5
+dist_man_MANS += man/mtllm-metric.3
 
 # Pages that hold the settings table are made from it.
 noinst_PROGRAMS = man/fill_settings

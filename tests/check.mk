@@ -40,6 +40,7 @@ TESTS += tests/quickstart.bats
 EXTRA_DIST += tests/quickstart.bats examples/quickstart.sh
 examplesdir = $(pkgdatadir)/examples
 dist_examples_SCRIPTS = examples/train.sh
+dist_examples_DATA = examples/metric.c
 
 TESTS += tests/bad_input.bats tests/data.bats
 EXTRA_DIST += tests/bad_input.bats tests/data.bats

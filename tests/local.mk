@@ -37,9 +37,9 @@ EXTRA_PROGRAMS += tests/bench/pipeline
 tests_bench_pipeline_SOURCES = tests/bench/pipeline.c
 tests_bench_pipeline_LDADD = trainer/libtraining.la
 
-trainer_bats = tests/combinations.bats tests/init.bats tests/instruct.bats tests/layouts.bats tests/packing.bats tests/plan.bats tests/peers.bats tests/ramp.bats tests/resume.bats tests/slurm/train.bats
+trainer_bats = tests/combinations.bats tests/init.bats tests/instruct.bats tests/layouts.bats tests/metrics_plugin.bats tests/packing.bats tests/plan.bats tests/peers.bats tests/ramp.bats tests/resume.bats tests/slurm/train.bats
 TESTS += $(trainer_bats)
-EXTRA_DIST += $(trainer_bats) tests/common.bash
+EXTRA_DIST += $(trainer_bats) tests/common.bash tests/metric_plugin.c
 
 # Converters.
 TESTS += tests/hf_convert.bats
@@ -64,7 +64,8 @@ tests_token_spans_LDADD = data/libtokenizer.la $(JANSSON_LIBS)
 # Comparison with transformers; needs the network the first time.
 EXTRA_DIST += tests/parity/run.sh tests/parity/requirements.txt tests/parity/harness.py tests/parity/corpus.py \
 	tests/parity/tokenizer_kinds.py tests/parity/test_add_tokens.py tests/parity/test_chat.py \
-	tests/parity/test_layouts.py tests/parity/test_logits.py tests/parity/test_round_trip.py \
+	tests/parity/test_layouts.py tests/parity/test_logits.py tests/parity/test_metrics.py \
+	tests/parity/test_round_trip.py \
 	tests/parity/test_tokenizers.py tests/parity/test_training.py
 .PHONY: check-hf
 check-hf: all

@@ -52,12 +52,13 @@ int batch_create(struct batch *batch, const struct kernels *kernels, int64_t mic
         .tokens = kernels->host_allocate(count * sizeof(int32_t)),
         .targets = kernels->host_allocate(count * sizeof(int32_t)),
         .weights = kernels->host_allocate(count * sizeof(float)),
+        .answers = kernels->host_allocate(count),
         .positions = kernels->host_allocate(count * sizeof(int32_t)),
         .sequences = calloc((size_t)microbatches, sizeof(*batch->sequences)),
         .starts = kernels->host_allocate((count + (size_t)microbatches) * sizeof(int32_t)),
     };
-    if (batch->tokens && batch->targets && batch->weights && batch->positions && batch->sequences &&
-        batch->starts) {
+    if (batch->tokens && batch->targets && batch->weights && batch->answers && batch->positions &&
+        batch->sequences && batch->starts) {
         set_whole_rows(batch);
         return 0;
     }
@@ -67,8 +68,8 @@ int batch_create(struct batch *batch, const struct kernels *kernels, int64_t mic
 
 void batch_destroy(struct batch *batch)
 {
-    void *const buffers[] = {batch->tokens, batch->targets, batch->weights, batch->positions,
-                             batch->starts};
+    void *const buffers[] = {batch->tokens,  batch->targets,   batch->weights,
+                             batch->answers, batch->positions, batch->starts};
 
     for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++)
         if (buffers[i])
@@ -89,6 +90,7 @@ static int read_row(struct batch *batch, const struct dataset *dataset, int64_t 
         .weights = batch->weights + at,
         .positions = batch->positions + at,
         .starts = sequences->starts + sequences->count,
+        .answers = batch->answers + at,
     };
 
     if (dataset_read(dataset, sample, &row, error) < 0)

@@ -28,6 +28,7 @@ struct batch {
     int32_t *tokens;                   /* [microbatches, micro_batch, seq_length] */
     int32_t *targets;                  /* likewise: the token that follows; negative: no target */
     float *weights;                    /* likewise: the target's weight in the loss */
+    uint8_t *answers;                  /* likewise: 1: the target is the assistant's word */
     int32_t *positions;                /* likewise: for the rotary embedding */
     struct batch_sequences *sequences; /* [microbatches] */
     int32_t *starts;                   /* theirs */

@@ -12,8 +12,11 @@
 
 static void exchange(struct stage *stage, void *out, const void *in, int64_t width)
 {
+    enum time_part part = stage_communicates(stage, stage->stream);
+
     comm_all_to_all(stage->groups->cp, out, in, stage->sizes.rows * width, stage_comm_type(stage),
                     stage->stream);
+    timeline_enter(stage->timeline, part);
 }
 
 /* Columns of a rank's q, k and v that rank `peer` attends with: [first, first + count) of what it

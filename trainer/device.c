@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "core/log.h"
 #include "kernels/module.h"
@@ -140,6 +141,20 @@ double device_memory(const struct kernels *kernels, const struct settings *setti
     if (module)
         module->memory(&total, &used);
     return (double)total;
+}
+
+double device_memory_used(const struct kernels *kernels)
+{
+    const struct cuda_module *module = module_of(kernels);
+    struct rusage usage = {0};
+    size_t total, used = 0;
+
+    if (module) {
+        module->memory(&total, &used);
+        return (double)used;
+    }
+    (void)getrusage(RUSAGE_SELF, &usage); /* cannot fail */
+    return 1024.0 * (double)usage.ru_maxrss;
 }
 
 /* A rank's memory by what it is for. */

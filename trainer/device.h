@@ -26,6 +26,9 @@ double device_peak_tflops(const struct kernels *kernels);
  * What is free now would be another number at every start, and with it the layout. */
 double device_memory(const struct kernels *kernels, const struct settings *settings);
 
+/* Bytes taken of this process's GPU, by whomever; on CPUs the most that the process has had. */
+double device_memory_used(const struct kernels *kernels);
+
 /* Say on the console how much memory the rank that takes most has planned for, and what for.
  * Collective. Error: EXIT_STATUS_SYSTEM, the device's. */
 int device_report_plan(const struct stage *stage, struct team *team, struct error *error);

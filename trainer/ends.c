@@ -44,6 +44,20 @@ static const struct parameter *head_parameter(const struct stage *stage)
                            stage->model->tied_embeddings ? TENSOR_EMBEDDING : TENSOR_HEAD, -1);
 }
 
+/* The tokens with the greatest logits, over the ranks' shares of the vocabulary. */
+static void join_best(struct stage *stage, int32_t *best, int64_t rows)
+{
+    struct scratch *s = &stage->scratch;
+    struct comm *tp = stage->groups->tp;
+
+    if (stage->layout->tp == 1)
+        return;
+    comm_all_gather(tp, s->share_maxima, s->maximum, rows, COMM_F32, stage->stream);
+    comm_all_gather(tp, s->share_bests, best, rows, COMM_I32, stage->stream);
+    stage->kernels->cross_entropy_best(stage->stream, best, s->share_maxima, s->share_bests,
+                                       stage->layout->tp, rows);
+}
+
 /* Loss of tokens [row, row + rows), whose logits are in scratch.logits; with `backward` the logits
  * become their gradient. */
 static void piece_loss(struct stage *stage, struct slot *slot, int64_t row, int64_t rows,
@@ -55,13 +69,19 @@ static void piece_loss(struct stage *stage, struct slot *slot, int64_t row, int6
     const int32_t *targets = slot->targets + row;
     float *sums = s->sums, *target_logits = s->sums + rows;
 
-    k->cross_entropy_partial(stage->stream, s->maximum, sums, target_logits, s->best, s->logits,
-                             targets, n->vocab_first, n->vocab_count, n->vocab_count, rows);
+    k->cross_entropy_partial(stage->stream, s->maximum, sums, target_logits, s->best + row,
+                             s->logits, targets, n->vocab_first, n->vocab_count, n->vocab_count,
+                             rows);
+    if (!backward)
+        join_best(stage, s->best + row, rows);
     k->copy(stage->stream, s->global, s->maximum, (size_t)rows * sizeof(float));
     if (stage->layout->tp > 1) {
+        enum time_part part = stage_communicates(stage, stage->stream);
+
         comm_all_reduce(stage->groups->tp, s->global, rows, COMM_F32, COMM_MAX, stage->stream);
         k->cross_entropy_rescale(stage->stream, sums, s->maximum, s->global, rows);
         comm_all_reduce(stage->groups->tp, sums, 2 * rows, COMM_F32, COMM_SUM, stage->stream);
+        timeline_enter(stage->timeline, part);
     }
     k->cross_entropy_finish(stage->stream, s->loss + row, s->logits, targets, slot->weights + row,
                             s->global, sums, target_logits, n->vocab_first, n->vocab_count,

@@ -27,13 +27,16 @@ static void sum_over(struct stage *stage, struct comm *comm, enum tensor_role fi
 {
     const struct parameter *from = parameters_find(&stage->parameters, first, layer);
     const struct parameter *to = parameters_find(&stage->parameters, last, layer);
+    enum time_part part;
 
     if (!from)
         return;
     if (!to)
         to = from;
+    part = stage_communicates(stage, stage->stream);
     comm_all_reduce(comm, stage->gradients + from->offset, to->offset + to->count - from->offset,
                     COMM_F32, COMM_SUM, stage->stream);
+    timeline_enter(stage->timeline, part);
 }
 
 /* What tensor-parallel ranks hold the same of, and each has a part of the gradient: of norms, that
@@ -54,9 +57,11 @@ static void sum_bucket(struct stage *stage, const struct bucket *bucket)
 {
     float *gradients = stage->gradients + bucket->first;
     struct bucket share = share_of(stage, bucket);
+    enum time_part part;
 
     if (layout_replicas(stage->layout) == 1)
         return;
+    part = stage_communicates(stage, stage->reductions);
     stage->kernels->stream_wait(stage->reductions, stage->stream);
     if (stage->shares > 1)
         comm_reduce_scatter(stage->groups->replicas, stage->gradients + share.first, gradients,
@@ -64,6 +69,7 @@ static void sum_bucket(struct stage *stage, const struct bucket *bucket)
     else
         comm_all_reduce(stage->groups->replicas, gradients, bucket->count, COMM_F32, COMM_SUM,
                         stage->reductions);
+    timeline_enter(stage->timeline, part);
 }
 
 void stage_gradients_done(struct stage *stage, enum tensor_role first, int64_t layer)
@@ -85,10 +91,11 @@ void stage_finish_gradients(struct stage *stage)
     const struct parameter *embedding;
     const struct bucket *bucket;
     struct bucket share;
+    enum time_part part;
 
     assert(stage->unreduced == 0);
     if (layout_replicas(stage->layout) > 1)
-        stage->kernels->stream_wait(stage->stream, stage->reductions);
+        stage_wait_for(stage, stage->reductions);
     if (!stage->model->tied_embeddings || !stage->groups->embedding)
         return;
     /* Both homes of the embedding are a bucket of their own, so replicas share them alike. */
@@ -97,8 +104,10 @@ void stage_finish_gradients(struct stage *stage)
                           : &stage->parameters.buckets[stage->parameters.bucket_count - 1];
     assert(bucket->first == embedding->offset);
     share = share_of(stage, bucket);
+    part = stage_communicates(stage, stage->stream);
     comm_all_reduce(stage->groups->embedding, stage->gradients + share.first, share.count, COMM_F32,
                     COMM_SUM, stage->stream);
+    timeline_enter(stage->timeline, part);
 }
 
 /* --- weights -----------------------------------------------------------------------------------
@@ -108,11 +117,13 @@ static void gather_next(struct stage *stage)
 {
     const struct bucket *bucket = &stage->parameters.buckets[stage->gathering++];
     struct bucket share = share_of(stage, bucket);
+    enum time_part part = stage_communicates(stage, stage->reductions);
 
     stage->kernels->stream_wait(stage->reductions, stage->stream);
     comm_all_gather(stage->groups->replicas, stage_weight(stage, bucket->first),
                     stage_weight(stage, share.first), share.count, stage_comm_type(stage),
                     stage->reductions);
+    timeline_enter(stage->timeline, part);
 }
 
 void stage_weights_updated(struct stage *stage)
@@ -138,7 +149,7 @@ void stage_need_weights(struct stage *stage, enum tensor_role role, int64_t laye
                                        parameters->buckets[stage->gathered - 1].count >
                                    offset)
         return;
-    stage->kernels->stream_wait(stage->stream, stage->reductions);
+    stage_wait_for(stage, stage->reductions);
     stage->gathered = stage->gathering;
     if (stage->gathering < parameters->bucket_count)
         gather_next(stage);

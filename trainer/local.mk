@@ -1,9 +1,12 @@
 noinst_LTLIBRARIES += trainer/libtrainer.la
+include_HEADERS = trainer/mtllm-metric.h
 
 trainer_libtrainer_la_SOURCES = \
 	trainer/comm.c trainer/comm.h trainer/comm_backend.h trainer/comm_nccl.c \
 	trainer/comm_window.c trainer/comm_window.h \
+	trainer/metric_host.c trainer/metric_host.h \
 	trainer/metrics.c trainer/metrics.h trainer/metrics_file.c \
+	trainer/outlier.c trainer/outlier.h \
 	trainer/pipeline_order.c trainer/pipeline_order.h \
 	trainer/schedule.c trainer/schedule.h \
 	trainer/stop.c trainer/stop.h \
@@ -53,7 +56,10 @@ trainer_libtraining_la_SOURCES = \
 	trainer/batch.c trainer/batch.h \
 	trainer/block.c trainer/ends.c \
 	trainer/contact.c trainer/contact.h \
+	trainer/console.c trainer/console.h \
 	trainer/context_parallel.c \
+	trainer/dump.c trainer/dump.h trainer/logits.c trainer/logits.h \
+	trainer/metrics_plugin.c trainer/metrics_plugin.h \
 	trainer/data.c \
 	trainer/default_layout.c \
 	trainer/device.c trainer/device.h \
@@ -74,6 +80,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/saver.c trainer/saver.h \
 	trainer/stage.c trainer/stage.h \
 	trainer/step_list.c trainer/step_list.h \
+	trainer/timeline.c trainer/timeline.h \
 	trainer/team.c trainer/team.h \
 	trainer/tensor_parallel.c \
 	trainer/train.c trainer/training.c trainer/training.h

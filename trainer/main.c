@@ -4,6 +4,7 @@
 
 #include "core/log.h"
 #include "core/settings.h"
+#include "trainer/metric_host.h"
 #include "trainer/training.h"
 
 static bool has_word(int argc, char *const *argv, const char *word)
@@ -94,6 +95,8 @@ int main(int argc, char **argv)
     struct error error = {0};
     int status;
 
+    if (argc == 3 && strcmp(argv[1], METRIC_HOST_OPTION) == 0)
+        return metric_host(argv[2]);
     if (has_word(argc, argv, "--help")) {
         write_help();
         return 0;

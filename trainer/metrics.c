@@ -8,8 +8,8 @@
 #include <string.h>
 
 const struct metric metric_table[METRIC_COUNT] = {
-#define METRIC(id, name, unit, decimals, over_steps, help)                                         \
-    [METRIC_##id] = {name, unit, decimals, over_steps, help},
+#define METRIC(id, name, group, unit, decimals, over_steps, help)                                  \
+    [METRIC_##id] = {name, group, unit, decimals, over_steps, help},
     METRICS(METRIC)
 #undef METRIC
 };
@@ -101,6 +101,39 @@ static void append_number(struct text *text, double value, int decimals)
     append(text, "%s", number);
 }
 
+static void append_string(struct text *text, const char *string)
+{
+    append(text, "\"");
+    for (; *string; string++) {
+        if (*string == '"' || *string == '\\')
+            append(text, "\\%c", *string);
+        else if ((unsigned char)*string < 0x20)
+            append(text, "\\u%04x", (unsigned)*string);
+        else
+            append(text, "%c", *string);
+    }
+    append(text, "\"");
+}
+
+static void append_datasets(struct text *text, const struct metrics_row *row, const char *comma)
+{
+    if (row->dataset_count == 0)
+        return;
+    append(text, "%s\"datasets\":{", comma);
+    for (int i = 0; i < row->dataset_count; i++) {
+        const struct metrics_dataset *dataset = &row->datasets[i];
+
+        append(text, "%s", i > 0 ? "," : "");
+        append_string(text, dataset->name);
+        append(text, ":{\"tokens\":");
+        append_number(text, dataset->tokens, 0);
+        append(text, ",\"epochs\":");
+        append_number(text, dataset->epochs, 6);
+        append(text, "}");
+    }
+    append(text, "}");
+}
+
 void metrics_format_json(const struct metrics_row *row, char *bytes, size_t size)
 {
     struct text text = {bytes, size, 0};
@@ -118,56 +151,101 @@ void metrics_format_json(const struct metrics_row *row, char *bytes, size_t size
         append_number(&text, row->values[id], metric_table[id].decimals);
         comma = ",";
     }
+    for (int i = 0; i < row->custom_count; i++) {
+        append(&text, "%s\"%s\":", comma, row->custom[i].name);
+        append_number(&text, row->custom[i].value, -1);
+        comma = ",";
+    }
+    append_datasets(&text, row, comma);
     append(&text, "}");
 }
 
-/* What the console shows of a training step, in order; `scale` turns the unit into the label's. */
-static const struct {
+size_t metrics_json_size(const struct metrics_row *row)
+{
+    size_t size = 64 + (row->eval ? strlen(row->eval) : 0) + METRIC_COUNT * 64;
+
+    for (int i = 0; i < row->custom_count; i++)
+        size += strlen(row->custom[i].name) + 40;
+    for (int i = 0; i < row->dataset_count; i++)
+        size += 6 * strlen(row->datasets[i].name) + 96; /* a character is \u0000 at most */
+    return size;
+}
+
+/* A metric on the console; `scale` turns its unit into the label's. */
+struct field {
     enum metric_id id;
     const char *format;
     double scale;
-} console[] = {
+};
+
+/* Of a training step, in order. */
+static const struct field step_fields[] = {
     {METRIC_SAMPLES, " consumed samples: %12.0f |", 1},
     {METRIC_STEP_S, " elapsed time per iteration (ms): %.1f |", 1000},
     {METRIC_TOKENS_PER_S, " rate (tokens/sec): %.2f |", 1},
     {METRIC_TFLOPS, " TFLOP/s per rank: %.2f |", 1},
     {METRIC_MFU, " MFU: %.1f%% |", 100},
     {METRIC_LR, " learning rate: %.3E |", 1},
+    {METRIC_BATCH_SIZE, " global batch size: %5.0f |", 1},
     {METRIC_LOSS, " lm loss: %.6E |", 1},
+    {METRIC_LOSS_SCALE, " loss scale: %.1f |", 1},
     {METRIC_GRAD_NORM, " grad norm: %.3f |", 1},
     {METRIC_SKIPPED, " number of skipped iterations: %3.0f |", 1},
+    {METRIC_NONFINITE, " number of nan iterations: %3.0f |", 1},
+};
+
+static const struct field evaluation_fields[] = {
+    {METRIC_LOSS, " lm loss value: %.6E |", 1},
+    {METRIC_PERPLEXITY, " lm loss PPL: %.6E |", 1},
+    {METRIC_ACCURACY, " lm accuracy value: %.6E |", 1},
+    {METRIC_INSTRUCT_ACCURACY, " instruct accuracy value: %.6E |", 1},
+    {METRIC_COUNT_LOSS_MASK, " count loss mask value: %.6E |", 1},
+    {METRIC_COUNT_INSTRUCT_MASK, " count instruct mask value: %.6E |", 1},
 };
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
-void metrics_format_console(const struct metrics_row *row, int64_t steps, int64_t global_batch,
-                            char *bytes, size_t size)
+static void append_fields(struct text *text, const struct field *fields, size_t count,
+                          const struct metrics_row *row)
 {
-    struct text text = {bytes, size, 0};
-
-    if (row->eval) {
-        append(&text, " validation loss at iteration %.0f | lm loss value: %.6E |",
-               row->values[METRIC_STEP], row->values[METRIC_LOSS]);
-        if (row->present[METRIC_PERPLEXITY])
-            append(&text, " lm loss PPL: %.6E |", row->values[METRIC_PERPLEXITY]);
-        return;
-    }
-    append(&text, " iteration %8.0f/%8lld |", row->values[METRIC_STEP], (long long)steps);
-    for (size_t i = 0; i < sizeof(console) / sizeof(*console); i++) {
-        if (row->present[console[i].id])
-            append(&text, console[i].format, row->values[console[i].id] * console[i].scale);
-        if (console[i].id == METRIC_LR)
-            append(&text, " global batch size: %5lld |", (long long)global_batch);
-    }
+    for (size_t i = 0; i < count; i++)
+        if (row->present[fields[i].id])
+            append(text, fields[i].format, row->values[fields[i].id] * fields[i].scale);
 }
 #pragma GCC diagnostic pop
 
-void metrics_print(const struct metrics_row *row, int64_t steps, int64_t global_batch)
+void metrics_format_duration(double seconds, char *text, size_t size)
 {
-    char text[1024];
+    int64_t whole = seconds < 1e12 ? (int64_t)(seconds + 0.5) : (int64_t)1e12;
 
-    metrics_format_console(row, steps, global_batch, text, sizeof(text));
-    /* A console that is gone is no reason to stop. */
-    (void)!puts(text);
-    (void)fflush(stdout);
+    if (whole < 60)
+        snprintf(text, size, "%llds", (long long)whole);
+    else if (whole < 3600)
+        snprintf(text, size, "%lldm%02llds", (long long)(whole / 60), (long long)(whole % 60));
+    else
+        snprintf(text, size, "%lldh%02lldm", (long long)(whole / 3600),
+                 (long long)(whole / 60 % 60));
+}
+
+void metrics_format_console(const struct metrics_row *row, int64_t steps, char *bytes, size_t size)
+{
+    struct text text = {bytes, size, 0};
+    char left[32];
+
+    if (row->eval) {
+        append(&text, " validation loss at iteration %.0f |", row->values[METRIC_STEP]);
+        if (strcmp(row->eval, "valid") != 0)
+            append(&text, " set: %s |", row->eval);
+        append_fields(&text, evaluation_fields,
+                      sizeof(evaluation_fields) / sizeof(*evaluation_fields), row);
+        for (int i = 0; i < row->custom_count; i++)
+            append(&text, " %s: %.6E |", row->custom[i].name, row->custom[i].value);
+        return;
+    }
+    append(&text, " iteration %8.0f/%8lld |", row->values[METRIC_STEP], (long long)steps);
+    append_fields(&text, step_fields, sizeof(step_fields) / sizeof(*step_fields), row);
+    if (row->present[METRIC_ETA_S]) {
+        metrics_format_duration(row->values[METRIC_ETA_S], left, sizeof(left));
+        append(&text, " time left: %s |", left);
+    }
 }

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "core/error.h"
+#include "trainer/outlier.h"
 
 /* How the values of several steps become one. */
 enum metric_over_steps {
@@ -20,28 +21,67 @@ enum metric_over_steps {
     METRIC_RATE, /* something a second: mean weighted by step_s */
 };
 
-/* METRIC(id, name, unit, decimals, over_steps, help)
+/* METRIC(id, name, group, unit, decimals, over_steps, help)
  *
+ * group: "train", "perf", "mem" or "data": where a viewer with sections shows it
  * decimals: digits behind the point; -1: as many as it takes to read back the same number. Whole
  * numbers are exact up to 2^53. The order is that of the keys in metrics.jsonl. */
 #define METRICS(METRIC)                                                                            \
-    METRIC(STEP, "step", "", 0, METRIC_LAST, "updates made, this one included")                    \
-    METRIC(LOSS, "loss", "nats", -1, METRIC_MEAN, "mean loss of the tokens of the step")           \
-    METRIC(PERPLEXITY, "perplexity", "", -1, METRIC_LAST, "exp(loss); validation only")            \
-    METRIC(LR, "lr", "", -1, METRIC_LAST, "learning rate of this update")                          \
-    METRIC(GRAD_NORM, "grad_norm", "", -1, METRIC_LAST, "global norm before clipping")             \
-    METRIC(TOKENS, "tokens", "tokens", 0, METRIC_LAST, "with a target, trained on so far")         \
-    METRIC(SAMPLES, "samples", "sequences", 0, METRIC_LAST, "trained on so far")                   \
-    METRIC(TOKENS_PER_S, "tokens_per_s", "tokens/s", 1, METRIC_RATE, "of all ranks together")      \
-    METRIC(TFLOPS, "tflops", "TFLOP/s", 5, METRIC_RATE, "a rank: model FLOPs, no recomputation")   \
-    METRIC(MFU, "mfu", "", 4, METRIC_RATE, "share of the device's peak; absent if unknown")        \
-    METRIC(STEP_S, "step_s", "s", 6, METRIC_MEAN, "duration of a step")                            \
-    METRIC(DATA_WAIT_S, "data_wait_s", "s", 6, METRIC_MEAN,                                        \
+    METRIC(STEP, "step", "train", "", 0, METRIC_LAST, "updates made, this one included")           \
+    METRIC(LOSS, "loss", "train", "nats", -1, METRIC_MEAN,                                         \
+           "mean loss of the tokens of the step, or of a validation")                              \
+    METRIC(LOSS_OUTLIER, "loss_outlier", "train", "", -1, METRIC_LAST,                             \
+           "standard deviations above the mean of the steps before")                               \
+    METRIC(PERPLEXITY, "perplexity", "train", "", -1, METRIC_LAST, "exp(loss); validation only")   \
+    METRIC(ACCURACY, "accuracy", "train", "", -1, METRIC_LAST,                                     \
+           "share of the tokens with a loss that are the model's first choice; validation only")   \
+    METRIC(INSTRUCT_ACCURACY, "instruct_accuracy", "train", "", -1, METRIC_LAST,                   \
+           "the same of the assistant's words, without tokens of the template; validation only")   \
+    METRIC(COUNT_LOSS_MASK, "count_loss_mask", "train", "tokens", -1, METRIC_LAST,                 \
+           "with a loss, a sequence; validation only")                                             \
+    METRIC(COUNT_INSTRUCT_MASK, "count_instruct_mask", "train", "tokens", -1, METRIC_LAST,         \
+           "of the assistant's words, a sequence; validation only")                                \
+    METRIC(LR, "lr", "train", "", -1, METRIC_LAST, "learning rate of this update")                 \
+    METRIC(GRAD_NORM, "grad_norm", "train", "", -1, METRIC_LAST, "global norm before clipping")    \
+    METRIC(GRAD_NORM_OUTLIER, "grad_norm_outlier", "train", "", -1, METRIC_LAST,                   \
+           "standard deviations above the mean of the steps before")                               \
+    METRIC(LOSS_SCALE, "loss_scale", "train", "", -1, METRIC_LAST,                                 \
+           "that the step was computed with; 1 but in fp16")                                       \
+    METRIC(BATCH_SIZE, "batch_size", "data", "sequences", 0, METRIC_LAST, "of the step")           \
+    METRIC(TOKENS, "tokens", "data", "tokens", 0, METRIC_LAST, "with a target, trained on so far") \
+    METRIC(SAMPLES, "samples", "data", "sequences", 0, METRIC_LAST, "trained on so far")           \
+    METRIC(TOKENS_PER_S, "tokens_per_s", "perf", "tokens/s", 1, METRIC_RATE,                       \
+           "of all ranks together")                                                                \
+    METRIC(TOKENS_PER_S_GPU, "tokens_per_s_gpu", "perf", "tokens/s", 1, METRIC_RATE, "a rank")     \
+    METRIC(                                                                                        \
+        TFLOPS, "tflops", "perf", "TFLOP/s", 5, METRIC_RATE,                                       \
+        "a rank: model FLOPs, no recomputation; attention as a causal mask and a window leave it") \
+    METRIC(TFLOPS_FULL, "tflops_full", "perf", "TFLOP/s", 5, METRIC_RATE,                          \
+           "the same with attention of every token to all, as PaLM counts it")                     \
+    METRIC(MFU, "mfu", "perf", "", 4, METRIC_RATE,                                                 \
+           "tflops as a share of the device's peak; absent if unknown")                            \
+    METRIC(MFU_FULL, "mfu_full", "perf", "", 4, METRIC_RATE, "tflops_full likewise")               \
+    METRIC(STEP_S, "step_s", "perf", "s", 6, METRIC_MEAN, "duration of a step")                    \
+    METRIC(DATA_WAIT_S, "data_wait_s", "perf", "s", 6, METRIC_MEAN,                                \
            "of it waiting for data, mean of ranks")                                                \
-    METRIC(PIPELINE_IDLE, "pipeline_idle", "", 4, METRIC_MEAN,                                     \
-           "share of it waiting for other stages, mean of ranks; on CPUs")                         \
-    METRIC(SKIPPED, "skipped", "", 0, METRIC_LAST, "steps without an update so far")               \
-    METRIC(TIME, "time", "s", 3, METRIC_LAST, "when: seconds since 1970")
+    METRIC(FORWARD_S, "forward_s", "perf", "s", 6, METRIC_MEAN, "of it forward, mean of ranks")    \
+    METRIC(BACKWARD_S, "backward_s", "perf", "s", 6, METRIC_MEAN, "of it backward, mean of ranks") \
+    METRIC(COMMUNICATION_S, "communication_s", "perf", "s", 6, METRIC_MEAN,                        \
+           "of it collectives that nothing is computed beside, mean of ranks")                     \
+    METRIC(OPTIMIZER_S, "optimizer_s", "perf", "s", 6, METRIC_MEAN,                                \
+           "of it norm, agreement and update, of rank 0")                                          \
+    METRIC(PIPELINE_IDLE, "pipeline_idle", "perf", "", 4, METRIC_MEAN,                             \
+           "share of it waiting for other stages, mean of ranks")                                  \
+    METRIC(CHECKPOINT_S, "checkpoint_s", "perf", "s", 6, METRIC_SUM,                               \
+           "that training was held up by saving since the step before, of rank 0")                 \
+    METRIC(MEMORY_GIB, "memory_gib", "mem", "GiB", 3, METRIC_LAST,                                 \
+           "taken of rank 0's GPU; on CPUs the most that its process has had")                     \
+    METRIC(SKIPPED, "skipped", "train", "", 0, METRIC_LAST, "steps without an update so far")      \
+    METRIC(NONFINITE, "nonfinite", "train", "", 0, METRIC_LAST,                                    \
+           "steps whose loss or gradient was not finite so far")                                   \
+    METRIC(ETA_S, "eta_s", "perf", "s", 0, METRIC_LAST,                                            \
+           "time left, at the pace of the last steps")                                             \
+    METRIC(TIME, "time", "train", "s", 3, METRIC_LAST, "when: seconds since 1970")
 
 enum metric_id {
 #define METRIC(id, ...) METRIC_##id,
@@ -51,7 +91,7 @@ enum metric_id {
 };
 
 struct metric {
-    const char *name, *unit;
+    const char *name, *group, *unit;
     int decimals;
     enum metric_over_steps over_steps;
     const char *help;
@@ -59,9 +99,25 @@ struct metric {
 
 extern const struct metric metric_table[METRIC_COUNT];
 
+/* What a training has seen of one of its token files, in the order of the settings. */
+struct metrics_dataset {
+    const char *name;      /* PREFIX */
+    double tokens, epochs; /* with a target; times through */
+};
+
+/* A metric of the site (metrics_plugin.h). */
+struct metrics_custom {
+    const char *name;
+    double value;
+};
+
 /* One line. Start from zeros; what is not set is not printed. */
 struct metrics_row {
-    const char *eval; /* "valid" in a validation line, NULL in a training step's */
+    const char *eval; /* the set's name in a validation line, NULL in a training step's */
+    const struct metrics_dataset *datasets; /* [dataset_count] */
+    int dataset_count;
+    const struct metrics_custom *custom; /* [custom_count] */
+    int custom_count;
     bool present[METRIC_COUNT];
     double values[METRIC_COUNT];
 };
@@ -87,6 +143,12 @@ void metrics_interval_take(struct metrics_interval *interval, struct metrics_row
 
 struct metrics; /* an open metrics.jsonl */
 
+/* What the steps of a file tell those that follow. */
+struct metrics_past {
+    struct outlier loss, grad_norm;
+    int64_t nonfinite; /* steps */
+};
+
 /* Open `path` to append to, made when missing. Lines of steps after `resume_step` are dropped, and
  * of validations from it on: they will be run again; so are lines that are no JSON object with a
  * step, such as the last line of a run that was killed. The file is replaced as a whole or stays as
@@ -94,6 +156,8 @@ struct metrics; /* an open metrics.jsonl */
 int metrics_open(struct metrics **metrics, const char *path, int64_t resume_step,
                  struct error *error);
 void metrics_close(struct metrics *metrics); /* NULL is nothing */
+/* Of the lines that the file had when it was opened, and that stayed. */
+const struct metrics_past *metrics_past(const struct metrics *metrics);
 
 /* Append one JSON object and newline in one write; numbers that JSON has not are null. The first
  * failure is a warning, later ones are counted, and the file never holds part of a line. */
@@ -101,13 +165,15 @@ void metrics_write(struct metrics *metrics, const struct metrics_row *row);
 /* Lines that could not be written. */
 int64_t metrics_lost(const struct metrics *metrics);
 
-/* One line of at most `size` bytes with its end, without newline, as metrics_write() has it. */
+/* One line of at most `size` bytes with its end, without newline, as metrics_write() has it; `size`
+ * of metrics_json_size() is always enough. */
 void metrics_format_json(const struct metrics_row *row, char *text, size_t size);
+size_t metrics_json_size(const struct metrics_row *row);
 
-/* The line for people, on standard output, in Megatron's words and order: scripts that read its
- * logs go on reading ours. `steps`: of the whole training. */
-void metrics_print(const struct metrics_row *row, int64_t steps, int64_t global_batch);
-void metrics_format_console(const struct metrics_row *row, int64_t steps, int64_t global_batch,
-                            char *text, size_t size);
+/* The line for people, in Megatron's words and order: scripts that read its logs go on reading
+ * ours. `steps`: of the whole training. */
+void metrics_format_console(const struct metrics_row *row, int64_t steps, char *text, size_t size);
+/* "3h12m", "12m05s", "42s" of seconds. */
+void metrics_format_duration(double seconds, char *text, size_t size);
 
 #endif

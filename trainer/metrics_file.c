@@ -19,11 +19,27 @@ struct metrics {
     int file;
     int64_t lost;
     char *path;
+    struct metrics_past past;
 };
 
+static void remember(struct outlier *outlier, const json_t *value)
+{
+    if (json_is_number(value))
+        outlier_add(outlier, json_number_value(value));
+}
+
+static void remember_step(struct metrics_past *past, const json_t *object)
+{
+    remember(&past->loss, json_object_get(object, "loss"));
+    remember(&past->grad_norm, json_object_get(object, "grad_norm"));
+    past->nonfinite = json_integer_value(json_object_get(object, "nonfinite"));
+}
+
 /* Is this a line of metrics of a step, or of a validation, that will not be run again? A run that
- * goes on from a step validates there first, if it is time. */
-static bool line_stays(const char *line, size_t length, int64_t resume_step)
+ * goes on from a step validates there first, if it is time. A step that stays is remembered in
+ * `past`, unless that is NULL. */
+static bool line_stays(const char *line, size_t length, int64_t resume_step,
+                       struct metrics_past *past)
 {
     json_t *object, *step;
     int64_t last = resume_step;
@@ -36,13 +52,15 @@ static bool line_stays(const char *line, size_t length, int64_t resume_step)
     if (json_object_get(object, "eval"))
         last--;
     stays = json_is_integer(step) && json_integer_value(step) <= last;
+    if (stays && past && !json_object_get(object, "eval"))
+        remember_step(past, object);
     json_decref(object);
     return stays;
 }
 
 /* Copies the lines that stay to `to` (NULL: only counts). Returns how many do not, -1 on an
  * error. */
-static int64_t copy_lines(FILE *from, FILE *to, int64_t resume_step)
+static int64_t copy_lines(FILE *from, FILE *to, int64_t resume_step, struct metrics_past *past)
 {
     char *line = NULL;
     size_t capacity = 0;
@@ -50,7 +68,7 @@ static int64_t copy_lines(FILE *from, FILE *to, int64_t resume_step)
     int64_t dropped = 0;
 
     while ((length = getline(&line, &capacity, from)) > 0) {
-        if (!line_stays(line, (size_t)length, resume_step))
+        if (!line_stays(line, (size_t)length, resume_step, past))
             dropped++;
         else if (to && fwrite(line, (size_t)length, 1, to) != 1)
             break;
@@ -84,7 +102,8 @@ static int rewrite(FILE *from, const char *path, int64_t resume_step, struct err
         return error_set(error, EXIT_STATUS_IO, "%s: the path is too long", path);
     rewind(from);
     to = fopen(beside, "we");
-    if (!to || copy_lines(from, to, resume_step) < 0 || fflush(to) != 0 || fsync(fileno(to)) < 0) {
+    if (!to || copy_lines(from, to, resume_step, NULL) < 0 || fflush(to) != 0 ||
+        fsync(fileno(to)) < 0) {
         error_set_errno(error, "%s: cannot write", beside);
         goto out;
     }
@@ -101,7 +120,8 @@ out:
     return result;
 }
 
-static int cut_back(const char *path, int64_t resume_step, struct error *error)
+static int cut_back(const char *path, int64_t resume_step, struct metrics_past *past,
+                    struct error *error)
 {
     struct stat status;
     FILE *from;
@@ -115,7 +135,7 @@ static int cut_back(const char *path, int64_t resume_step, struct error *error)
         return error_set_errno(error, "%s: cannot read", path);
     /* A device has no past. */
     if (fstat(fileno(from), &status) == 0 && S_ISREG(status.st_mode)) {
-        dropped = copy_lines(from, NULL, resume_step);
+        dropped = copy_lines(from, NULL, resume_step, past);
         if (dropped < 0)
             result = error_set_errno(error, "%s: cannot read", path);
         else if (dropped > 0)
@@ -139,7 +159,7 @@ int metrics_open(struct metrics **result, const char *path, int64_t resume_step,
         error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
         goto failed;
     }
-    if (cut_back(path, resume_step, error) < 0)
+    if (cut_back(path, resume_step, &metrics->past, error) < 0)
         goto failed;
     metrics->file = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
     if (metrics->file < 0) {
@@ -166,6 +186,11 @@ void metrics_close(struct metrics *metrics)
     free(metrics);
 }
 
+const struct metrics_past *metrics_past(const struct metrics *metrics)
+{
+    return &metrics->past;
+}
+
 static void lose_line(struct metrics *metrics, int reason)
 {
     if (metrics->lost++ == 0)
@@ -175,12 +200,16 @@ static void lose_line(struct metrics *metrics, int reason)
 
 void metrics_write(struct metrics *metrics, const struct metrics_row *row)
 {
-    char line[2048];
+    size_t size = metrics_json_size(row), length;
+    char *line = malloc(size + 1);
     struct stat status;
     ssize_t written;
-    size_t length;
 
-    metrics_format_json(row, line, sizeof(line) - 1);
+    if (!line) {
+        lose_line(metrics, ENOMEM);
+        return;
+    }
+    metrics_format_json(row, line, size);
     length = strlen(line);
     line[length++] = '\n';
     if (fstat(metrics->file, &status) < 0)
@@ -188,6 +217,7 @@ void metrics_write(struct metrics *metrics, const struct metrics_row *row)
     do
         written = write(metrics->file, line, length);
     while (written < 0 && errno == EINTR);
+    free(line);
     if (written == (ssize_t)length)
         return;
     lose_line(metrics, written < 0 ? errno : ENOSPC);

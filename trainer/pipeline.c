@@ -25,7 +25,6 @@
 #include "trainer/pipeline.h"
 
 #include <assert.h>
-#include <time.h>
 
 /* One walk through a batch. */
 struct walk {
@@ -34,8 +33,7 @@ struct walk {
     struct pipeline_shape shape;
     const struct pipeline_order *order;
     bool training;
-    pipeline_logits see;
-    void *user;
+    struct pipeline_observer observer;
     int64_t microbatch; /* whose logits are being seen */
     /* Receives of the action at hand and of the next one. */
     struct comm_request received[2];
@@ -105,23 +103,6 @@ static void begin_receives(struct walk *walk, int64_t last)
     }
 }
 
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
-/* For what action i needs. */
-static void wait_for_input(struct walk *walk, int64_t i)
-{
-    double start_s = now_s();
-
-    comm_wait(&walk->received[i % 2]);
-    walk->stage->waited_s += now_s() - start_s;
-}
-
 static void send(const struct walk *walk, const struct pipeline_action *action, const void *buffer,
                  struct comm_request *request)
 {
@@ -163,7 +144,23 @@ static void see_logits(void *user, int64_t row, int64_t rows, const void *logits
 {
     const struct walk *walk = user;
 
-    walk->see(walk->user, walk->microbatch, row, rows, logits);
+    walk->observer.see(walk->observer.user, walk->microbatch, row, rows, logits);
+}
+
+/* Of a microbatch, while they are there. */
+static void hand_out_results(const struct walk *walk, int64_t microbatch)
+{
+    const struct token_results *results = &walk->observer.results;
+    const struct stage *stage = walk->stage;
+    const struct kernels *k = stage->kernels;
+    int64_t rows = stage->sizes.rows, at = microbatch * rows;
+
+    if (results->loss)
+        k->to_host(stage->stream, results->loss + at, stage->scratch.loss,
+                   (size_t)rows * sizeof(float));
+    if (results->best)
+        k->to_host(stage->stream, results->best + at, stage->scratch.best,
+                   (size_t)rows * sizeof(int32_t));
 }
 
 static void forward(struct walk *walk, const struct pipeline_action *action)
@@ -171,7 +168,6 @@ static void forward(struct walk *walk, const struct pipeline_action *action)
     struct stage *stage = walk->stage;
     struct slot *slot = slot_of(walk, action);
 
-    comm_wait(&slot->sent); /* by the microbatch that had the slot before */
     load(walk, slot, action);
     if (slot->chunk->first)
         embedding_forward(stage, slot);
@@ -180,7 +176,9 @@ static void forward(struct walk *walk, const struct pipeline_action *action)
         if (walk->training)
             comm_wait(&gradient_of(walk, action)->sent);
         walk->microbatch = action->microbatch;
-        head_forward_backward(stage, slot, walk->training, walk->see ? see_logits : NULL, walk);
+        head_forward_backward(stage, slot, walk->training, walk->observer.see ? see_logits : NULL,
+                              walk);
+        hand_out_results(walk, action->microbatch);
     }
     send(walk, action, slot->output, &slot->sent);
 }
@@ -228,8 +226,14 @@ static void go(struct walk *walk, enum pipeline_schedule schedule)
     for (int64_t i = 0; i < walk->order->count; i++) {
         const struct pipeline_action *action = &walk->order->actions[i];
 
+        if (stage->layout->pp > 1)
+            timeline_enter(stage->timeline, TIME_PIPELINE);
         begin_receives(walk, i + early);
-        wait_for_input(walk, i);
+        comm_wait(&walk->received[i % 2]);
+        if (action->work == PIPELINE_FORWARD)
+            comm_wait(&slot_of(walk, action)->sent); /* by the microbatch before it */
+        timeline_enter(stage->timeline,
+                       action->work == PIPELINE_FORWARD ? TIME_FORWARD : TIME_BACKWARD);
         stage->last_microbatch = action->microbatch == walk->batch->microbatches - 1;
         if (action->work == PIPELINE_FORWARD)
             forward(walk, action);
@@ -238,7 +242,10 @@ static void go(struct walk *walk, enum pipeline_schedule schedule)
         else
             backward(walk, action);
     }
+    if (stage->layout->pp > 1)
+        timeline_enter(stage->timeline, TIME_PIPELINE);
     finish_sends(stage);
+    timeline_enter(stage->timeline, TIME_OTHER);
 }
 
 void pipeline_train(struct stage *stage, const struct batch *batch)
@@ -249,10 +256,12 @@ void pipeline_train(struct stage *stage, const struct batch *batch)
     go(&walk, stage->pipeline.schedule);
 }
 
-void pipeline_evaluate(struct stage *stage, const struct batch *batch, pipeline_logits see,
-                       void *user)
+void pipeline_evaluate(struct stage *stage, const struct batch *batch,
+                       const struct pipeline_observer *observer)
 {
-    struct walk walk = {.stage = stage, .batch = batch, .see = see, .user = user};
+    struct walk walk = {.stage = stage, .batch = batch};
 
+    if (observer)
+        walk.observer = *observer;
     go(&walk, PIPELINE_FORWARD_ONLY);
 }

@@ -189,7 +189,11 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     scratch->global = take(arena, n->head_rows, sizeof(float));
     scratch->sums = take(arena, 2 * n->head_rows, sizeof(float));
     scratch->loss = take(arena, n->rows, sizeof(float));
-    scratch->best = take(arena, n->head_rows, sizeof(int32_t));
+    scratch->best = take(arena, n->rows, sizeof(int32_t));
+    if (stage->layout->tp > 1) {
+        scratch->share_maxima = take(arena, stage->layout->tp * n->head_rows, sizeof(float));
+        scratch->share_bests = take(arena, stage->layout->tp * n->head_rows, sizeof(int32_t));
+    }
 }
 
 static void lay_out_state(struct stage *stage, enum stage_state state, struct arena *arena)
@@ -507,6 +511,9 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         stage->sums = kernels->stream_create();
     if (stage->sequence_parallel)
         stage->gathers = kernels->stream_create();
+    stage->timeline = timeline_create(kernels);
+    if (!stage->timeline)
+        goto no_memory;
     return 0;
 no_memory:
     error_set(error, EXIT_STATUS_SYSTEM,
@@ -527,6 +534,7 @@ void stage_destroy(struct stage *stage)
         stage->kernels->stream_destroy(stage->sums);
     if (stage->gathers)
         stage->kernels->stream_destroy(stage->gathers);
+    timeline_destroy(stage->timeline);
     if (stage->memory)
         stage->kernels->release(stage->memory);
     destroy_chunks(stage);

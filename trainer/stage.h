@@ -18,6 +18,7 @@
 #include "trainer/comm_window.h"
 #include "trainer/parameter.h"
 #include "trainer/pipeline_order.h"
+#include "trainer/timeline.h"
 
 /* What a layer keeps from forward to backward. rows = tokens of a microbatch, of which shard_rows
  * are this rank's of the residual stream. */
@@ -135,7 +136,10 @@ struct scratch {
     float *maximum, *global; /* [head_rows] */
     float *sums;             /* [2][head_rows] sums of exponentials, then targets' logits */
     float *loss;             /* [rows] */
-    int32_t *best;           /* [head_rows] */
+    int32_t *best;           /* [rows] the token with the greatest logit; in evaluations */
+    /* With tensor parallelism, [tp, head_rows]: of each rank's share of the vocabulary. */
+    float *share_maxima;
+    int32_t *share_bests;
 };
 
 /* What backward computes again instead of keeping it: nothing; the outputs of the activation and,
@@ -189,7 +193,7 @@ struct stage {
     float *master; /* fp32; NULL when the weights are fp32, or updated without one */
     enum dtype moments;
     void *exp_avg, *exp_avg_sq; /* of `moments` */
-    double waited_s;            /* by the caller for messages of its neighbours */
+    struct timeline *timeline;  /* of training; NULL where nothing is computed */
     double *loss_sum;           /* device: sum of weight * loss over microbatches */
     float *cosine, *sine;       /* [seq_length, head_dim / 2] */
     struct scratch scratch;
@@ -276,6 +280,12 @@ void stage_load(struct stage *stage, struct slot *slot, const struct microbatch 
 
 /* Of weights and activations. */
 enum comm_type stage_comm_type(const struct stage *stage);
+
+/* A collective on `stream` is next: it is time of communication where that is the stream that
+ * computes. Returns what to go back to with timeline_enter(). */
+enum time_part stage_communicates(const struct stage *stage, const struct stream *stream);
+/* The stage goes on when that stream has done what it has got. */
+void stage_wait_for(const struct stage *stage, struct stream *stream);
 
 /* Row `row` of a buffer of activations. */
 void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int64_t width);
@@ -389,7 +399,8 @@ void embedding_backward(struct stage *stage, struct slot *slot);
 typedef void (*logits_callback)(void *user, int64_t row, int64_t rows, const void *logits);
 
 /* The loss of slot->output, added to loss_sum; with `backward` its gradient too, into
- * slot->gradient, and the head's. Last chunk only. `see` may be NULL. */
+ * slot->gradient, and the head's; without, scratch.loss and scratch.best are those of each token.
+ * Last chunk only. `see` may be NULL. */
 void head_forward_backward(struct stage *stage, struct slot *slot, bool backward,
                            logits_callback see, void *user);
 

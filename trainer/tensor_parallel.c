@@ -30,6 +30,22 @@ enum comm_type stage_comm_type(const struct stage *stage)
     return types[stage->kernels->dtype];
 }
 
+enum time_part stage_communicates(const struct stage *stage, const struct stream *stream)
+{
+    return stream ? timeline_part(stage->timeline)
+                  : timeline_enter(stage->timeline, TIME_COMMUNICATION);
+}
+
+void stage_wait_for(const struct stage *stage, struct stream *stream)
+{
+    enum time_part part = timeline_part(stage->timeline);
+
+    if (stream)
+        timeline_enter(stage->timeline, TIME_COMMUNICATION);
+    stage->kernels->stream_wait(stage->stream, stream);
+    timeline_enter(stage->timeline, part);
+}
+
 void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int64_t width)
 {
     return (char *)buffer + (size_t)(row * width) * dtype_bytes(stage->kernels->dtype);
@@ -81,9 +97,12 @@ static void *shard_of(const struct stage *stage, const void *whole, int rank)
 
 static void wait_for(struct stage *stage, int part, struct ranks ranks)
 {
+    enum time_part doing = stage_communicates(stage, stage->stream);
+
     for (int rank = ranks.first; rank < ranks.end; rank++)
         if (rank != stage->place.tp)
             comm_window_wait(stage->window, part, rank, stage->stream);
+    timeline_enter(stage->timeline, doing);
 }
 
 /* --- gathering -------------------------------------------------------------------------------- */
@@ -108,9 +127,12 @@ void stage_gather_begin(struct stage *stage, const void *shard, enum stage_whole
         return;
     k->stream_wait(stage->gathers, stage->stream);
     if (!stage->window) {
+        enum time_part doing = stage_communicates(stage, stage->gathers);
+
         comm_all_gather(stage->groups->tp, whole, shard,
                         stage->sizes.shard_rows * stage->sizes.hidden, stage_comm_type(stage),
                         stage->gathers);
+        timeline_enter(stage->timeline, doing);
         return;
     }
     comm_window_turn(stage->window, which, stage->gathers);
@@ -138,7 +160,7 @@ const void *stage_gathered_piece(struct stage *stage, const void *shard, enum st
         return shard;
     /* The shard has left, too. */
     if (i > 0)
-        stage->kernels->stream_wait(stage->stream, stage->gathers);
+        stage_wait_for(stage, stage->gathers);
     return shard_of(stage, stage->scratch.whole[which], ranks.first);
 }
 
@@ -148,7 +170,7 @@ const void *stage_gathered(struct stage *stage, const void *shard, enum stage_wh
         return shard;
     if (stage->window)
         wait_for(stage, which, (struct ranks){0, stage->layout->tp});
-    stage->kernels->stream_wait(stage->stream, stage->gathers);
+    stage_wait_for(stage, stage->gathers);
     return stage->scratch.whole[which];
 }
 
@@ -184,9 +206,11 @@ static void put_parts(struct stage *stage, struct ranks ranks)
 void stage_sum_piece(struct stage *stage, void *shard, int i)
 {
     int64_t count = stage->sizes.shard_rows * stage->sizes.hidden;
+    enum time_part part;
 
     if (stage->layout->tp == 1)
         return;
+    part = stage_communicates(stage, stage->sums);
     stage->kernels->stream_wait(stage->sums, stage->stream);
     if (stage->window) {
         if (i == 0)
@@ -199,13 +223,14 @@ void stage_sum_piece(struct stage *stage, void *shard, int i)
         comm_all_reduce(stage->groups->tp, shard, count, stage_comm_type(stage), COMM_SUM,
                         stage->sums);
     }
+    timeline_enter(stage->timeline, part);
 }
 
 void stage_sum_end(struct stage *stage, void *shard)
 {
     if (stage->layout->tp == 1)
         return;
-    stage->kernels->stream_wait(stage->stream, stage->sums);
+    stage_wait_for(stage, stage->sums);
     if (!stage->window)
         return;
     wait_for(stage, WINDOW_SUM, (struct ranks){0, stage->layout->tp});

@@ -1,6 +1,7 @@
 /* Guards: metrics.jsonl is valid JSON line by line, whatever the values and whatever becomes of the
  * disk; numbers read back as they were; a resumed run loses exactly the lines that it will write
- * again; the console line keeps Megatron's words; an interval reduces as the table says.
+ * again; the console line keeps Megatron's words; an interval reduces as the table says;
+ * outlier scores are those of the formula, and a resumed run has those of one that never stopped.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -82,12 +83,13 @@ static void test_numbers(void **state)
 
     for (size_t i = 0; i < sizeof(values) / sizeof(*values); i++) {
         struct metrics_row row = {.eval = "valid"};
-        char text[2048];
+        char text[4096];
         json_t *object, *loss;
 
         for (int id = 0; id < METRIC_COUNT; id++)
             metrics_set(&row, (enum metric_id)id, values[i]);
-        metrics_format_json(&row, text, sizeof(text));
+        assert_true(metrics_json_size(&row) <= sizeof(text));
+        metrics_format_json(&row, text, metrics_json_size(&row));
         object = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
         if (!object)
             fail_msg("not JSON: %s", text);
@@ -219,21 +221,39 @@ static void test_console(void **state)
     metrics_set(&row, METRIC_LR, 3e-4);
     metrics_set(&row, METRIC_LOSS, 10.5);
     metrics_set(&row, METRIC_GRAD_NORM, 1.25);
+    metrics_set(&row, METRIC_BATCH_SIZE, 8);
+    metrics_set(&row, METRIC_LOSS_SCALE, 65536);
     metrics_set(&row, METRIC_SKIPPED, 0);
+    metrics_set(&row, METRIC_NONFINITE, 2);
+    metrics_set(&row, METRIC_MFU, 0.4123);
+    metrics_set(&row, METRIC_ETA_S, 11520);
     metrics_set(&row, METRIC_TIME, 1);
-    metrics_format_console(&row, 100, 8, text, sizeof(text));
-    assert_string_equal(text,
-                        " iteration        5/     100 | consumed samples:           40 |"
-                        " elapsed time per iteration (ms): 12.3 | rate (tokens/sec): 83333.33 |"
-                        " learning rate: 3.000E-04 | global batch size:     8 |"
-                        " lm loss: 1.050000E+01 | grad norm: 1.250 |"
-                        " number of skipped iterations:   0 |");
+    metrics_format_console(&row, 100, text, sizeof(text));
+    assert_string_equal(
+        text, " iteration        5/     100 | consumed samples:           40 |"
+              " elapsed time per iteration (ms): 12.3 | rate (tokens/sec): 83333.33 | MFU: 41.2% |"
+              " learning rate: 3.000E-04 | global batch size:     8 |"
+              " lm loss: 1.050000E+01 | loss scale: 65536.0 | grad norm: 1.250 |"
+              " number of skipped iterations:   0 |"
+              " number of nan iterations:   2 | time left: 3h12m |");
     row.eval = "valid";
     metrics_set(&row, METRIC_PERPLEXITY, exp(10.5));
-    metrics_format_console(&row, 100, 8, text, sizeof(text));
+    metrics_format_console(&row, 100, text, sizeof(text));
     assert_string_equal(text, " validation loss at iteration 5 | lm loss value: 1.050000E+01 |"
                               " lm loss PPL: 3.631550E+04 |");
-    metrics_format_console(&row, 100, 8, text, 20);
+    row.eval = "code";
+    metrics_set(&row, METRIC_ACCURACY, 0.5);
+    metrics_set(&row, METRIC_INSTRUCT_ACCURACY, 0.25);
+    metrics_set(&row, METRIC_COUNT_LOSS_MASK, 7);
+    metrics_set(&row, METRIC_COUNT_INSTRUCT_MASK, 3);
+    metrics_format_console(&row, 100, text, sizeof(text));
+    assert_string_equal(text, " validation loss at iteration 5 | set: code |"
+                              " lm loss value: 1.050000E+01 | lm loss PPL: 3.631550E+04 |"
+                              " lm accuracy value: 5.000000E-01 |"
+                              " instruct accuracy value: 2.500000E-01 |"
+                              " count loss mask value: 7.000000E+00 |"
+                              " count instruct mask value: 3.000000E+00 |");
+    metrics_format_console(&row, 100, text, 20);
     assert_string_equal(text, " validation loss at");
 }
 
@@ -271,13 +291,137 @@ static void test_interval(void **state)
     assert_true(row.present[METRIC_LOSS] && isnan(row.values[METRIC_LOSS]));
 }
 
+/* Names of any kind, and as many as there are. */
+static void test_datasets(void **state)
+{
+    enum { COUNT = 300 };
+    struct metrics_dataset datasets[COUNT];
+    struct metrics_row row = {.datasets = datasets, .dataset_count = COUNT};
+    struct metrics *metrics;
+    char names[COUNT][32], line[COUNT * 128];
+    json_t *object, *last;
+    FILE *stream;
+    (void)state;
+
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(names[i], sizeof(names[i]), "a \"b\"\\\n\x01/%d", i);
+        datasets[i] = (struct metrics_dataset){names[i], 1e12 + i, 0.25 * i};
+    }
+    unlink("datasets.jsonl");
+    metrics = open_metrics("datasets.jsonl", 0);
+    metrics_set(&row, METRIC_STEP, 1);
+    metrics_write(metrics, &row);
+    metrics_close(metrics);
+    stream = fopen("datasets.jsonl", "r");
+    assert_non_null(stream);
+    assert_non_null(fgets(line, sizeof(line), stream));
+    assert_null(fgets(names[0], sizeof(names[0]), stream));
+    fclose(stream);
+    object = json_loads(line, JSON_REJECT_DUPLICATES, NULL);
+    assert_non_null(object);
+    assert_int_equal(json_object_size(json_object_get(object, "datasets")), COUNT);
+    last = json_object_get(json_object_get(object, "datasets"), names[COUNT - 1]);
+    assert_int_equal(json_integer_value(json_object_get(last, "tokens")), 1000000000299);
+    assert_true(json_number_value(json_object_get(last, "epochs")) == 74.75);
+    json_decref(object);
+}
+
+static void test_duration(void **state)
+{
+    static const struct {
+        double seconds;
+        const char *text;
+    } cases[] = {
+        {0.4, "0s"},     {59.4, "59s"},    {59.6, "1m00s"},     {3599, "59m59s"},
+        {3600, "1h00m"}, {11539, "3h12m"}, {360000, "100h00m"}, {INFINITY, "277777777h46m"}};
+    char text[32];
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        metrics_format_duration(cases[i].seconds, text, sizeof(text));
+        assert_string_equal(text, cases[i].text);
+    }
+}
+
+/* Against the plain formulas, first of all values, later exponentially weighted. */
+static void test_outlier(void **state)
+{
+    struct outlier outlier = {0};
+    double values[OUTLIER_WINDOW], sum = 0, squares = 0, mean, variance;
+    (void)state;
+
+    for (int i = 0; i < OUTLIER_WINDOW; i++) {
+        values[i] = 3 + sin(i * 1.7);
+        assert_true(isnan(outlier_score(&outlier, 1)) == (i < OUTLIER_LEAST));
+        outlier_add(&outlier, values[i]);
+        outlier_add(&outlier, NAN);
+        outlier_add(&outlier, INFINITY);
+        sum += values[i];
+    }
+    mean = sum / OUTLIER_WINDOW;
+    for (int i = 0; i < OUTLIER_WINDOW; i++)
+        squares += (values[i] - mean) * (values[i] - mean);
+    variance = squares / OUTLIER_WINDOW;
+    assert_int_equal(outlier.count, OUTLIER_WINDOW);
+    assert_true(fabs(outlier_score(&outlier, mean + 5 * sqrt(variance)) - 5) < 1e-9);
+    assert_true(isnan(outlier_score(&outlier, NAN)));
+    /* One more weighs 1/128. */
+    outlier_add(&outlier, mean + 12.8);
+    assert_true(fabs(outlier.mean - (mean + 0.1)) < 1e-9);
+    variance = variance * 127 / 128 + 12.7 * 12.7 / 128 + 0.1 * 0.1 * 127 / 128;
+    assert_true(fabs(outlier.variance - variance) < 1e-9);
+    /* All alike: there is nothing to measure by. */
+    outlier = (struct outlier){0};
+    for (int i = 0; i < 2 * OUTLIER_WINDOW; i++)
+        outlier_add(&outlier, 2.5);
+    assert_true(isnan(outlier_score(&outlier, 3)));
+}
+
+/* What a file tells is what the steps that stay in it told when they were made. */
+static void test_past(void **state)
+{
+    struct metrics_past made = {0};
+    struct metrics *metrics;
+    (void)state;
+
+    unlink("past.jsonl");
+    metrics = open_metrics("past.jsonl", 0);
+    assert_int_equal(metrics_past(metrics)->loss.count, 0);
+    for (int step = 1; step <= 50; step++) {
+        struct metrics_row row = {0};
+        double loss = step == 20 ? NAN : 1 / (3.0 + step),
+               norm = step == 20 ? INFINITY : 0.1 * step;
+
+        metrics_set(&row, METRIC_STEP, step);
+        metrics_set(&row, METRIC_LOSS, loss);
+        metrics_set(&row, METRIC_GRAD_NORM, norm);
+        metrics_set(&row, METRIC_NONFINITE, step >= 20);
+        metrics_write(metrics, &row);
+        row.eval = "valid";
+        metrics_set(&row, METRIC_LOSS, 100);
+        metrics_write(metrics, &row);
+        if (step <= 40) {
+            outlier_add(&made.loss, loss);
+            outlier_add(&made.grad_norm, norm);
+        }
+    }
+    metrics_close(metrics);
+    made.nonfinite = 1;
+    metrics = open_metrics("past.jsonl", 40);
+    assert_int_equal(made.loss.count, 39);
+    assert_memory_equal(metrics_past(metrics), &made, sizeof(made));
+    metrics_close(metrics);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_numbers),   cmocka_unit_test(test_line),
         cmocka_unit_test(test_resume),    cmocka_unit_test(test_unwritable),
         cmocka_unit_test(test_full_disk), cmocka_unit_test(test_console),
-        cmocka_unit_test(test_interval),
+        cmocka_unit_test(test_interval),  cmocka_unit_test(test_datasets),
+        cmocka_unit_test(test_duration),  cmocka_unit_test(test_outlier),
+        cmocka_unit_test(test_past),
     };
     char directory[] = "/tmp/mtllm-test-metrics-XXXXXX", command[64];
     int failed;

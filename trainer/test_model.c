@@ -148,7 +148,8 @@ static double logits_difference(struct golden *golden, const char *name)
     assert_non_null(seen.logits);
     memcpy(golden->batch.tokens, ids, BATCH * LENGTH * sizeof(*ids));
     memset(golden->batch.targets, 0, BATCH * LENGTH * sizeof(*ids));
-    pipeline_evaluate(&golden->stage, &golden->batch, see, &seen);
+    pipeline_evaluate(&golden->stage, &golden->batch,
+                      &(struct pipeline_observer){.see = see, .user = &seen});
     for (int64_t i = 0; i < count; i++)
         most = fmax(most, isnan(seen.logits[i]) ? INFINITY : fabs(seen.logits[i] - expected[i]));
     free(seen.logits);

@@ -356,6 +356,26 @@ static int load_weights(struct training *t, struct candidates *candidates,
     return begin_progress(t, error);
 }
 
+static int open_plugin(struct training *t, struct error *error)
+{
+    bool observes = t->stage.last && t->place.tp == 0;
+    const char *path = setting_is_set(t->settings, SETTING_METRICS_PLUGIN)
+                           ? setting_text(t->settings, SETTING_METRICS_PLUGIN)
+                           : NULL;
+
+    if (metrics_plugin_open(
+            &t->plugin, path, &t->team, observes, t->stage.sizes.rows, t->model.vocab_size,
+            setting_integer(t->settings, SETTING_METRICS_PLUGIN_TIMEOUT), error) < 0)
+        return -1;
+    if (t->layout.cp > 1 && metrics_plugin_wants_logits(t->plugin)) {
+        log_warning(
+            "metrics-plugin=%s: it wants logits, which goes with --cp=1; it is switched off", path);
+        metrics_plugin_close(t->plugin);
+        t->plugin = NULL;
+    }
+    return 0;
+}
+
 /* Only rank 0 writes into the run directory, apart from the shards. */
 static int open_outputs(struct training *t, struct error *error)
 {
@@ -369,6 +389,8 @@ static int open_outputs(struct training *t, struct error *error)
         result = -1;
     else if (t->world->rank == 0)
         result = metrics_open(&t->metrics, t->run.metrics, t->progress.step, error);
+    if (t->metrics)
+        t->past = *metrics_past(t->metrics);
     if (team_agree(&t->team, result, error) < 0)
         return -1;
     result = saver_create(&t->saver, &t->stage, &t->team, t->run.checkpoints,
@@ -504,7 +526,7 @@ int training_open(struct training *t, const struct settings *settings, const str
     count_steps(t, t->progress.step, t->progress.samples);
     t->start_step = t->progress.step;
     if (team_agree(&t->team, describe_run(t, checkpoint ? checkpoint : init, error), error) < 0 ||
-        open_outputs(t, error) < 0)
+        open_plugin(t, error) < 0 || open_outputs(t, error) < 0)
         goto out;
     result = 0;
 out:
@@ -518,6 +540,7 @@ void training_close(struct training *t)
 {
     saver_destroy(t->saver);
     metrics_close(t->metrics);
+    metrics_plugin_close(t->plugin);
     free(t->progress.config);
     free(t->progress.settings);
     free(t->progress.run_id);

@@ -9,6 +9,7 @@
 #include "trainer/feed.h"
 #include "trainer/loss_scale.h"
 #include "trainer/metrics.h"
+#include "trainer/metrics_plugin.h"
 #include "trainer/optimizer.h"
 #include "trainer/peers.h"
 #include "trainer/pipeline.h"
@@ -20,6 +21,14 @@
 #include "trainer/stop.h"
 #include "trainer/team.h"
 #include "trainer/world.h"
+
+/* What is evaluated on. */
+struct evaluation_set {
+    char *name; /* "valid" or that given with it; "test" */
+    enum dataset_split split;
+    struct data_source source; /* its own; nothing: its share of --data */
+    struct dataset *dataset;
+};
 
 struct training {
     const struct settings *settings;
@@ -47,10 +56,23 @@ struct training {
     struct saver *saver;
     struct metrics *metrics;          /* rank 0; NULL elsewhere */
     struct metrics_interval interval; /* since the last line on the console */
+    /* Of rank 0, for metrics: */
+    struct metrics_past past;
+    struct metrics_dataset *seen; /* [dataset_parts(dataset)] up to sample seen_samples */
+    int64_t seen_samples;
+    int64_t unsaid_skips;             /* steps of this process skipped for their gradients */
+    double saving_s;                  /* that saving has taken since the last step */
+    double reported_s, pace_s;        /* when the last step was reported; seconds a step */
+    double memory_gib, memory_read_s; /* in use; when that was found out */
 
-    struct data_source sources[3]; /* by enum dataset_split, as are the sets */
-    struct dataset *sets[3];
+    struct data_source source; /* --data */
+    struct dataset *dataset;   /* of training */
+    uint8_t *template_tokens;  /* [model.vocab_size], of dataset_options */
+    /* The validation sets, and behind them the test set. */
+    struct evaluation_set *evaluation_sets;
+    int evaluation_set_count;
     struct feed *feed, *eval_feed; /* of training, and of evaluations */
+    struct metrics_plugin *plugin; /* of the site, of evaluations; NULL: none */
 
     struct checkpoint_state progress; /* where the run is; what a checkpoint records */
     int64_t start_step;               /* progress.step when this process began */
@@ -96,18 +118,27 @@ int64_t training_sequences(const struct training *training);
 int training_open_data(struct training *training, struct error *error);
 void training_close_data(struct training *training);
 
+/* On rank 0: bring `seen` up to date with the progress. A process that goes on counts from the
+ * beginning, by the data that it has. */
+void training_count_data(struct training *training);
+
 /* --- validation (evaluate.c) ---------------------------------------------------------------- */
 
 struct evaluation {
-    double loss;    /* mean over targets */
-    int64_t tokens; /* targets */
-    bool stopped;   /* asked to stop before it was over: no result */
+    /* Sums over the evaluated tokens of all ranks. */
+    double loss, weight;           /* weighted loss; weights */
+    double tokens, right;          /* of weight other than 0; of these, predicted right */
+    double answers, right_answers; /* likewise, of the assistant's own words */
+    int64_t sequences;
+    const struct metrics_custom *custom; /* rank 0: [custom_count], until the next evaluation */
+    int custom_count;
+    bool stopped; /* asked to stop before it was over: no result */
 };
 
-/* Evaluate on a set: the batches of the validation set that belong to this step, or the first of
- * the test set. With `dump` the first batch's tokens and logits are written to that file.
- * Collective. */
-int evaluate(struct training *training, enum dataset_split set, const char *dump,
+/* Evaluate on a set: the batches of a validation set that belong to this step, or the first of the
+ * test set. With `dump` the first batch's tokens, targets, masks and logits are written to that
+ * file. Collective. */
+int evaluate(struct training *training, const struct evaluation_set *set, const char *dump,
              struct evaluation *evaluation, struct error *error);
 
 #endif

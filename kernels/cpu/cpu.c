@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "kernels/cpu/vector.h"
 
@@ -142,6 +143,32 @@ static void cpu_stream_wait(struct stream *stream, struct stream *other)
     (void)other;
 }
 
+struct mark {
+    struct timespec time;
+};
+
+static struct mark *cpu_mark_create(void)
+{
+    return calloc(1, sizeof(struct mark));
+}
+
+static void cpu_mark_destroy(struct mark *mark)
+{
+    free(mark);
+}
+
+static void cpu_mark_set(struct stream *stream, struct mark *mark)
+{
+    (void)stream;
+    clock_gettime(CLOCK_MONOTONIC, &mark->time);
+}
+
+static double cpu_mark_seconds(const struct mark *from, const struct mark *to)
+{
+    return (double)(to->time.tv_sec - from->time.tv_sec) +
+           1e-9 * (double)(to->time.tv_nsec - from->time.tv_nsec);
+}
+
 static int cpu_linear_prepare(int64_t rows, int64_t in, int64_t out, struct error *error)
 {
     (void)rows;
@@ -240,6 +267,10 @@ const struct kernels *kernels_cpu(int threads)
         .stream_create = cpu_stream_create,
         .stream_destroy = cpu_stream_destroy,
         .stream_wait = cpu_stream_wait,
+        .mark_create = cpu_mark_create,
+        .mark_destroy = cpu_mark_destroy,
+        .mark_set = cpu_mark_set,
+        .mark_seconds = cpu_mark_seconds,
         .linear_prepare = cpu_linear_prepare,
         .products_text = cpu_products_text,
         .products_adopt = cpu_products_adopt,
@@ -265,6 +296,7 @@ const struct kernels *kernels_cpu(int threads)
         .embedding_backward = cpu_embedding_backward,
         .cross_entropy_partial = cpu_cross_entropy_partial,
         .cross_entropy_rescale = cpu_cross_entropy_rescale,
+        .cross_entropy_best = cpu_cross_entropy_best,
         .cross_entropy_finish = cpu_cross_entropy_finish,
         .copy_columns = cpu_copy_columns,
         .add = cpu_add,

@@ -88,6 +88,20 @@ void cpu_cross_entropy_rescale(struct stream *stream, float *sum, const float *l
         sum[row] = (float)(sum[row] * exp((double)local_maximum[row] - (double)maximum[row]));
 }
 
+void cpu_cross_entropy_best(struct stream *stream, int32_t *best, const float *maxima,
+                            const int32_t *bests, int ranks, int64_t rows)
+{
+    (void)stream;
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t highest = row;
+
+        for (int64_t at = row + rows; at < ranks * rows; at += rows)
+            if (maxima[at] > maxima[highest])
+                highest = at;
+        best[row] = bests[highest];
+    }
+}
+
 VECTORIZED static void gradient_row(float *x, float maximum, float scale, int64_t n)
 {
 #pragma omp simd

@@ -238,6 +238,29 @@ void cuda_cross_entropy_rescale(struct stream *stream, float *sum, const float *
     LAUNCHED("cross-entropy, rescaling");
 }
 
+static __global__ void first_of_highest(int32_t *best, const float *maxima, const int32_t *bests,
+                                        int ranks, int64_t rows)
+{
+    int64_t row = (int64_t)blockIdx.x * THREADS + threadIdx.x, highest = row;
+
+    if (row >= rows)
+        return;
+    for (int64_t at = row + rows; at < ranks * rows; at += rows)
+        if (maxima[at] > maxima[highest])
+            highest = at;
+    best[row] = bests[highest];
+}
+
+void cuda_cross_entropy_best(struct stream *stream, int32_t *best, const float *maxima,
+                             const int32_t *bests, int ranks, int64_t rows)
+{
+    if (rows == 0)
+        return;
+    first_of_highest<<<blocks_for(rows, THREADS, 1), THREADS, 0, handle_of(stream)>>>(
+        best, maxima, bests, ranks, rows);
+    LAUNCHED("cross-entropy, the greatest logit of all shares");
+}
+
 /* --- part two ----------------------------------------------------------------------------------
  */
 

@@ -199,6 +199,8 @@ void cuda_cross_entropy_partial(struct stream *stream, float *maximum, float *su
                                 int64_t first, int64_t count, int64_t stride, int64_t rows);
 void cuda_cross_entropy_rescale(struct stream *stream, float *sum, const float *local_maximum,
                                 const float *maximum, int64_t rows);
+void cuda_cross_entropy_best(struct stream *stream, int32_t *best, const float *maxima,
+                             const int32_t *bests, int ranks, int64_t rows);
 template <class T>
 void cuda_cross_entropy_finish(struct stream *stream, float *loss, void *logits,
                                const int32_t *targets, const float *weight, const float *maximum,

@@ -191,6 +191,40 @@ static void stream_wait(struct stream *stream, struct stream *other)
     cuda_note(cudaEventDestroy(event), "the end of an event"); /* once it has happened */
 }
 
+struct mark {
+    cudaEvent_t event;
+};
+
+static struct mark *mark_create(void)
+{
+    struct mark *mark = new struct mark;
+
+    if (cudaEventCreate(&mark->event) == cudaSuccess)
+        return mark;
+    (void)cudaGetLastError(); /* an answer, not a failure of what comes later */
+    delete mark;
+    return nullptr;
+}
+
+static void mark_destroy(struct mark *mark)
+{
+    cuda_note(cudaEventDestroy(mark->event), "the end of a mark");
+    delete mark;
+}
+
+static void mark_set(struct stream *stream, struct mark *mark)
+{
+    cuda_note(cudaEventRecord(mark->event, handle_of(stream)), "a mark");
+}
+
+static double mark_seconds(const struct mark *from, const struct mark *to)
+{
+    float ms = 0;
+
+    cuda_note(cudaEventElapsedTime(&ms, from->event, to->event), "the time between two marks");
+    return 1e-3 * ms;
+}
+
 /* --- by the type of the buffer, not of the backend ------------------------------------------- */
 
 static void random_normal(struct stream *stream, void *w, enum dtype dtype, const struct tile *tile,
@@ -271,6 +305,10 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.stream_create = stream_create;
     table.stream_destroy = stream_destroy;
     table.stream_wait = stream_wait;
+    table.mark_create = mark_create;
+    table.mark_destroy = mark_destroy;
+    table.mark_set = mark_set;
+    table.mark_seconds = mark_seconds;
     table.linear_prepare = cuda_linear_prepare<T>;
     table.products_text = cuda_products_text;
     table.products_adopt = cuda_products_adopt;
@@ -296,6 +334,7 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.embedding_backward = cuda_embedding_backward<T>;
     table.cross_entropy_partial = cuda_cross_entropy_partial<T>;
     table.cross_entropy_rescale = cuda_cross_entropy_rescale;
+    table.cross_entropy_best = cuda_cross_entropy_best;
     table.cross_entropy_finish = cuda_cross_entropy_finish<T>;
     table.copy_columns = cuda_copy_columns<T>;
     table.add = cuda_add<T>;
