@@ -2,6 +2,7 @@ noinst_LTLIBRARIES += trainer/libtrainer.la
 
 trainer_libtrainer_la_SOURCES = \
 	trainer/comm.c trainer/comm.h trainer/comm_backend.h trainer/comm_nccl.c \
+	trainer/job_comment.c trainer/job_comment.h \
 	trainer/metrics.c trainer/metrics.h trainer/metrics_file.c \
 	trainer/pipeline_order.c trainer/pipeline_order.h \
 	trainer/schedule.c trainer/schedule.h \
@@ -26,9 +27,12 @@ trainer_test_comm_pieces_LDADD = trainer/libtrainer.la
 endif
 
 if HAVE_CMOCKA
-trainer_unit_tests = trainer/test_metrics trainer/test_pipeline_order trainer/test_schedule trainer/test_stop trainer/test_world
+trainer_unit_tests = trainer/test_job_comment trainer/test_metrics trainer/test_pipeline_order trainer/test_schedule trainer/test_stop trainer/test_world
 check_PROGRAMS += $(trainer_unit_tests)
 TESTS += $(trainer_unit_tests)
+trainer_test_job_comment_SOURCES = trainer/test_job_comment.c
+trainer_test_job_comment_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+trainer_test_job_comment_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS)
 trainer_test_metrics_SOURCES = trainer/test_metrics.c
 trainer_test_metrics_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 trainer_test_metrics_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS) $(JANSSON_LIBS) -lm

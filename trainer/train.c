@@ -187,6 +187,7 @@ static void report_step(struct training *t, const struct step *step)
     metrics_set(&row, METRIC_TIME, now_s(CLOCK_REALTIME));
     metrics_set(&row, METRIC_SKIPPED, (double)t->progress.skipped);
     metrics_write(t->metrics, &row);
+    job_comment_step(t->comment, &row);
     metrics_interval_add(&t->interval, &row);
     if (t->progress.step % every == 0 || t->progress.step == t->steps) {
         metrics_interval_take(&t->interval, &line);
@@ -327,6 +328,7 @@ int training_run(struct training *t, struct error *error)
     int64_t eval_interval = setting_integer(t->settings, SETTING_EVAL_INTERVAL);
     int64_t save_interval = setting_integer(t->settings, SETTING_SAVE_INTERVAL);
     enum stop_reason stop = STOP_NONE;
+    int status;
 
     if (setting_boolean(t->settings, SETTING_EVAL_ONLY))
         return evaluate_only(t, error);
@@ -356,5 +358,8 @@ int training_run(struct training *t, struct error *error)
             save(t, error) < 0)
             return -1;
     }
-    return finish(t, stop, error);
+    status = finish(t, stop, error);
+    if (status >= 0)
+        job_comment_end(t->comment, status == EXIT_STATUS_OK ? "done" : "stopped");
+    return status;
 }

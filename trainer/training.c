@@ -351,6 +351,16 @@ static int load_weights(struct training *t, struct candidates *candidates,
     return begin_progress(t, error);
 }
 
+/* What rank 0 tells the outside. */
+static int open_reports(struct training *t, struct error *error)
+{
+    if (metrics_open(&t->metrics, t->run.metrics, t->progress.step, error) < 0)
+        return -1;
+    if (t->world->job[0] == '\0' || !setting_boolean(t->settings, SETTING_JOB_COMMENT))
+        return 0;
+    return job_comment_open(&t->comment, t->world->job, t->steps, &job_comment_times, error);
+}
+
 /* Only rank 0 writes into the run directory, apart from the shards. */
 static int open_outputs(struct training *t, struct error *error)
 {
@@ -363,7 +373,7 @@ static int open_outputs(struct training *t, struct error *error)
     if (products_record(t->team.kernels, &t->run, t->world->rank, error) < 0)
         result = -1;
     else if (t->world->rank == 0)
-        result = metrics_open(&t->metrics, t->run.metrics, t->progress.step, error);
+        result = open_reports(t, error);
     if (team_agree(&t->team, result, error) < 0)
         return -1;
     result = saver_create(&t->saver, &t->stage, &t->team, t->run.checkpoints,
@@ -511,6 +521,7 @@ out:
 void training_close(struct training *t)
 {
     saver_destroy(t->saver);
+    job_comment_close(t->comment);
     metrics_close(t->metrics);
     free(t->progress.config);
     free(t->progress.settings);

@@ -7,6 +7,7 @@
 #include "core/settings.h"
 #include "data/dataset.h"
 #include "trainer/feed.h"
+#include "trainer/job_comment.h"
 #include "trainer/loss_scale.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
@@ -47,6 +48,7 @@ struct training {
     struct saver *saver;
     struct metrics *metrics;          /* rank 0; NULL elsewhere */
     struct metrics_interval interval; /* since the last line on the console */
+    struct job_comment *comment;      /* rank 0 of a Slurm job; NULL elsewhere */
 
     struct data_source sources[3]; /* by enum dataset_split, as are the sets */
     struct dataset *sets[3];
