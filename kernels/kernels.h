@@ -22,6 +22,7 @@
 #include "core/error.h"
 
 struct stream;
+struct mark; /* a point in the work of a stream */
 
 /* Dropout of attention's probabilities in training: each becomes 0 with probability `rate` in
  * [0, 1), or itself / (1 - rate). Which do follows from the seed, the place in the model, the row
@@ -93,6 +94,16 @@ struct kernels {
     void (*stream_destroy)(struct stream *stream);
     /* What `stream` gets from now on waits for what `other` has so far. */
     void (*stream_wait)(struct stream *stream, struct stream *other);
+
+    /* --- profiles; NULL where the host computes -------------------------------------------
+     * A point behind what `stream` has got so far; NULL: out of memory. */
+    struct mark *(*mark_create)(struct stream *stream);
+    void (*mark_destroy)(struct mark *mark); /* NULL is nothing */
+    /* Seconds from one to another that the streams have both passed. */
+    double (*mark_seconds)(const struct mark *from, const struct mark *to);
+    /* Ranges, one within the other, for a profiler that watches the process. */
+    void (*range_begin)(const char *name);
+    void (*range_end)(void);
 
     /* --- products: y = x W^T with W as Hugging Face stores it, [out, in] -------------------- */
     /* Decide how the three products of this shape will be computed, unless that is decided: by

@@ -30,7 +30,7 @@ struct cuda_module {
 };
 
 /* Goes up with every change of struct cuda_module, struct kernels or what they point to. */
-#define CUDA_MODULE_VERSION 5
+#define CUDA_MODULE_VERSION 6
 
 /* The module, or NULL with the reason in `error` (EXIT_STATUS_CONFIGURATION): it is not installed,
  * its libraries are not, or it is of another build. It stays loaded, and is

@@ -72,6 +72,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/pipeline.c trainer/pipeline.h \
 	trainer/plan.c trainer/plan.h trainer/plan_device.c trainer/plan_list.c \
 	trainer/products.c trainer/products.h \
+	trainer/profile.c trainer/profile.h trainer/profile_clock.c trainer/profile_file.c \
 	trainer/restore.c trainer/restore.h \
 	trainer/run_directory.c trainer/run_directory.h \
 	trainer/saver.c trainer/saver.h \
@@ -98,11 +99,15 @@ check_PROGRAMS += trainer/test_model trainer/test_loss_scale
 trainer_test_loss_scale_SOURCES = trainer/test_loss_scale.c
 trainer_test_loss_scale_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_loss_scale_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)
+check_PROGRAMS += trainer/test_profile
+trainer_test_profile_SOURCES = trainer/test_profile.c
+trainer_test_profile_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+trainer_test_profile_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)
 check_PROGRAMS += trainer/test_plan
 trainer_test_plan_SOURCES = trainer/test_plan.c
 trainer_test_plan_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_plan_LDADD = trainer/libtraining.la $(CMOCKA_LIBS) -lm
-TESTS += trainer/test_model trainer/test_loss_scale trainer/test_plan
+TESTS += trainer/test_model trainer/test_loss_scale trainer/test_profile trainer/test_plan
 trainer_test_model_SOURCES = trainer/test_model.c
 trainer_test_model_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_model_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)

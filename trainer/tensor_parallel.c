@@ -9,6 +9,7 @@
  * while another one is multiplied in forward too, was slower on GPUs: products of half the rows,
  * and with NCCL's kernels beside them, lost more than that gained.
  */
+#include "trainer/profile.h"
 #include "trainer/stage.h"
 
 enum comm_type stage_comm_type(const struct stage *stage)
@@ -32,8 +33,10 @@ const void *stage_gather_begin(struct stage *stage, const void *shard, void *who
     if (!stage->sequence_parallel)
         return shard;
     stage->kernels->stream_wait(stage->sums, stage->stream);
+    profile_begin(stage->profile, PROFILE_SUMS, "tp gather");
     comm_all_gather(stage->groups->tp, whole, shard, stage->sizes.shard_rows * stage->sizes.hidden,
                     stage_comm_type(stage), stage->sums);
+    profile_end(stage->profile);
     return whole;
 }
 
@@ -63,12 +66,14 @@ void stage_sum_begin(struct stage *stage, void *shard)
     if (stage->layout->tp == 1)
         return;
     stage->kernels->stream_wait(stage->sums, stage->stream);
+    profile_begin(stage->profile, PROFILE_SUMS, "tp sum");
     if (stage->sequence_parallel)
         comm_reduce_scatter(stage->groups->tp, shard, stage->scratch.parts, count,
                             stage_comm_type(stage), stage->sums);
     else
         comm_all_reduce(stage->groups->tp, shard, count, stage_comm_type(stage), COMM_SUM,
                         stage->sums);
+    profile_end(stage->profile);
 }
 
 void stage_sum_end(struct stage *stage)

@@ -12,6 +12,7 @@
 
 #include "core/log.h"
 #include "trainer/device.h"
+#include "trainer/profile.h"
 
 /* The sums of one step; every rank adds its part. */
 enum step_sum {
@@ -49,8 +50,11 @@ static int next_batch(struct training *t, struct step *step, struct batch **batc
 {
     bool counts = t->stage.last && t->place.tp == 0 && t->place.cp == 0;
     double sums[3] = {0}, waited_s = 0; /* of weights, of targets, of waits */
-    int result = feed_next(t->feed, batch, &waited_s, error);
+    int result;
 
+    profile_begin(t->stage.profile, PROFILE_HOST, "data wait");
+    result = feed_next(t->feed, batch, &waited_s, error);
+    profile_end(t->stage.profile);
     if (team_agree(&t->team, result, error) < 0)
         return -1;
     if (counts) {
@@ -110,7 +114,7 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     double sums[SUM_COUNT] = {0}, start_s = now_s(CLOCK_MONOTONIC);
     enum stop_reason reason = stop_requested(t->stop);
     int64_t updates = t->progress.step - t->progress.skipped;
-    int memory;
+    int memory, result;
 
     *step = (struct step){
         .lr = lr_at(&t->schedule, t->progress.trained_samples),
@@ -125,7 +129,10 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     saver_report(t->saver, &sums[SUM_SAVER]);
     memory = saver_check_memory(t->saver, error);
     sums[SUM_NO_MEMORY] = memory < 0;
-    if (team_sum(&t->team, sums, SUM_COUNT, error) < 0)
+    profile_begin(t->stage.profile, PROFILE_HOST, "wait for ranks");
+    result = team_sum(&t->team, sums, SUM_COUNT, error);
+    profile_end(t->stage.profile);
+    if (result < 0)
         return -1;
     if (sums[SUM_NO_MEMORY] > 0)
         return team_agree(&t->team, memory, error);
@@ -138,9 +145,11 @@ static int run_step(struct training *t, struct step *step, struct error *error)
         t->progress.skipped++;
     } else {
         saver_release_state(t->saver);
+        profile_begin(t->stage.profile, PROFILE_COMPUTE, "optimizer");
         optimizer_update(&t->optimizer, &t->stage, step->lr,
                          weight_decay_at(&t->decay, t->progress.trained_samples), updates + 1,
                          step->norm, t->progress.loss_scale);
+        profile_end(t->stage.profile);
         t->progress.trained_samples += step->batch;
     }
     if (!step->passed_over)
@@ -220,12 +229,17 @@ static void report_evaluation(struct training *t, enum dataset_split set,
 /* Begin to save, after the save before it. */
 static int save(struct training *t, struct error *error)
 {
+    int result;
+
+    profile_begin(t->stage.profile, PROFILE_HOST, "checkpoint");
     if (saver_busy(t->saver)) {
         log_info("step %lld: waiting for the checkpoint before this one",
                  (long long)t->progress.step);
         tell_saver_event(t, saver_finish(t->saver, &t->team, error));
     }
-    return saver_start(t->saver, &t->progress, error);
+    result = saver_start(t->saver, &t->progress, error);
+    profile_end(t->stage.profile);
+    return result;
 }
 
 /* Save now and wait until it is durable. */
@@ -260,8 +274,12 @@ static int evaluate_set(struct training *t, enum dataset_split set, enum stop_re
                         struct error *error)
 {
     struct evaluation evaluation;
+    int result;
 
-    if (evaluate(t, set, NULL, &evaluation, error) < 0)
+    profile_begin(t->stage.profile, PROFILE_HOST, "evaluation");
+    result = evaluate(t, set, NULL, &evaluation, error);
+    profile_end(t->stage.profile);
+    if (result < 0)
         return -1;
     if (evaluation.stopped)
         return agree_to_stop(t, stop, error);
@@ -341,14 +359,20 @@ int training_run(struct training *t, struct error *error)
     feed_begin(t->feed, t->sets[DATASET_TRAIN], t->progress.samples, t->steps - t->progress.step);
     while (stop == STOP_NONE) {
         struct step step;
+        int result;
 
+        if (profile_step(t->profile, t->progress.step + 1, error) < 0)
+            return -1;
         /* Also where a run goes on that was stopped while it validated. */
         if (eval_interval > 0 && t->progress.step > 0 && t->progress.step % eval_interval == 0 &&
             evaluate_set(t, DATASET_VALID, &stop, error) < 0)
             return -1;
         if (stop != STOP_NONE || t->progress.step >= t->steps)
             break;
-        if (run_step(t, &step, error) < 0)
+        profile_begin(t->stage.profile, PROFILE_HOST, "step");
+        result = run_step(t, &step, error);
+        profile_end(t->stage.profile);
+        if (result < 0)
             return -1;
         report_step(t, &step);
         if (t->progress.step == t->start_step + 1 && t->world->rank == 0)
@@ -358,6 +382,8 @@ int training_run(struct training *t, struct error *error)
             save(t, error) < 0)
             return -1;
     }
+    if (profile_step(t->profile, INT64_MAX, error) < 0)
+        return -1;
     status = finish(t, stop, error);
     if (status >= 0)
         job_comment_end(t->comment, status == EXIT_STATUS_OK ? "done" : "stopped");

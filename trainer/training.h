@@ -13,6 +13,7 @@
 #include "trainer/optimizer.h"
 #include "trainer/peers.h"
 #include "trainer/pipeline.h"
+#include "trainer/profile.h"
 #include "trainer/run_directory.h"
 #include "trainer/saver.h"
 #include "trainer/schedule.h"
@@ -49,6 +50,8 @@ struct training {
     struct metrics *metrics;          /* rank 0; NULL elsewhere */
     struct metrics_interval interval; /* since the last line on the console */
     struct job_comment *comment;      /* rank 0 of a Slurm job; NULL elsewhere */
+    struct profile_range profiled;    /* zeros: nothing */
+    struct profile *profile;
 
     struct data_source sources[3]; /* by enum dataset_split, as are the sets */
     struct dataset *sets[3];

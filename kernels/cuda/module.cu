@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda.h"
 
+#include <nvtx3/nvToolsExt.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -191,6 +192,53 @@ static void stream_wait(struct stream *stream, struct stream *other)
     cuda_note(cudaEventDestroy(event), "the end of an event"); /* once it has happened */
 }
 
+/* --- profiles -------------------------------------------------------------------------------- */
+
+struct mark {
+    cudaEvent_t event;
+};
+
+static struct mark *mark_create(struct stream *stream)
+{
+    struct mark *mark = (struct mark *)malloc(sizeof(*mark));
+
+    if (!mark)
+        return nullptr;
+    if (cudaEventCreate(&mark->event) != cudaSuccess) {
+        (void)cudaGetLastError(); /* an answer, not a failure of what comes later */
+        free(mark);
+        return nullptr;
+    }
+    cuda_note(cudaEventRecord(mark->event, handle_of(stream)), "an event");
+    return mark;
+}
+
+static void mark_destroy(struct mark *mark)
+{
+    if (!mark)
+        return;
+    cuda_note(cudaEventDestroy(mark->event), "the end of an event");
+    free(mark);
+}
+
+static double mark_seconds(const struct mark *from, const struct mark *to)
+{
+    float milliseconds = 0;
+
+    cuda_note(cudaEventElapsedTime(&milliseconds, from->event, to->event), "time between events");
+    return 1e-3 * (double)milliseconds;
+}
+
+static void range_begin(const char *text)
+{
+    (void)nvtxRangePushA(text);
+}
+
+static void range_end(void)
+{
+    (void)nvtxRangePop();
+}
+
 /* --- by the type of the buffer, not of the backend ------------------------------------------- */
 
 static void random_normal(struct stream *stream, void *w, enum dtype dtype, const struct tile *tile,
@@ -271,6 +319,11 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.stream_create = stream_create;
     table.stream_destroy = stream_destroy;
     table.stream_wait = stream_wait;
+    table.mark_create = mark_create;
+    table.mark_destroy = mark_destroy;
+    table.mark_seconds = mark_seconds;
+    table.range_begin = range_begin;
+    table.range_end = range_end;
     table.linear_prepare = cuda_linear_prepare<T>;
     table.products_text = cuda_products_text;
     table.products_adopt = cuda_products_adopt;
