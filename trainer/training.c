@@ -351,13 +351,6 @@ static int load_weights(struct training *t, struct candidates *candidates,
     return begin_progress(t, error);
 }
 
-/* An error that is the same on every rank is said by one. */
-static void mute_others(const struct training *t, struct error *error)
-{
-    if (t->world->rank != 0)
-        error->text[0] = '\0';
-}
-
 /* What rank 0 tells the outside. */
 static int open_reports(struct training *t, struct error *error)
 {
@@ -374,12 +367,9 @@ static int open_profile(struct training *t, struct error *error)
 
     if (t->profiled.first == 0)
         return 0;
-    if (t->profiled.first > t->steps) {
-        error_set(error, EXIT_STATUS_USAGE, "profile=%s: the run has %lld steps",
-                  setting_text(t->settings, SETTING_PROFILE), (long long)t->steps);
-        mute_others(t, error);
-        return -1;
-    }
+    if (t->profiled.first > t->steps)
+        return error_set(error, EXIT_STATUS_USAGE, "profile=%s: the run has %lld steps",
+                         setting_text(t->settings, SETTING_PROFILE), (long long)t->steps);
     snprintf(directory, sizeof(directory), "%s/profile", t->run.path);
     return profile_open(&t->profile, &t->profiled, directory, &t->stage, &t->team, t->world, error);
 }
@@ -419,6 +409,13 @@ static int settle_job(struct training *t, struct error *error)
     if (setting_is_set(t->settings, SETTING_PROFILE))
         return profile_range_parse(&t->profiled, setting_text(t->settings, SETTING_PROFILE), error);
     return 0;
+}
+
+/* An error that is the same on every rank is said by one. */
+static void mute_others(const struct training *t, struct error *error)
+{
+    if (t->world->rank != 0)
+        error->text[0] = '\0';
 }
 
 static int open_team(struct training *t, struct error *error)
