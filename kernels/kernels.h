@@ -96,12 +96,16 @@ struct kernels {
     void (*stream_wait)(struct stream *stream, struct stream *other);
 
     /* --- time ------------------------------------------------------------------------------ */
-    struct mark *(*mark_create)(void); /* NULL: there is no memory left */
-    void (*mark_destroy)(struct mark *mark);
+    struct mark *(*mark_create)(void);       /* NULL: there is no memory left */
+    void (*mark_destroy)(struct mark *mark); /* NULL is nothing */
     /* The moment when `stream` has done what it has got so far. */
     void (*mark_set)(struct stream *stream, struct mark *mark);
     /* From one moment to another, s; the streams have been synchronized since. */
     double (*mark_seconds)(const struct mark *from, const struct mark *to);
+    /* Ranges, one within the other, for a profiler that watches the process; NULL where the host
+     * computes. */
+    void (*range_begin)(const char *name);
+    void (*range_end)(void);
 
     /* --- products: y = x W^T with W as Hugging Face stores it, [out, in] -------------------- */
     /* Decide how the three products of this shape will be computed, unless that is decided: by

@@ -8,14 +8,17 @@
  * Where there are more ranks than key/value heads, neighbours get the same head, and its gradient
  * is the sum of theirs.
  */
+#include "trainer/profile.h"
 #include "trainer/stage.h"
 
 static void exchange(struct stage *stage, void *out, const void *in, int64_t width)
 {
     enum time_part part = stage_communicates(stage, stage->stream);
 
+    profile_begin(stage->profile, PROFILE_COMPUTE, "cp exchange");
     comm_all_to_all(stage->groups->cp, out, in, stage->sizes.rows * width, stage_comm_type(stage),
                     stage->stream);
+    profile_end(stage->profile);
     timeline_enter(stage->timeline, part);
 }
 

@@ -10,6 +10,8 @@
 
 #include <assert.h>
 
+#include "trainer/profile.h"
+
 /* What this replica updates of a bucket: all of it where nothing is shared. */
 static struct bucket share_of(const struct stage *stage, const struct bucket *bucket)
 {
@@ -34,8 +36,10 @@ static void sum_over(struct stage *stage, struct comm *comm, enum tensor_role fi
     if (!to)
         to = from;
     part = stage_communicates(stage, stage->stream);
+    profile_begin(stage->profile, PROFILE_COMPUTE, "gradient sum");
     comm_all_reduce(comm, stage->gradients + from->offset, to->offset + to->count - from->offset,
                     COMM_F32, COMM_SUM, stage->stream);
+    profile_end(stage->profile);
     timeline_enter(stage->timeline, part);
 }
 
@@ -63,12 +67,14 @@ static void sum_bucket(struct stage *stage, const struct bucket *bucket)
         return;
     part = stage_communicates(stage, stage->reductions);
     stage->kernels->stream_wait(stage->reductions, stage->stream);
+    profile_begin(stage->profile, PROFILE_REDUCTIONS, "gradient bucket");
     if (stage->shares > 1)
         comm_reduce_scatter(stage->groups->replicas, stage->gradients + share.first, gradients,
                             share.count, COMM_F32, stage->reductions);
     else
         comm_all_reduce(stage->groups->replicas, gradients, bucket->count, COMM_F32, COMM_SUM,
                         stage->reductions);
+    profile_end(stage->profile);
     timeline_enter(stage->timeline, part);
 }
 
@@ -105,8 +111,10 @@ void stage_finish_gradients(struct stage *stage)
     assert(bucket->first == embedding->offset);
     share = share_of(stage, bucket);
     part = stage_communicates(stage, stage->stream);
+    profile_begin(stage->profile, PROFILE_COMPUTE, "gradient sum");
     comm_all_reduce(stage->groups->embedding, stage->gradients + share.first, share.count, COMM_F32,
                     COMM_SUM, stage->stream);
+    profile_end(stage->profile);
     timeline_enter(stage->timeline, part);
 }
 
@@ -120,9 +128,11 @@ static void gather_next(struct stage *stage)
     enum time_part part = stage_communicates(stage, stage->reductions);
 
     stage->kernels->stream_wait(stage->reductions, stage->stream);
+    profile_begin(stage->profile, PROFILE_REDUCTIONS, "weight gather");
     comm_all_gather(stage->groups->replicas, stage_weight(stage, bucket->first),
                     stage_weight(stage, share.first), share.count, stage_comm_type(stage),
                     stage->reductions);
+    profile_end(stage->profile);
     timeline_enter(stage->timeline, part);
 }
 

@@ -5,6 +5,7 @@ trainer_libtrainer_la_SOURCES = \
 	trainer/comm.c trainer/comm.h trainer/comm_backend.h trainer/comm_nccl.c \
 	trainer/comm_window.c trainer/comm_window.h \
 	trainer/metric_host.c trainer/metric_host.h \
+	trainer/job_comment.c trainer/job_comment.h \
 	trainer/metrics.c trainer/metrics.h trainer/metrics_file.c \
 	trainer/outlier.c trainer/outlier.h \
 	trainer/pipeline_order.c trainer/pipeline_order.h \
@@ -30,9 +31,12 @@ trainer_test_comm_pieces_LDADD = trainer/libtrainer.la
 endif
 
 if HAVE_CMOCKA
-trainer_unit_tests = trainer/test_metrics trainer/test_pipeline_order trainer/test_schedule trainer/test_stop trainer/test_world
+trainer_unit_tests = trainer/test_job_comment trainer/test_metrics trainer/test_pipeline_order trainer/test_schedule trainer/test_stop trainer/test_world
 check_PROGRAMS += $(trainer_unit_tests)
 TESTS += $(trainer_unit_tests)
+trainer_test_job_comment_SOURCES = trainer/test_job_comment.c
+trainer_test_job_comment_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+trainer_test_job_comment_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS)
 trainer_test_metrics_SOURCES = trainer/test_metrics.c
 trainer_test_metrics_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 trainer_test_metrics_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS) $(JANSSON_LIBS) -lm
@@ -75,6 +79,7 @@ trainer_libtraining_la_SOURCES = \
 	trainer/pipeline.c trainer/pipeline.h \
 	trainer/plan.c trainer/plan.h trainer/plan_device.c trainer/plan_list.c \
 	trainer/products.c trainer/products.h \
+	trainer/profile.c trainer/profile.h trainer/profile_clock.c trainer/profile_file.c \
 	trainer/restore.c trainer/restore.h \
 	trainer/run_directory.c trainer/run_directory.h \
 	trainer/saver.c trainer/saver.h \
@@ -102,11 +107,15 @@ check_PROGRAMS += trainer/test_model trainer/test_loss_scale
 trainer_test_loss_scale_SOURCES = trainer/test_loss_scale.c
 trainer_test_loss_scale_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_loss_scale_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)
+check_PROGRAMS += trainer/test_profile
+trainer_test_profile_SOURCES = trainer/test_profile.c
+trainer_test_profile_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+trainer_test_profile_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)
 check_PROGRAMS += trainer/test_plan
 trainer_test_plan_SOURCES = trainer/test_plan.c
 trainer_test_plan_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_plan_LDADD = trainer/libtraining.la $(CMOCKA_LIBS) -lm
-TESTS += trainer/test_model trainer/test_loss_scale trainer/test_plan
+TESTS += trainer/test_model trainer/test_loss_scale trainer/test_profile trainer/test_plan
 trainer_test_model_SOURCES = trainer/test_model.c
 trainer_test_model_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_model_LDADD = trainer/libtraining.la $(CMOCKA_LIBS)

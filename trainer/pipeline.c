@@ -26,6 +26,8 @@
 
 #include <assert.h>
 
+#include "trainer/profile.h"
+
 /* One walk through a batch. */
 struct walk {
     struct stage *stage;
@@ -76,6 +78,23 @@ static struct comm *group_of(const struct stage *stage, const struct pipeline_en
     return end->wraps ? stage->groups->wrap : stage->groups->pp;
 }
 
+static double now_s(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static void wait_for(struct stage *stage, struct comm_request *request, const char *name)
+{
+    if (!request->handle)
+        return;
+    profile_begin(stage->profile, PROFILE_COMPUTE, name);
+    comm_wait(request);
+    profile_end(stage->profile);
+}
+
 /* What the actions up to the given one need. */
 static void begin_receives(struct walk *walk, int64_t last)
 {
@@ -94,7 +113,7 @@ static void begin_receives(struct walk *walk, int64_t last)
         if (action->work == PIPELINE_FORWARD) {
             buffer = input_of(walk, action);
         } else {
-            comm_wait(&gradient_of(walk, action)->sent);
+            wait_for(stage, &gradient_of(walk, action)->sent, "send wait");
             buffer = gradient_of(walk, action)->buffer;
         }
         group = group_of(stage, &source, &rank);
@@ -174,7 +193,7 @@ static void forward(struct walk *walk, const struct pipeline_action *action)
     blocks_forward(stage, slot);
     if (slot->chunk->last) {
         if (walk->training)
-            comm_wait(&gradient_of(walk, action)->sent);
+            wait_for(stage, &gradient_of(walk, action)->sent, "send wait");
         walk->microbatch = action->microbatch;
         head_forward_backward(stage, slot, walk->training, walk->observer.see ? see_logits : NULL,
                               walk);
@@ -205,10 +224,24 @@ static void finish_sends(struct stage *stage)
         struct model_chunk *chunk = &stage->model_chunks[c];
 
         for (int64_t i = 0; i < chunk->slot_count; i++)
-            comm_wait(&chunk->slots[i].sent);
+            wait_for(stage, &chunk->slots[i].sent, "send wait");
         for (int64_t i = 0; i < chunk->gradient_count; i++)
-            comm_wait(&chunk->gradients[i].sent);
+            wait_for(stage, &chunk->gradients[i].sent, "send wait");
     }
+}
+
+static void profile_begin_action(struct profile *profile, const struct pipeline_action *action)
+{
+    static const char *const names[] = {
+        [PIPELINE_FORWARD] = "forward",
+        [PIPELINE_BACKWARD] = "backward",
+        [PIPELINE_INPUT_GRADIENT] = "input gradient",
+        [PIPELINE_WEIGHT_GRADIENT] = "weight gradient",
+    };
+
+    if (profile)
+        profile_span_begin(profile, PROFILE_COMPUTE, names[action->work], action->microbatch,
+                           action->chunk);
 }
 
 static void go(struct walk *walk, enum pipeline_schedule schedule)
@@ -229,18 +262,20 @@ static void go(struct walk *walk, enum pipeline_schedule schedule)
         if (stage->layout->pp > 1)
             timeline_enter(stage->timeline, TIME_PIPELINE);
         begin_receives(walk, i + early);
-        comm_wait(&walk->received[i % 2]);
-        if (action->work == PIPELINE_FORWARD)
-            comm_wait(&slot_of(walk, action)->sent); /* by the microbatch before it */
+        wait_for(stage, &walk->received[i % 2], "receive wait");
+        if (action->work == PIPELINE_FORWARD) /* by the microbatch before it */
+            wait_for(stage, &slot_of(walk, action)->sent, "send wait");
         timeline_enter(stage->timeline,
                        action->work == PIPELINE_FORWARD ? TIME_FORWARD : TIME_BACKWARD);
         stage->last_microbatch = action->microbatch == walk->batch->microbatches - 1;
+        profile_begin_action(stage->profile, action);
         if (action->work == PIPELINE_FORWARD)
             forward(walk, action);
         else if (action->work == PIPELINE_WEIGHT_GRADIENT)
             blocks_weights(stage, slot_of(walk, action));
         else
             backward(walk, action);
+        profile_end(stage->profile);
     }
     if (stage->layout->pp > 1)
         timeline_enter(stage->timeline, TIME_PIPELINE);

@@ -194,6 +194,7 @@ struct stage {
     enum dtype moments;
     void *exp_avg, *exp_avg_sq; /* of `moments` */
     struct timeline *timeline;  /* of training; NULL where nothing is computed */
+    struct profile *profile;    /* that spans are recorded to; NULL: nothing is */
     double *loss_sum;           /* device: sum of weight * loss over microbatches */
     float *cosine, *sine;       /* [seq_length, head_dim / 2] */
     struct scratch scratch;

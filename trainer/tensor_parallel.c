@@ -14,6 +14,7 @@
  * multiprocessors from the products beside them, pieces cost more than they gain: there everything
  * travels at once, in backward beside a product.
  */
+#include "trainer/profile.h"
 #include "trainer/stage.h"
 
 /* The part of the window in which parts of sums arrive. */
@@ -117,31 +118,43 @@ static void put_shard(struct stage *stage, const void *shard, int which, struct 
                             bytes, stage->gathers);
 }
 
-void stage_gather_begin(struct stage *stage, const void *shard, enum stage_whole which, bool keep)
+/* Through NCCL or MPI: whole. */
+static void gather_all(struct stage *stage, const void *shard, void *whole)
+{
+    enum time_part doing = stage_communicates(stage, stage->gathers);
+
+    comm_all_gather(stage->groups->tp, whole, shard, stage->sizes.shard_rows * stage->sizes.hidden,
+                    stage_comm_type(stage), stage->gathers);
+    timeline_enter(stage->timeline, doing);
+}
+
+static void gather_by_pieces(struct stage *stage, const void *shard, enum stage_whole which,
+                             bool keep)
 {
     const struct kernels *k = stage->kernels;
-    void *whole = stage->scratch.whole[which];
+    void *mine = shard_of(stage, stage->scratch.whole[which], stage->place.tp);
     bool alone = stage->layout->tp == 2; /* in its half */
 
-    if (!stage->sequence_parallel)
-        return;
-    k->stream_wait(stage->gathers, stage->stream);
-    if (!stage->window) {
-        enum time_part doing = stage_communicates(stage, stage->gathers);
-
-        comm_all_gather(stage->groups->tp, whole, shard,
-                        stage->sizes.shard_rows * stage->sizes.hidden, stage_comm_type(stage),
-                        stage->gathers);
-        timeline_enter(stage->timeline, doing);
-        return;
-    }
     comm_window_turn(stage->window, which, stage->gathers);
     if (!alone)
-        k->copy(stage->stream, shard_of(stage, whole, stage->place.tp), shard, shard_bytes(stage));
+        k->copy(stage->stream, mine, shard, shard_bytes(stage));
     put_shard(stage, shard, which, half(stage, true));
     put_shard(stage, shard, which, half(stage, false));
     if (alone && keep)
-        k->copy(stage->gathers, shard_of(stage, whole, stage->place.tp), shard, shard_bytes(stage));
+        k->copy(stage->gathers, mine, shard, shard_bytes(stage));
+}
+
+void stage_gather_begin(struct stage *stage, const void *shard, enum stage_whole which, bool keep)
+{
+    if (!stage->sequence_parallel)
+        return;
+    stage->kernels->stream_wait(stage->gathers, stage->stream);
+    profile_begin(stage->profile, PROFILE_GATHERS, "tp gather");
+    if (stage->window)
+        gather_by_pieces(stage, shard, which, keep);
+    else
+        gather_all(stage, shard, stage->scratch.whole[which]);
+    profile_end(stage->profile);
 }
 
 const void *stage_gathered_piece(struct stage *stage, const void *shard, enum stage_whole which,
@@ -212,6 +225,7 @@ void stage_sum_piece(struct stage *stage, void *shard, int i)
         return;
     part = stage_communicates(stage, stage->sums);
     stage->kernels->stream_wait(stage->sums, stage->stream);
+    profile_begin(stage->profile, PROFILE_SUMS, "tp sum");
     if (stage->window) {
         if (i == 0)
             comm_window_turn(stage->window, WINDOW_SUM, stage->sums);
@@ -223,6 +237,7 @@ void stage_sum_piece(struct stage *stage, void *shard, int i)
         comm_all_reduce(stage->groups->tp, shard, count, stage_comm_type(stage), COMM_SUM,
                         stage->sums);
     }
+    profile_end(stage->profile);
     timeline_enter(stage->timeline, part);
 }
 

@@ -13,6 +13,7 @@
 #include "core/log.h"
 #include "trainer/console.h"
 #include "trainer/device.h"
+#include "trainer/profile.h"
 
 /* The sums of one step; every rank adds its part. */
 enum step_sum {
@@ -53,8 +54,11 @@ static int next_batch(struct training *t, struct step *step, struct batch **batc
 {
     bool counts = t->stage.last && t->place.tp == 0 && t->place.cp == 0;
     double sums[3] = {0}, waited_s = 0; /* of weights, of targets, of waits */
-    int result = feed_next(t->feed, batch, &waited_s, error);
+    int result;
 
+    profile_begin(t->stage.profile, PROFILE_HOST, "data wait");
+    result = feed_next(t->feed, batch, &waited_s, error);
+    profile_end(t->stage.profile);
     if (team_agree(&t->team, result, error) < 0)
         return -1;
     if (counts) {
@@ -117,7 +121,7 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     double sums[SUM_COUNT] = {0}, start_s = now_s(CLOCK_MONOTONIC), end_s;
     enum stop_reason reason = stop_requested(t->stop);
     int64_t updates = t->progress.step - t->progress.skipped;
-    int memory;
+    int memory, result;
 
     *step = (struct step){
         .lr = lr_at(&t->schedule, t->progress.trained_samples),
@@ -132,7 +136,10 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     saver_report(t->saver, &sums[SUM_SAVER]);
     memory = saver_check_memory(t->saver, error);
     sums[SUM_NO_MEMORY] = memory < 0;
-    if (team_sum(&t->team, sums, SUM_COUNT, error) < 0)
+    profile_begin(t->stage.profile, PROFILE_HOST, "wait for ranks");
+    result = team_sum(&t->team, sums, SUM_COUNT, error);
+    profile_end(t->stage.profile);
+    if (result < 0)
         return -1;
     if (sums[SUM_NO_MEMORY] > 0)
         return team_agree(&t->team, memory, error);
@@ -149,9 +156,11 @@ static int run_step(struct training *t, struct step *step, struct error *error)
 
         saver_release_state(t->saver);
         step->checkpoint_s = now_s(CLOCK_MONOTONIC) - held_s;
+        profile_begin(t->stage.profile, PROFILE_COMPUTE, "optimizer");
         optimizer_update(&t->optimizer, &t->stage, step->lr,
                          weight_decay_at(&t->decay, t->progress.trained_samples), updates + 1,
                          step->norm, t->progress.loss_scale);
+        profile_end(t->stage.profile);
         t->progress.trained_samples += step->batch;
     }
     if (!step->passed_over)
@@ -283,6 +292,7 @@ static void report_step(struct training *t, const struct step *step)
         row.dataset_count = dataset_parts(t->dataset);
     }
     metrics_write(t->metrics, &row);
+    job_comment_step(t->comment, &row);
     metrics_interval_add(&t->interval, &row);
     if (is_line) {
         metrics_interval_take(&t->interval, &line);
@@ -325,12 +335,14 @@ static int save(struct training *t, struct error *error)
     double start_s = now_s(CLOCK_MONOTONIC);
     int result;
 
+    profile_begin(t->stage.profile, PROFILE_HOST, "checkpoint");
     if (saver_busy(t->saver)) {
         log_info("step %lld: waiting for the checkpoint before this one",
                  (long long)t->progress.step);
         tell_saver_event(t, saver_finish(t->saver, &t->team, error));
     }
     result = saver_start(t->saver, &t->progress, error);
+    profile_end(t->stage.profile);
     t->saving_s += now_s(CLOCK_MONOTONIC) - start_s;
     return result;
 }
@@ -370,10 +382,14 @@ static int evaluate_sets(struct training *t, enum dataset_split split, enum stop
     for (int i = 0; i < t->evaluation_set_count && *stop == STOP_NONE; i++) {
         const struct evaluation_set *set = &t->evaluation_sets[i];
         struct evaluation evaluation;
+        int result;
 
         if (set->split != split)
             continue;
-        if (evaluate(t, set, NULL, &evaluation, error) < 0)
+        profile_begin(t->stage.profile, PROFILE_HOST, "evaluation");
+        result = evaluate(t, set, NULL, &evaluation, error);
+        profile_end(t->stage.profile);
+        if (result < 0)
             return -1;
         if (!evaluation.stopped)
             report_evaluation(t, set, &evaluation);
@@ -450,6 +466,7 @@ int training_run(struct training *t, struct error *error)
     int64_t eval_interval = setting_integer(t->settings, SETTING_EVAL_INTERVAL);
     int64_t save_interval = setting_integer(t->settings, SETTING_SAVE_INTERVAL);
     enum stop_reason stop = STOP_NONE;
+    int status;
 
     if (setting_boolean(t->settings, SETTING_EVAL_ONLY))
         return evaluate_only(t, error);
@@ -465,14 +482,20 @@ int training_run(struct training *t, struct error *error)
     feed_begin(t->feed, t->dataset, t->progress.samples, t->steps - t->progress.step);
     while (stop == STOP_NONE) {
         struct step step;
+        int result;
 
+        if (profile_step(t->profile, t->progress.step + 1, error) < 0)
+            return -1;
         /* Also where a run goes on that was stopped while it validated. */
         if (eval_interval > 0 && t->progress.step > 0 && t->progress.step % eval_interval == 0 &&
             evaluate_sets(t, DATASET_VALID, &stop, error) < 0)
             return -1;
         if (stop != STOP_NONE || t->progress.step >= t->steps)
             break;
-        if (run_step(t, &step, error) < 0)
+        profile_begin(t->stage.profile, PROFILE_HOST, "step");
+        result = run_step(t, &step, error);
+        profile_end(t->stage.profile);
+        if (result < 0)
             return -1;
         report_step(t, &step);
         if (t->progress.step == t->start_step + 1 && t->world->rank == 0)
@@ -482,5 +505,10 @@ int training_run(struct training *t, struct error *error)
             save(t, error) < 0)
             return -1;
     }
-    return finish(t, stop, error);
+    if (profile_step(t->profile, INT64_MAX, error) < 0)
+        return -1;
+    status = finish(t, stop, error);
+    if (status >= 0)
+        job_comment_end(t->comment, status == EXIT_STATUS_OK ? "done" : "stopped");
+    return status;
 }

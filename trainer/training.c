@@ -376,6 +376,29 @@ static int open_plugin(struct training *t, struct error *error)
     return 0;
 }
 
+/* What rank 0 tells the outside. */
+static int open_reports(struct training *t, struct error *error)
+{
+    if (metrics_open(&t->metrics, t->run.metrics, t->progress.step, error) < 0)
+        return -1;
+    if (t->world->job[0] == '\0' || !setting_boolean(t->settings, SETTING_JOB_COMMENT))
+        return 0;
+    return job_comment_open(&t->comment, t->world->job, t->steps, &job_comment_times, error);
+}
+
+static int open_profile(struct training *t, struct error *error)
+{
+    char directory[PATH_MAX];
+
+    if (t->profiled.first == 0)
+        return 0;
+    if (t->profiled.first > t->steps)
+        return error_set(error, EXIT_STATUS_USAGE, "profile=%s: the run has %lld steps",
+                         setting_text(t->settings, SETTING_PROFILE), (long long)t->steps);
+    snprintf(directory, sizeof(directory), "%s/profile", t->run.path);
+    return profile_open(&t->profile, &t->profiled, directory, &t->stage, &t->team, t->world, error);
+}
+
 /* Only rank 0 writes into the run directory, apart from the shards. */
 static int open_outputs(struct training *t, struct error *error)
 {
@@ -388,9 +411,11 @@ static int open_outputs(struct training *t, struct error *error)
     if (products_record(t->team.kernels, &t->run, t->world->rank, error) < 0)
         result = -1;
     else if (t->world->rank == 0)
-        result = metrics_open(&t->metrics, t->run.metrics, t->progress.step, error);
+        result = open_reports(t, error);
     if (t->metrics)
         t->past = *metrics_past(t->metrics);
+    if (result == 0)
+        result = open_profile(t, error);
     if (team_agree(&t->team, result, error) < 0)
         return -1;
     result = saver_create(&t->saver, &t->stage, &t->team, t->run.checkpoints,
@@ -408,6 +433,8 @@ static int settle_job(struct training *t, struct error *error)
         return error_set(error, EXIT_STATUS_USAGE,
                          "--steps: say how many steps to train for, or on how many samples with "
                          "--train-samples");
+    if (setting_is_set(t->settings, SETTING_PROFILE))
+        return profile_range_parse(&t->profiled, setting_text(t->settings, SETTING_PROFILE), error);
     return 0;
 }
 
@@ -539,6 +566,8 @@ out:
 void training_close(struct training *t)
 {
     saver_destroy(t->saver);
+    job_comment_close(t->comment);
+    profile_close(t->profile);
     metrics_close(t->metrics);
     metrics_plugin_close(t->plugin);
     free(t->progress.config);

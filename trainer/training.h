@@ -7,12 +7,14 @@
 #include "core/settings.h"
 #include "data/dataset.h"
 #include "trainer/feed.h"
+#include "trainer/job_comment.h"
 #include "trainer/loss_scale.h"
 #include "trainer/metrics.h"
 #include "trainer/metrics_plugin.h"
 #include "trainer/optimizer.h"
 #include "trainer/peers.h"
 #include "trainer/pipeline.h"
+#include "trainer/profile.h"
 #include "trainer/run_directory.h"
 #include "trainer/saver.h"
 #include "trainer/schedule.h"
@@ -64,6 +66,9 @@ struct training {
     double saving_s;                  /* that saving has taken since the last step */
     double reported_s, pace_s;        /* when the last step was reported; seconds a step */
     double memory_gib, memory_read_s; /* in use; when that was found out */
+    struct job_comment *comment;      /* rank 0 of a Slurm job; NULL elsewhere */
+    struct profile_range profiled;    /* zeros: nothing */
+    struct profile *profile;
 
     struct data_source source; /* --data */
     struct dataset *dataset;   /* of training */

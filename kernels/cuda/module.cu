@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda.h"
 
+#include <nvtx3/nvToolsExt.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -191,6 +192,8 @@ static void stream_wait(struct stream *stream, struct stream *other)
     cuda_note(cudaEventDestroy(event), "the end of an event"); /* once it has happened */
 }
 
+/* --- time --------------------------------------------------------------------------------- */
+
 struct mark {
     cudaEvent_t event;
 };
@@ -208,6 +211,8 @@ static struct mark *mark_create(void)
 
 static void mark_destroy(struct mark *mark)
 {
+    if (!mark)
+        return;
     cuda_note(cudaEventDestroy(mark->event), "the end of a mark");
     delete mark;
 }
@@ -223,6 +228,16 @@ static double mark_seconds(const struct mark *from, const struct mark *to)
 
     cuda_note(cudaEventElapsedTime(&ms, from->event, to->event), "the time between two marks");
     return 1e-3 * ms;
+}
+
+static void range_begin(const char *text)
+{
+    (void)nvtxRangePushA(text);
+}
+
+static void range_end(void)
+{
+    (void)nvtxRangePop();
 }
 
 /* --- by the type of the buffer, not of the backend ------------------------------------------- */
@@ -309,6 +324,8 @@ template <class T> static const struct kernels *table(enum dtype dtype)
     table.mark_destroy = mark_destroy;
     table.mark_set = mark_set;
     table.mark_seconds = mark_seconds;
+    table.range_begin = range_begin;
+    table.range_end = range_end;
     table.linear_prepare = cuda_linear_prepare<T>;
     table.products_text = cuda_products_text;
     table.products_adopt = cuda_products_adopt;

@@ -5,7 +5,8 @@
 # usage: tests/gpu/training.sh [BUILD_DIRECTORY] [PART...]
 #
 #   PART   bits: the same twice, and when stopped; losses: against the CPU; families: the same for a
-#          small model of every kind; dropout; init: from a Hugging Face directory. All by default
+#          small model of every kind; dropout; init: from a Hugging Face directory; profile. All by
+#          default
 #
 # MTLLM_GPU_MODEL (tinyllama-1.1b) and MTLLM_GPU_LENGTH (128) say what is compared with the CPU;
 # MTLLM_GPU_DATA is a PREFIX of tokens to compare bf16 with fp32 on, instead of made-up ones.
@@ -13,7 +14,7 @@ set -u
 # shellcheck source=tests/gpu/common.sh
 . "$(dirname "$0")/common.sh"
 shift
-parts=" ${*:-bits losses families dropout init} "
+parts=" ${*:-bits losses families dropout init profile} "
 model=${MTLLM_GPU_MODEL:-tinyllama-1.1b} length=${MTLLM_GPU_LENGTH:-128}
 
 "$build_dir/tests/make_tokens" data 32000 3000 1
@@ -107,4 +108,33 @@ if [[ $parts == *" init "* ]]; then
     train 1 from-h5 --init=imported --add-tokens="<a>,<b>" "${some[@]}"
     expect "from Hugging Face: the bits of a checkpoint of it" same_run from-hf from-h5 20
 fi
+
+# spans FILE NAME LANE: "start end", in microseconds from the profile's beginning.
+spans() {
+    sed -n 's/.*"name":"'"$2"'",.*"tid":'"$3"',"ts":\(-\{0,1\}[0-9.]*\),"dur":\(-\{0,1\}[0-9.]*\),.*/\1 \2/p' "$1" |
+        awk '{ printf "%.3f %.3f\n", $1, $1 + $2 }'
+}
+
+# device_spans FILE NAME COUNT: so many on the compute stream, one behind the other, between the
+# beginning of the first step and the end of the last; a clock may be off by a tenth of a millisecond.
+device_spans() {
+    { spans "$1" step 0; echo; spans "$1" "$2" 1; } | awk -v want="$3" -v off=100 '
+        NF == 0 { device = 1; next }
+        !device { if (first == "") first = $1; last = $2; next }
+        { if ($2 < $1 || $1 < end || $1 < first - off || $2 > last + off) bad = 1; end = $2; count++ }
+        END { exit bad || count != want }'
+}
+
+if [[ $parts == *" profile "* ]]; then
+    small=(--model=llama-100m --seq-length=512 --micro-batch-size=4 --global-batch-size=8 --steps=6
+        --device=cuda)
+    train 1 plain "${small[@]}" && train 1 traced "${small[@]}" --profile=3:2
+    expect "trains with a profile" [ $? = 0 ]
+    expect "a profile: the same bits" same_run plain traced 6
+    trace=traced/profile/step-00000003.json
+    expect "a profile: forward on the stream" device_spans $trace forward 4
+    expect "a profile: backward on the stream" device_spans $trace backward 4
+    expect "a profile: the optimizer on the stream" device_spans $trace optimizer 2
+fi
+
 finish

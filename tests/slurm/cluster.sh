@@ -5,7 +5,8 @@
 # already have is never looked at. Runs as root or as any other user.
 #
 #   cluster.sh start DIR [--nodes=4] [--cpus=4] [--gpus=0] [--plugin="FILE [KEY=VALUE ...]"]
-#                        [--cli-filter=FILE] [--grace=30] [--conf="KEY=VALUE"]...
+#                        [--cli-filter=FILE] [--grace=30] [--accounting]
+#                        [--conf="KEY=VALUE"]...
 #   cluster.sh stop DIR             stop the daemons, end the jobs; DIR and its logs stay
 #   cluster.sh env DIR              shell lines that point Slurm's commands at it
 #   cluster.sh node DIR NAME start|stop|kill
@@ -13,8 +14,9 @@
 #
 # Nodes n1, n2, ... have --cpus CPUs each, whatever the host has. --gpus gives the first so many of
 # the host's GPUs to n1: two nodes would both hand out the same ones. Partitions: "normal" (tier 1,
-# preempted with --grace seconds of warning, then requeued) and "high" (tier 10). --conf sets a
-# line of slurm.conf, in place of the default one if there is one.
+# preempted with --grace seconds of warning, then requeued) and "high" (tier 10). --accounting adds
+# a slurmdbd, which keeps the comments of jobs too, and its MariaDB. --conf sets a line of
+# slurm.conf, in place of the default one if there is one.
 #
 # May also be sourced: the functions are cluster_start, cluster_stop, cluster_env, cluster_node
 # and wait_for.
@@ -243,6 +245,67 @@ END
     printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' > "$dir/etc/cgroup.conf"
 }
 
+# --- accounting -----------------------------------------------------------------------------------
+
+cluster_write_accounting_conf() {
+    local dir=$1 port=$2 password=$3
+    (umask 077 && cat > "$dir/etc/slurmdbd.conf") <<END
+AuthType=auth/munge
+AuthInfo=socket=$dir/run/munge.socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort=$port
+SlurmUser=$(id -un)
+LogFile=$dir/log/slurmdbd.log
+PidFile=$dir/run/slurmdbd.own
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort=$((port + 1))
+StorageUser=slurm
+StoragePass=$password
+StorageLoc=slurm
+END
+    (umask 077 && cat > "$dir/etc/database.sql") <<END
+CREATE DATABASE slurm;
+CREATE USER slurm@'127.0.0.1' IDENTIFIED BY '$password';
+GRANT ALL ON slurm.* TO slurm@'127.0.0.1';
+END
+}
+
+# On ports $2 and the next one.
+cluster_start_accounting() {
+    local dir=$1 port=$2 user
+    user=$(id -un)
+    cluster_write_accounting_conf "$dir" "$port" "$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')"
+    rm -rf "$dir/database"
+    # What is lost when this machine goes down is not missed.
+    set -- --no-defaults --datadir="$dir/database" --user="$user" --innodb-log-file-size=4M \
+        --innodb-buffer-pool-size=16M --innodb-flush-method=nosync
+    mariadb-install-db "$@" --auth-root-authentication-method=normal --skip-test-db \
+        > "$dir/log/database.out" 2>&1 || return 1
+    cluster_spawn "$dir" database "$(cluster_program mariadbd)" "$@" --bind-address=127.0.0.1 \
+        --port=$((port + 1)) --socket="$dir/run/database.socket" \
+        --init-file="$dir/etc/database.sql" --innodb-flush-log-at-trx-commit=0 --skip-log-bin &&
+        wait_for 30 grep -q 'ready for connections' "$dir/log/database.out" &&
+        cluster_spawn "$dir" slurmdbd "$(cluster_program slurmdbd)" -D &&
+        wait_for 60 cluster_accounting_answers "$dir"
+}
+
+# The controller starts only when the database knows the cluster.
+cluster_accounting_answers() {
+    SLURM_CONF=$1/etc/slurm.conf timeout 10 sacctmgr -i add cluster mtllm > "$1/log/sacctmgr.out" 2>&1
+}
+
+cluster_end_daemons() {
+    local dir=$1 node
+    cluster_end "$dir/run/slurmctld.pid"
+    for node in $(seq -f 'n%g' "$(cat "$dir/run/nodes" 2>/dev/null || echo 0)"); do
+        cluster_end "$dir/run/$node.pid"
+    done
+    cluster_end "$dir/run/slurmdbd.pid"
+    cluster_end "$dir/run/database.pid"
+}
+
 # --- commands -------------------------------------------------------------------------------------
 
 cluster_node_start() {
@@ -261,7 +324,8 @@ cluster_all_idle() {
 
 # One attempt with the ports from $2 on.
 cluster_start_daemons() {
-    local dir=$1 nodes=$2 node
+    local dir=$1 nodes=$2 accounting=$3 node
+    [ -z "$accounting" ] || cluster_start_accounting "$dir" "$accounting" || return 1
     cluster_spawn "$dir" slurmctld "$(cluster_program slurmctld)" -D || return 1
     for node in $(seq -f 'n%g' "$nodes"); do
         cluster_node_start "$dir" "$node" || return 1
@@ -271,6 +335,7 @@ cluster_start_daemons() {
 
 cluster_start() {
     local dir nodes=4 cpus=4 gpus=0 grace=30 plugin='' cli_filter='' conf=() option port node
+    local accounting=no accounting_programs=() dbd_port
     mkdir -p "$1" && dir=$(cd "$1" && pwd -P) || return 1
     shift
     for option in "$@"; do
@@ -279,6 +344,7 @@ cluster_start() {
         --cpus=*) cpus=${option#*=} ;;
         --gpus=*) gpus=${option#*=} ;;
         --grace=*) grace=${option#*=} ;;
+        --accounting) accounting=yes ;;
         --plugin=*) plugin=${option#*=} ;;
         --cli-filter=*) cli_filter=${option#*=} ;;
         --conf=*) conf+=("${option#*=}") ;;
@@ -293,7 +359,8 @@ cluster_start() {
         cluster_say "$dir: already running"
         return 1
     fi
-    for program in munged slurmctld slurmd slurmstepd srun; do
+    [ $accounting = no ] || accounting_programs=(slurmdbd mariadbd mariadb-install-db sacctmgr)
+    for program in munged slurmctld slurmd slurmstepd srun "${accounting_programs[@]}"; do
         cluster_program $program >/dev/null || return 1
     done
     for node in $(seq -f 'n%g' "$nodes"); do
@@ -321,12 +388,17 @@ cluster_start() {
     }
     # Somebody may take a port between our look and the daemon's: then again with others.
     for _ in 1 2 3; do
-        port=$(cluster_ports $((nodes + 1))) || break
-        cluster_write_conf "$dir" "$port" "$nodes" "$cpus" "$gpus" "$grace" "${conf[@]}"
-        cluster_start_daemons "$dir" "$nodes" && return 0
-        for node in slurmctld $(seq -f 'n%g' "$nodes"); do
-            cluster_end "$dir/run/$node.pid"
-        done
+        port=$(cluster_ports $((nodes + 3))) || break
+        dbd_port=
+        [ $accounting = no ] || dbd_port=$((port + nodes + 1))
+        cluster_write_conf "$dir" "$port" "$nodes" "$cpus" "$gpus" "$grace" "${conf[@]}" \
+            ${dbd_port:+AccountingStorageType=accounting_storage/slurmdbd} \
+            ${dbd_port:+AccountingStorageHost=127.0.0.1} \
+            ${dbd_port:+AccountingStoragePort=$dbd_port} \
+            ${dbd_port:+AccountingStoragePass=$dir/run/munge.socket} \
+            ${dbd_port:+AccountingStoreFlags=job_comment}
+        cluster_start_daemons "$dir" "$nodes" "$dbd_port" && return 0
+        cluster_end_daemons "$dir"
         grep -qs 'Address already in use' "$dir"/log/* || break
     done
     cluster_say "Slurm did not start; see $dir/log"
@@ -347,10 +419,7 @@ cluster_stop() {
         [ -z "$jobs" ] || SLURM_CONF=$dir/etc/slurm.conf timeout 20 scancel $jobs 2>/dev/null
         wait_for 20 cluster_no_jobs "$dir"
     fi
-    cluster_end "$dir/run/slurmctld.pid"
-    for node in $(seq -f 'n%g' "$(cat "$dir/run/nodes" 2>/dev/null || echo 0)"); do
-        cluster_end "$dir/run/$node.pid"
-    done
+    cluster_end_daemons "$dir"
     cluster_kill_steps "$dir"
     cluster_end "$dir/run/munged.pid"
     rm -f "$dir"/run/*.own "$dir/run/munge.socket"*
