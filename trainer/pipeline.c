@@ -78,14 +78,6 @@ static struct comm *group_of(const struct stage *stage, const struct pipeline_en
     return end->wraps ? stage->groups->wrap : stage->groups->pp;
 }
 
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 static void wait_for(struct stage *stage, struct comm_request *request, const char *name)
 {
     if (!request->handle)
