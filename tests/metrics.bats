@@ -165,7 +165,8 @@ in_terminal() {
 }
 
 @test "a bar on a terminal, no colour where it is not wanted, lines where there is no bar" {
-    local command="mtllm-train $(echo $model $run) --data=../text --valid-data=../text --steps=20 \
+    local command
+    command="mtllm-train $(echo $model $run) --data=../text --valid-data=../text --steps=20 \
         --test=no --micro-batch-size=8 --run-dir"
 
     in_terminal TERM=xterm NO_COLOR= "$command=a"

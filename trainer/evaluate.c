@@ -395,9 +395,12 @@ int evaluate(struct training *t, const struct evaluation_set *set, const char *d
     int result = results.best ? 0 : error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
 
     *evaluation = (struct evaluation){.sequences = batches * t->global_batch};
-    result = team_agree(&t->team, result, error);
-    if (result == 0)
-        feed_begin(t->eval_feed, set->dataset, first_sample(t, set), batches);
+    if (team_agree(&t->team, result, error) < 0 || !results.best) {
+        if (results.best)
+            k->host_release(results.best);
+        return -1;
+    }
+    feed_begin(t->eval_feed, set->dataset, first_sample(t, set), batches);
     for (int64_t i = 0; result == 0 && i < batches && !evaluation->stopped; i++) {
         double sums[EVALUATION_SUMS] = {
             [EVALUATION_STOPPED] = stop_requested(t->stop) != STOP_NONE,
@@ -413,7 +416,6 @@ int evaluate(struct training *t, const struct evaluation_set *set, const char *d
         evaluation->right_answers += sums[EVALUATION_RIGHT_ANSWERS];
         evaluation->stopped = sums[EVALUATION_STOPPED] > 0;
     }
-    if (results.best)
-        k->host_release(results.best);
+    k->host_release(results.best);
     return result;
 }
