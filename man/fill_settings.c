@@ -1,15 +1,18 @@
-/* Puts the settings table into a man page, so that a new setting stays one line of settings.def:
+/* Puts the tables of settings and of metrics into a man page, so that a new one of either stays one
+ * entry:
  *
  *     fill_settings < PAGE.in > PAGE
  *
  * A line @OPTIONS@ becomes a list of --NAME=VALUE with what each means, for mtllm-train(1); a line
- * @KEYS@ a list of the keys of ini files with what values they take, for mtllm.conf(5). */
+ * @KEYS@ a list of the keys of ini files with what values they take, for mtllm.conf(5); a line
+ * @METRICS@ a list of the keys of metrics.jsonl, by group. */
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/settings.h"
+#include "trainer/metrics.h"
 
 /* mdoc text in a line of its own, as a sentence. */
 static void write_sentence(const char *text)
@@ -107,6 +110,32 @@ static void write_list(void (*write_item)(const struct setting *))
     }
 }
 
+static void write_metrics(void)
+{
+    static const struct {
+        const char *name, *title;
+    } groups[] = {{"train", "Learning"}, {"data", "Data"}, {"perf", "Speed"}, {"mem", "Memory"}};
+    static const struct {
+        const char *name, *group, *unit, *help;
+    } metrics[] = {
+#define METRIC(id, name, group, unit, decimals, over_steps, help) {name, group, unit, help},
+        METRICS(METRIC)
+#undef METRIC
+    };
+
+    for (size_t g = 0; g < sizeof(groups) / sizeof(*groups); g++) {
+        printf(".Ss %s\n.Bl -tag -width Ds\n", groups[g].title);
+        for (size_t i = 0; i < sizeof(metrics) / sizeof(*metrics); i++) {
+            if (strcmp(metrics[i].group, groups[g].name) != 0)
+                continue;
+            printf(".It Cm %s%s%s\n", metrics[i].name, *metrics[i].unit ? " Pq " : "",
+                   metrics[i].unit);
+            write_sentence(metrics[i].help);
+        }
+        puts(".El");
+    }
+}
+
 int main(void)
 {
     char line[4096];
@@ -116,6 +145,8 @@ int main(void)
             write_list(write_option);
         else if (strcmp(line, "@KEYS@\n") == 0)
             write_list(write_key);
+        else if (strcmp(line, "@METRICS@\n") == 0)
+            write_metrics();
         else
             fputs(line, stdout);
     }

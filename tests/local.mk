@@ -37,7 +37,7 @@ EXTRA_PROGRAMS += tests/bench/pipeline
 tests_bench_pipeline_SOURCES = tests/bench/pipeline.c
 tests_bench_pipeline_LDADD = trainer/libtraining.la
 
-trainer_bats = tests/combinations.bats tests/init.bats tests/instruct.bats tests/layouts.bats tests/metrics_plugin.bats tests/packing.bats tests/plan.bats tests/peers.bats tests/profile.bats tests/ramp.bats tests/resume.bats tests/slurm/comment.bats tests/slurm/train.bats
+trainer_bats = tests/combinations.bats tests/init.bats tests/instruct.bats tests/layouts.bats tests/metrics.bats tests/metrics_plugin.bats tests/packing.bats tests/plan.bats tests/peers.bats tests/profile.bats tests/ramp.bats tests/resume.bats tests/slurm/comment.bats tests/slurm/train.bats
 TESTS += $(trainer_bats)
 EXTRA_DIST += $(trainer_bats) tests/common.bash tests/metric_plugin.c
 

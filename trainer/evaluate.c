@@ -172,24 +172,46 @@ static int evaluate_one(struct training *t, const char *dump_path,
     return team_sum(&t->team, sums, EVALUATION_SUMS, error);
 }
 
-int evaluate(struct training *t, const struct evaluation_set *set, const char *dump_path,
-             struct evaluation *evaluation, struct error *error)
+static void results_destroy(const struct kernels *k, struct token_results *results)
+{
+    if (results->best)
+        k->host_release(results->best);
+    if (results->loss)
+        k->host_release(results->loss);
+}
+
+/* Losses for whom mtllm's own sums are not enough. */
+static int results_create(struct training *t, struct token_results *results, struct error *error)
 {
     const struct kernels *k = t->team.kernels;
-    int64_t batches = setting_integer(t->settings, SETTING_EVAL_STEPS);
     size_t tokens = (size_t)(t->microbatches * t->stage.sizes.rows);
-    struct token_results results = {
+    bool complete;
+
+    *results = (struct token_results){
         .best = k->host_allocate(tokens * sizeof(int32_t)),
         .loss = t->plugin ? k->host_allocate(tokens * sizeof(float)) : NULL,
     };
-    int result = results.best && (results.loss || !t->plugin)
-                     ? 0
-                     : error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    complete = results->best && (results->loss || !t->plugin);
+    if (team_agree(
+            &t->team,
+            complete ? 0 : error_set(error, EXIT_STATUS_SYSTEM, "out of memory for an evaluation"),
+            error) == 0)
+        return 0;
+    results_destroy(k, results);
+    return -1;
+}
+
+int evaluate(struct training *t, const struct evaluation_set *set, const char *dump_path,
+             struct evaluation *evaluation, struct error *error)
+{
+    int64_t batches = setting_integer(t->settings, SETTING_EVAL_STEPS);
+    struct token_results results;
+    int result = 0;
 
     *evaluation = (struct evaluation){.sequences = batches * t->global_batch};
-    result = team_agree(&t->team, result, error);
-    if (result == 0)
-        feed_begin(t->eval_feed, set->dataset, first_sample(t, set), batches);
+    if (results_create(t, &results, error) < 0)
+        return -1;
+    feed_begin(t->eval_feed, set->dataset, first_sample(t, set), batches);
     if (t->plugin)
         metrics_plugin_begin(t->plugin);
     for (int64_t i = 0; result == 0 && i < batches && !evaluation->stopped; i++) {
@@ -210,9 +232,6 @@ int evaluate(struct training *t, const struct evaluation_set *set, const char *d
     if (result == 0 && !evaluation->stopped && t->plugin)
         result =
             metrics_plugin_end(&t->plugin, &evaluation->custom, &evaluation->custom_count, error);
-    if (results.best)
-        k->host_release(results.best);
-    if (results.loss)
-        k->host_release(results.loss);
+    results_destroy(t->team.kernels, &results);
     return result;
 }

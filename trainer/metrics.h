@@ -32,7 +32,8 @@ enum metric_over_steps {
            "mean loss of the tokens of the step, or of a validation")                              \
     METRIC(LOSS_OUTLIER, "loss_outlier", "train", "", -1, METRIC_LAST,                             \
            "standard deviations above the mean of the steps before")                               \
-    METRIC(PERPLEXITY, "perplexity", "train", "", -1, METRIC_LAST, "exp(loss); validation only")   \
+    METRIC(PERPLEXITY, "perplexity", "train", "", -1, METRIC_LAST,                                 \
+           "e to the loss; validation only")                                                       \
     METRIC(ACCURACY, "accuracy", "train", "", -1, METRIC_LAST,                                     \
            "share of the tokens with a loss that are the model's first choice; validation only")   \
     METRIC(INSTRUCT_ACCURACY, "instruct_accuracy", "train", "", -1, METRIC_LAST,                   \
@@ -59,21 +60,23 @@ enum metric_over_steps {
     METRIC(TFLOPS_FULL, "tflops_full", "perf", "TFLOP/s", 5, METRIC_RATE,                          \
            "the same with attention of every token to all, as PaLM counts it")                     \
     METRIC(MFU, "mfu", "perf", "", 4, METRIC_RATE,                                                 \
-           "tflops as a share of the device's peak; absent if unknown")                            \
-    METRIC(MFU_FULL, "mfu_full", "perf", "", 4, METRIC_RATE, "tflops_full likewise")               \
+           "share of the device's peak that is tflops; absent if unknown")                         \
+    METRIC(MFU_FULL, "mfu_full", "perf", "", 4, METRIC_RATE, "the same of tflops_full")            \
     METRIC(STEP_S, "step_s", "perf", "s", 6, METRIC_MEAN, "duration of a step")                    \
     METRIC(DATA_WAIT_S, "data_wait_s", "perf", "s", 6, METRIC_MEAN,                                \
-           "of it waiting for data, mean of ranks")                                                \
-    METRIC(FORWARD_S, "forward_s", "perf", "s", 6, METRIC_MEAN, "of it forward, mean of ranks")    \
-    METRIC(BACKWARD_S, "backward_s", "perf", "s", 6, METRIC_MEAN, "of it backward, mean of ranks") \
+           "of step_s, waiting for data, mean of ranks")                                           \
+    METRIC(FORWARD_S, "forward_s", "perf", "s", 6, METRIC_MEAN,                                    \
+           "of step_s, forward, mean of ranks")                                                    \
+    METRIC(BACKWARD_S, "backward_s", "perf", "s", 6, METRIC_MEAN,                                  \
+           "of step_s, backward, mean of ranks")                                                   \
     METRIC(COMMUNICATION_S, "communication_s", "perf", "s", 6, METRIC_MEAN,                        \
-           "of it collectives that nothing is computed beside, mean of ranks")                     \
+           "of step_s, collectives that nothing is computed beside, mean of ranks")                \
     METRIC(OPTIMIZER_S, "optimizer_s", "perf", "s", 6, METRIC_MEAN,                                \
-           "of it norm, agreement and update, of rank 0")                                          \
+           "of step_s, the norm, agreement and update of rank 0")                                  \
     METRIC(PIPELINE_IDLE, "pipeline_idle", "perf", "", 4, METRIC_MEAN,                             \
-           "share of it waiting for other stages, mean of ranks")                                  \
+           "share of step_s that ranks wait for other stages, mean of ranks")                      \
     METRIC(CHECKPOINT_S, "checkpoint_s", "perf", "s", 6, METRIC_SUM,                               \
-           "that training was held up by saving since the step before, of rank 0")                 \
+           "how long saving has held up rank 0 since the step before")                             \
     METRIC(MEMORY_GIB, "memory_gib", "mem", "GiB", 3, METRIC_LAST,                                 \
            "taken of rank 0's GPU; on CPUs the most that its process has had")                     \
     METRIC(SKIPPED, "skipped", "train", "", 0, METRIC_LAST, "steps without an update so far")      \
