@@ -1,18 +1,26 @@
 noinst_LTLIBRARIES += trainer/libtrainer.la
 
 trainer_libtrainer_la_SOURCES = \
+	trainer/appended_file.c trainer/appended_file.h \
 	trainer/comm.c trainer/comm.h trainer/comm_backend.h trainer/comm_nccl.c \
 	trainer/metrics.c trainer/metrics.h trainer/metrics_file.c \
+	trainer/metrics_outputs.c trainer/metrics_outputs.h \
+	trainer/metrics_scalars.c trainer/metrics_scalars.h \
 	trainer/outlier.c trainer/outlier.h \
 	trainer/pipeline_order.c trainer/pipeline_order.h \
+	trainer/protobuf.c trainer/protobuf.h \
 	trainer/schedule.c trainer/schedule.h \
 	trainer/stop.c trainer/stop.h \
+	trainer/tensorboard.c trainer/tensorboard.h \
+	trainer/wandb.c trainer/wandb.h \
+	trainer/wandb_directory.c trainer/wandb_directory.h \
+	trainer/wandb_file.c trainer/wandb_file.h \
 	trainer/world.c trainer/world.h
 if HAVE_MPI
 trainer_libtrainer_la_SOURCES += trainer/comm_mpi.c
 endif
 trainer_libtrainer_la_CFLAGS = $(AM_CFLAGS) $(PMIX_CFLAGS) $(MPI_CFLAGS) $(JANSSON_CFLAGS)
-trainer_libtrainer_la_LIBADD = kernels/libkernels.la core/libcore.la $(PMIX_LIBS) $(MPI_LIBS) $(JANSSON_LIBS) -lpthread -lm
+trainer_libtrainer_la_LIBADD = kernels/libkernels.la ckpt/libdisk.la core/libcore.la $(PMIX_LIBS) $(MPI_LIBS) $(JANSSON_LIBS) -lpthread -lm
 
 # The second has MPI messages so short that every path of long ones is taken.
 EXTRA_DIST += trainer/test_comm.sh

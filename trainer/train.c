@@ -282,7 +282,7 @@ static void report_step(struct training *t, const struct step *step)
         row.datasets = t->seen;
         row.dataset_count = dataset_parts(t->dataset);
     }
-    metrics_write(t->metrics, &row);
+    metrics_outputs_write(t->metrics, &row);
     metrics_interval_add(&t->interval, &row);
     if (is_line) {
         metrics_interval_take(&t->interval, &line);
@@ -313,7 +313,7 @@ static void report_evaluation(struct training *t, const struct evaluation_set *s
     metrics_set(&row, METRIC_TOKENS, (double)t->progress.tokens);
     metrics_set(&row, METRIC_TIME, now_s(CLOCK_REALTIME));
     if (t->metrics)
-        metrics_write(t->metrics, &row);
+        metrics_outputs_write(t->metrics, &row);
     console_line(&row);
 }
 
@@ -410,8 +410,13 @@ static int finish(struct training *t, enum stop_reason stop, struct error *error
     if ((t->progress.step > t->start_step || (complete && !t->resumed)) &&
         saver_saved_step(t->saver) != t->progress.step && save_durably(t, error) < 0)
         return -1;
-    if (complete)
-        return evaluate_test(t, error);
+    if (complete) {
+        int status = evaluate_test(t, error);
+
+        if (status == EXIT_STATUS_OK)
+            metrics_outputs_complete(t->metrics);
+        return status;
+    }
     if (stop == STOP_TIME_LIMIT && t->progress.step == t->start_step) {
         error_set(error, EXIT_STATUS_CONFIGURATION,
                   "no step was possible before the job's time limit less the margin (margin=%s): "

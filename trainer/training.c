@@ -351,6 +351,20 @@ static int load_weights(struct training *t, struct candidates *candidates,
     return begin_progress(t, error);
 }
 
+static int open_metrics(struct training *t, struct error *error)
+{
+    struct metrics_outputs_options options = {
+        .settings = t->settings,
+        .run_directory = t->run.path,
+        .metrics = t->run.metrics,
+        .settings_text = t->progress.settings,
+        .model_config = t->progress.config,
+        .resume_step = t->progress.step,
+    };
+
+    return metrics_outputs_open(&t->metrics, &options, error);
+}
+
 /* Only rank 0 writes into the run directory, apart from the shards. */
 static int open_outputs(struct training *t, struct error *error)
 {
@@ -363,9 +377,9 @@ static int open_outputs(struct training *t, struct error *error)
     if (products_record(t->team.kernels, &t->run, t->world->rank, error) < 0)
         result = -1;
     else if (t->world->rank == 0)
-        result = metrics_open(&t->metrics, t->run.metrics, t->progress.step, error);
+        result = open_metrics(t, error);
     if (t->metrics)
-        t->past = *metrics_past(t->metrics);
+        t->past = *metrics_outputs_past(t->metrics);
     if (team_agree(&t->team, result, error) < 0)
         return -1;
     result = saver_create(&t->saver, &t->stage, &t->team, t->run.checkpoints,
@@ -513,7 +527,7 @@ out:
 void training_close(struct training *t)
 {
     saver_destroy(t->saver);
-    metrics_close(t->metrics);
+    metrics_outputs_close(t->metrics);
     free(t->progress.config);
     free(t->progress.settings);
     free(t->progress.run_id);
