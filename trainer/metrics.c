@@ -75,6 +75,16 @@ void metrics_format_number(double value, int decimals, char *text, size_t size)
     }
 }
 
+double metrics_round(double value, int decimals)
+{
+    char text[32];
+
+    if (!isfinite(value) || decimals < 0)
+        return value;
+    metrics_format_number(value, decimals, text, sizeof(text));
+    return strtod(text, NULL);
+}
+
 /* Text that grows in a buffer of fixed size; what does not fit is cut off. */
 struct text {
     char *bytes;

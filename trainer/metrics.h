@@ -172,6 +172,8 @@ size_t metrics_json_size(const struct metrics_row *row);
 
 /* A number as it stands there: "null" when it is not finite; 32 bytes are enough. */
 void metrics_format_number(double value, int decimals, char *text, size_t size);
+/* What is read back. */
+double metrics_round(double value, int decimals);
 
 /* The line for people, in Megatron's words and order: scripts that read its logs go on reading
  * ours. `steps`: of the whole training. */

@@ -129,15 +129,22 @@ failed:
     return -1;
 }
 
-/* What is written at once and what is read back from metrics.jsonl is to be the same. */
+/* What is shown at once and what is read back from metrics.jsonl is to be the same. */
 void metrics_outputs_write(struct metrics_outputs *outputs, const struct metrics_row *row)
 {
+    struct metrics_dataset *datasets = calloc((size_t)row->dataset_count + 1, sizeof(*datasets));
     struct metrics_row rounded = *row;
 
-    for (int id = 0; id < METRIC_COUNT; id++)
-        rounded.values[id] = metrics_rounded(row->values[id], metric_table[id].decimals);
     metrics_write(outputs->metrics, row);
+    for (int id = 0; id < METRIC_COUNT; id++)
+        rounded.values[id] = metrics_round(row->values[id], metric_table[id].decimals);
+    for (int i = 0; datasets && i < row->dataset_count; i++)
+        datasets[i] = (struct metrics_dataset){row->datasets[i].name, row->datasets[i].tokens,
+                                               metrics_round(row->datasets[i].epochs, 6)};
+    rounded.datasets = datasets;
+    rounded.dataset_count = datasets ? row->dataset_count : 0;
     show(outputs, &rounded);
+    free(datasets);
 }
 
 const struct metrics_past *metrics_outputs_past(const struct metrics_outputs *outputs)

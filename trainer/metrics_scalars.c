@@ -1,6 +1,5 @@
 #include "trainer/metrics_scalars.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -34,13 +33,6 @@ static const struct {
     {METRICS_NAMES_TORCHTITAN, true, METRIC_LOSS, "validation_metrics/loss", 1},
 };
 
-double metrics_rounded(double value, int decimals)
-{
-    double scale = decimals < 0 ? 0 : pow(10, decimals);
-
-    return scale > 0 && fabs(value) < 1e15 / scale ? rint(value * scale) / scale : value;
-}
-
 static void name_scalar(struct metrics_scalar *scalar, const struct metrics_row *row, int id,
                         enum metrics_names names)
 {
@@ -71,7 +63,7 @@ static void show_dataset(const struct metrics_dataset *dataset,
 {
     const char *path = dataset->name + strspn(dataset->name, "/");
     struct metrics_scalar tokens = {.value = dataset->tokens, .decimals = 0};
-    struct metrics_scalar epochs = {.value = metrics_rounded(dataset->epochs, 6), .decimals = 6};
+    struct metrics_scalar epochs = {.value = dataset->epochs, .decimals = 6};
 
     snprintf(tokens.name, sizeof(tokens.name), "data/%s/tokens", path);
     snprintf(epochs.name, sizeof(epochs.name), "data/%s/epochs", path);
@@ -85,7 +77,7 @@ void metrics_scalars(const struct metrics_row *row, enum metrics_names names,
     for (int id = 0; id < METRIC_COUNT; id++) {
         const struct metric *metric = &metric_table[id];
         struct metrics_scalar scalar = {
-            .value = metrics_rounded(row->values[id], metric->decimals),
+            .value = row->values[id],
             .decimals = metric->decimals,
         };
 

@@ -15,7 +15,7 @@ enum { METRICS_NAME_SIZE = 128 };
 
 struct metrics_scalar {
     char name[METRICS_NAME_SIZE];
-    double value; /* as metrics.jsonl has it, decimals included, but in the unit of the name */
+    double value; /* in the unit of the name */
     int decimals; /* as in METRIC(); -1 where the unit is another one */
 };
 
@@ -23,8 +23,5 @@ struct metrics_scalar {
  * and, of a validation, how much was trained on so far. */
 void metrics_scalars(const struct metrics_row *row, enum metrics_names names,
                      void (*see)(void *user, const struct metrics_scalar *scalar), void *user);
-
-/* A number as metrics.jsonl has it. */
-double metrics_rounded(double value, int decimals);
 
 #endif

@@ -138,6 +138,7 @@ struct cut {
     int64_t resume_step;
     int64_t last_step;  /* of what stays */
     int64_t stay, drop; /* events with a step, and what is to go */
+    bool torn;          /* one of the files */
 };
 
 static bool event_stays(struct cut *cut, const struct protobuf *record)
@@ -177,6 +178,7 @@ static int copy_events(FILE *from, FILE *to, struct cut *cut)
             break;
     }
     cut->drop += torn;
+    cut->torn |= torn;
     failed = record.failed || ferror(from) || (to && ferror(to));
     protobuf_destroy(&record);
     return failed ? -1 : 0;
@@ -218,7 +220,7 @@ static int cut_file(const char *directory, const char *name, struct cut *cut, st
         return -1;
     from = fopen(path, "re");
     if (!from)
-        return error_set_errno(error, "%s: cannot read", path);
+        return errno == ENOENT ? 0 : error_set_errno(error, "%s: cannot read", path);
     if (copy_events(from, NULL, cut) < 0)
         result = error_set_errno(error, "%s: cannot read", path);
     else if (cut->stay == 0)
@@ -232,15 +234,21 @@ static int cut_file(const char *directory, const char *name, struct cut *cut, st
 static int cut_files(struct tensorboard *t, const struct tensorboard_options *options,
                      struct error *error)
 {
-    struct cut cut = {.resume_step = options->resume_step, .last_step = -1};
+    struct cut cut = {.resume_step = options->resume_step};
     struct disk_names names;
-    int result = 0;
+    int result = disk_list(options->directory, &names, error);
 
-    if (disk_list(options->directory, &names, error) < 0)
+    if (result < 0)
         return -1;
-    for (size_t i = 0; result == 0 && i < names.count; i++)
-        if (strstr(names.names[i], "tfevents"))
-            result = cut_file(options->directory, names.names[i], &cut, error);
+    do {
+        cut.last_step = -1;
+        cut.torn = false;
+        for (size_t i = 0; result == 0 && i < names.count; i++)
+            if (strstr(names.names[i], "tfevents"))
+                result = cut_file(options->directory, names.names[i], &cut, error);
+        /* Of the last step some events may be what was torn off. */
+        cut.resume_step = cut.last_step;
+    } while (cut.torn && result == 0);
     disk_names_free(&names);
     t->had_step = t->last_step = cut.last_step;
     return result;
