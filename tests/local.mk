@@ -41,6 +41,10 @@ trainer_bats = tests/combinations.bats tests/init.bats tests/instruct.bats tests
 TESTS += $(trainer_bats)
 EXTRA_DIST += $(trainer_bats) tests/common.bash
 
+# Reads with Python packages; needs the network the first time.
+TESTS += tests/viewers.bats
+EXTRA_DIST += tests/viewers.bats tests/viewers/check.py tests/viewers/requirements.txt
+
 # Converters.
 TESTS += tests/hf_convert.bats
 EXTRA_DIST += tests/hf_convert.bats

@@ -141,19 +141,32 @@ struct cut {
     bool torn;          /* one of the files */
 };
 
+static bool has_scalars(const unsigned char *event, size_t length)
+{
+    struct protobuf_field summary, value, number;
+
+    return protobuf_find(event, length, EVENT_SUMMARY, &summary) &&
+           protobuf_find(summary.bytes, summary.length, SUMMARY_VALUE, &value) &&
+           protobuf_find(value.bytes, value.length, VALUE_SIMPLE, &number);
+}
+
 static bool event_stays(struct cut *cut, const struct protobuf *record)
 {
     const unsigned char *event = record->bytes + RECORD_HEADER;
     size_t length = record->length - RECORD_HEADER - RECORD_FOOTER;
     struct protobuf_field field;
+    bool scalars = has_scalars(event, length);
     int64_t step;
 
     if (protobuf_find(event, length, EVENT_FILE_VERSION, &field))
         return true;
     step = protobuf_find(event, length, EVENT_STEP, &field) ? (int64_t)field.value : 0;
+    /* Where steps are missing, because they could not be written, they can be now. */
+    if (scalars && cut->last_step >= 0 && step > cut->last_step + 1 && step < cut->resume_step)
+        cut->resume_step = cut->last_step + 1;
     if (step >= cut->resume_step)
         return false;
-    if (step > cut->last_step)
+    if (scalars && step > cut->last_step)
         cut->last_step = step;
     cut->stay++;
     return true;

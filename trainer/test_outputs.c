@@ -654,6 +654,8 @@ static void run_into_limit(void)
  * there is stays readable. */
 static void test_full_disk(void **state)
 {
+    struct settings *settings = make_settings("mtllm");
+    struct metrics_outputs *outputs;
     struct place place = {0};
     char path[512], *errors;
     (void)state;
@@ -673,6 +675,13 @@ static void test_full_disk(void **state)
     assert_int_equal(place.found[place.count - 1].step, 31);
     free(place.found);
     free(errors);
+    /* With room again, the next start writes what is missing. */
+    outputs = open_outputs(settings, 31);
+    write_row(outputs, 32, NULL);
+    metrics_outputs_complete(outputs);
+    metrics_outputs_close(outputs);
+    check_run(path, 32);
+    settings_destroy(settings);
 }
 
 static void run_with_removal(void)

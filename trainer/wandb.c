@@ -370,7 +370,8 @@ static bool keep_record(void *user, const unsigned char *record, size_t length)
         if (field.number != RECORD_HISTORY || !field.bytes)
             continue;
         step = integer_inside(&field, HISTORY_STEP, STEP_NUM);
-        if (step >= w->resume_step)
+        /* Where steps are missing, because they could not be written, they can be now. */
+        if (step >= w->resume_step || (w->had_step >= 0 && step > w->had_step + 1))
             return false;
         w->had_step = step;
     }

@@ -80,14 +80,17 @@ static const char *id_of_name(const char *path)
                : NULL;
 }
 
-/* The directory that the link names, whether it is still there or not. */
-static bool follow_link(struct wandb_directory *directory, const char *root, const char *link)
+/* The directory that ROOT/latest-run names, whether it is still there or not. */
+static bool follow_link(struct wandb_directory *directory, const char *root)
 {
     const char *wanted = getenv("WANDB_RUN_ID"), *resume = getenv("WANDB_RESUME"), *id;
-    char target[DISK_PATH_SIZE];
+    char link[DISK_PATH_SIZE], target[DISK_PATH_SIZE];
     struct error unused;
-    ssize_t length = readlink(link, target, sizeof(target) - 1);
+    ssize_t length;
 
+    if (disk_path(link, &unused, "%s/latest-run", root) < 0)
+        return false;
+    length = readlink(link, target, sizeof(target) - 1);
     if (length <= 0 || (resume && strcmp(resume, "never") == 0))
         return false;
     target[length] = '\0';
@@ -122,23 +125,33 @@ static int name_directory(struct wandb_directory *directory, const char *root, s
     return disk_path(directory->path, error, "%s/offline-run-%s-%s", root, stamp, directory->id);
 }
 
+/* Point ROOT/latest-run at a directory; if that is inside, by its name, so that both can be moved.
+ */
+static int link_latest(const char *root, const char *directory, struct error *error)
+{
+    char whole[PATH_MAX], link[DISK_PATH_SIZE];
+    const char *name = strrchr(directory, '/') + 1;
+    bool inside;
+
+    if (!realpath(root, whole))
+        return error_set_errno(error, "%s: cannot find", root);
+    inside = strncmp(whole, directory, strlen(whole)) == 0 && directory + strlen(whole) + 1 == name;
+    if (disk_path(link, error, "%s/latest-run", root) < 0)
+        return -1;
+    return disk_link(inside ? name : directory, link, error);
+}
+
 int wandb_directory_open(struct wandb_directory *directory, const char *run_directory,
                          struct error *error)
 {
-    const char *parent = getenv("WANDB_DIR"), *name;
-    char own_root[DISK_PATH_SIZE], root[DISK_PATH_SIZE], link[DISK_PATH_SIZE];
-    char files[DISK_PATH_SIZE], whole[PATH_MAX];
+    const char *parent = getenv("WANDB_DIR");
+    char own_root[DISK_PATH_SIZE], root[DISK_PATH_SIZE], files[DISK_PATH_SIZE], whole[PATH_MAX];
 
-    if (find_root(own_root, run_directory, error) < 0 ||
-        disk_path(link, error, "%s/latest-run", own_root) < 0)
-        return -1;
     if (!parent || !*parent)
         parent = run_directory;
-    if (find_root(root, parent, error) < 0)
+    if (find_root(own_root, run_directory, error) < 0 || find_root(root, parent, error) < 0)
         return -1;
-    if (!realpath(root, whole))
-        return error_set_errno(error, "%s: cannot find", root);
-    if (!follow_link(directory, own_root, link) && name_directory(directory, whole, error) < 0)
+    if (!follow_link(directory, own_root) && name_directory(directory, root, error) < 0)
         return -1;
     if (disk_path(files, error, "%s/files", directory->path) < 0 ||
         disk_make_directory(files, error) < 0)
@@ -148,15 +161,9 @@ int wandb_directory_open(struct wandb_directory *directory, const char *run_dire
     if (disk_path(directory->path, error, "%s", whole) < 0 ||
         disk_path(directory->file, error, "%s/run-%s.wandb", whole, directory->id) < 0)
         return -1;
-    /* A run directory can be moved, with what is in it. */
-    name = strrchr(whole, '/') + 1;
-    if (disk_link(parent == run_directory ? name : whole, link, error) < 0)
+    if (link_latest(root, whole, error) < 0)
         return -1;
-    if (parent == run_directory)
-        return 0;
-    if (disk_path(link, error, "%s/latest-run", root) < 0)
-        return -1;
-    return disk_link(name, link, error);
+    return link_latest(own_root, whole, error);
 }
 
 int wandb_directory_write(const struct wandb_directory *directory, const char *name,

@@ -2,9 +2,11 @@
 """Compares what TensorBoard's and wandb's own readers find in a run with its metrics.jsonl.
 
 check.py RUN [tensorboard] [wandb] [killed] [names=NAMES]
+check.py RUN record
 
-killed: a run that was killed and has not gone on. It has no end, and the history of its last step
-may be missing. Prints how much was compared; any difference is an error.
+killed: a run that was killed and has not gone on. It has no end, and of its last step something may
+be missing. Prints how much was compared; any difference is an error. record: what W&B is told about
+the run itself, a line a field.
 """
 import collections
 import glob
@@ -37,9 +39,10 @@ GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.spl
 
 
 def name_of(evaluation, metric, names):
-    known = KNOWN[names].get((evaluation, metric))
+    known = KNOWN[names].get(("valid" if evaluation else "", metric))
     if known:
-        return known
+        name, scale = known
+        return name if evaluation in ("", "valid") else f"{name} {evaluation}", scale
     if evaluation:
         return f"val/{evaluation}/{metric}", 1
     return f"{GROUP_OF.get(metric, 'perf')}/{metric}", 1
@@ -86,13 +89,13 @@ def compare(found, expected, convert, what, with_time=True):
     print(f"{what}: {len(found)} values")
 
 
-def check_tensorboard(run, names):
+def check_tensorboard(run, names, killed):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     directory = os.path.join(run, "tensorboard")
     files = sorted(glob.glob(os.path.join(directory, "*")))
-    expected, _ = rows_of(run, names)
+    expected, steps = rows_of(run, names)
     found = {}
     for file in files:
         assert "tfevents" in os.path.basename(file), f"{file} is left over"
@@ -105,6 +108,9 @@ def check_tensorboard(run, names):
                 assert key not in found, f"{file}: {key} is there twice"
                 found[key] = value.tensor.float_val[0], event.wall_time
     single = lambda value: float(numpy.float32(value))
+    if killed:
+        expected = {key: value for key, value in expected.items()
+                    if key[0] < steps[-1] or key in found}
     compare(found, expected, single, "event files")
 
     accumulator = EventAccumulator(directory, size_guidance={"scalars": 0, "tensors": 0})
@@ -191,6 +197,14 @@ def check_wandb(run, killed):
     check_files(run, config)
 
 
+def print_record(run):
+    fields = {field.name: value for field, value in records_of(wandb_file(run))[0].run.ListFields()}
+    fields["tags"] = ",".join(fields.get("tags", []))
+    assert fields.pop("start_time").seconds > 0
+    for name in sorted(fields):
+        print(name, fields[name])
+
+
 def check_summary(run, summary, expected, killed):
     latest = {name: value for (_, name), (value, _) in sorted(expected.items())}
     assert summary.keys() - {"_step", "_runtime", "_timestamp"} <= latest.keys()
@@ -216,9 +230,11 @@ def main():
     run, words = sys.argv[1], sys.argv[2:]
     names = next((w.split("=")[1] for w in words if w.startswith("names=")), "mtllm")
     if "tensorboard" in words:
-        check_tensorboard(run, names)
+        check_tensorboard(run, names, "killed" in words)
     if "wandb" in words:
         check_wandb(run, "killed" in words)
+    if "record" in words:
+        print_record(run)
 
 
 main()
