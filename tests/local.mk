@@ -17,7 +17,7 @@ AM_TESTS_ENVIRONMENT = srcdir='$(srcdir)'; export srcdir; \
 # The plugin, in Slurm's commands alone and in a private Slurm.
 EXTRA_DIST += tests/slurm/cluster.sh tests/slurm/plugin.bash tests/plugin.bats \
 	tests/slurm/plugin.bats tests/bench/plugin.sh tests/bench/ckpt.sh tests/bench/convert.sh \
-	tests/bench/cpu.sh tests/bench/packing.sh tests/bench/pipeline.sh tests/bench/tokenize.py tests/combinations.sh
+	tests/bench/cpu.sh tests/bench/packing.sh tests/bench/pipeline.sh tests/bench/tokenize.py tests/bench/viewers.sh tests/combinations.sh
 if HAVE_SLURM
 TESTS += tests/plugin.bats tests/slurm/plugin.bats
 tests/plugin.log tests/slurm/plugin.log: mtllm.la

@@ -138,9 +138,9 @@ tags a,b
 END
     unset ${!WANDB_*}
     # Without them the run is still found.
-    train 1 $model $run --steps=10 > log 2>&1
+    train 1 $model $run --steps=10 --wandb-project=mine > log 2>&1
+    [ "$(ls run/wandb)" = latest-run ]
     check run wandb
-    [ "$(cat run/wandb/latest-run/run-*.wandb | wc -c)" -gt 0 ]
     rm -rf run
     WANDB_MODE=disabled train 1 $model $run --steps=2 > log 2>&1
     [ ! -e run/wandb ]

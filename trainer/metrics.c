@@ -67,8 +67,8 @@ void metrics_format_number(double value, int decimals, char *text, size_t size)
         snprintf(text, size, "%.*f", decimals, value);
         return;
     }
-    /* The shortest that is the same number. 17 digits always are. */
-    for (int digits = 6; digits <= 17; digits++) {
+    /* The shortest that is the same number: 15 digits if it has no more, 17 always. */
+    for (int digits = 15; digits <= 17; digits++) {
         snprintf(text, size, "%.*g", digits, value);
         if (strtod(text, NULL) == value)
             break;

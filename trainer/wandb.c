@@ -15,7 +15,7 @@
 #include "trainer/wandb_directory.h"
 #include "trainer/wandb_file.h"
 
-enum { SUMMARY_INTERVAL_S = 30 };
+enum { SUMMARY_INTERVAL_S = 30, NUMBER_SIZE = 32 };
 
 /* Field numbers of wandb/proto/wandb_internal.proto, by message. */
 enum {
@@ -49,11 +49,6 @@ enum { EXIT_CODE = 1, EXIT_RUNTIME = 2 };
 enum { FILES_FILE = 1, FILE_PATH = 1, FILE_POLICY = 2, FILE_TYPE = 3 };
 enum { POLICY_END = 1, TYPE_WANDB = 1 };
 
-/* The latest value of a name. */
-struct latest {
-    char name[METRICS_NAME_SIZE], value[32];
-};
-
 struct wandb {
     struct wandb_directory directory;
     struct wandb_file file;
@@ -64,8 +59,8 @@ struct wandb {
     int64_t step;
     double step_time;
     struct protobuf items;
-    struct latest *latest;
-    size_t latest_count;
+    struct metrics_scalar *latest; /* of each name */
+    size_t latest_count, latest_next;
     double summary_time; /* when it was written */
 };
 
@@ -102,29 +97,34 @@ static void put_item(struct protobuf *buffer, int field, const char *key, const 
 }
 
 /* W&B's JSON has the numbers that JSON has not. */
-static void format_number(double value, int decimals, char *text, size_t size)
+static const char *number_text(const struct metrics_scalar *scalar, char text[NUMBER_SIZE])
 {
-    if (isfinite(value))
-        metrics_format_number(value, decimals, text, size);
-    else
-        snprintf(text, size, "%s", isnan(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity");
+    if (!isfinite(scalar->value))
+        return isnan(scalar->value) ? "NaN" : scalar->value > 0 ? "Infinity" : "-Infinity";
+    metrics_format_number(scalar->value, scalar->decimals, text, NUMBER_SIZE);
+    return text;
+}
+
+static void put_number(struct protobuf *buffer, int field, const struct metrics_scalar *scalar)
+{
+    char text[NUMBER_SIZE];
+
+    put_item(buffer, field, scalar->name, number_text(scalar, text));
 }
 
 /* What W&B itself knows of a step. */
-static struct latest *step_items(const struct wandb *w, struct latest items[3])
+enum { STEP_SCALARS = 3 };
+
+static void step_scalars(const struct wandb *w, struct metrics_scalar scalars[STEP_SCALARS])
 {
-    snprintf(items[0].name, sizeof(items[0].name), "_step");
-    snprintf(items[1].name, sizeof(items[1].name), "_runtime");
-    snprintf(items[2].name, sizeof(items[2].name), "_timestamp");
-    snprintf(items[0].value, sizeof(items[0].value), "%lld", (long long)w->step);
-    format_number(w->step_time - (double)w->start_time, 3, items[1].value, sizeof(items->value));
-    format_number(w->step_time, 3, items[2].value, sizeof(items->value));
-    return items;
+    scalars[0] = (struct metrics_scalar){"_step", (double)w->step, 0};
+    scalars[1] = (struct metrics_scalar){"_runtime", w->step_time - (double)w->start_time, 3};
+    scalars[2] = (struct metrics_scalar){"_timestamp", w->step_time, 3};
 }
 
 static void write_history(struct wandb *w)
 {
-    struct latest items[3];
+    struct metrics_scalar scalars[STEP_SCALARS];
     size_t history = begin_record(w, RECORD_HISTORY), step;
 
     /* First, so that keep_record() finds it at once. */
@@ -132,26 +132,28 @@ static void write_history(struct wandb *w)
     protobuf_integer(&w->record, STEP_NUM, w->step);
     protobuf_end(&w->record, step);
     protobuf_append(&w->record, w->items.bytes, w->items.length);
-    step_items(w, items);
-    for (int i = 0; i < 3; i++)
-        put_item(&w->record, HISTORY_ITEM, items[i].name, items[i].value);
+    step_scalars(w, scalars);
+    for (int i = 0; i < STEP_SCALARS; i++)
+        put_number(&w->record, HISTORY_ITEM, &scalars[i]);
     w->record.failed |= w->items.failed;
     end_record(w, history);
 }
 
-static void write_member(FILE *stream, const struct latest *latest)
+static void write_members(FILE *stream, const struct metrics_scalar *scalars, size_t count)
 {
-    json_t *string = json_string(latest->name); /* NULL if it is not UTF-8 */
-    char *name = json_dumps(string, JSON_ENCODE_ANY);
+    for (size_t i = 0; i < count; i++) {
+        json_t *string = json_string(scalars[i].name); /* NULL if it is not UTF-8 */
+        char *name = json_dumps(string, JSON_ENCODE_ANY), number[NUMBER_SIZE];
 
-    if (name)
-        fprintf(stream, "%s: %s, ", name, latest->value);
-    free(name);
-    json_decref(string);
+        if (name)
+            fprintf(stream, "%s: %s, ", name, number_text(&scalars[i], number));
+        free(name);
+        json_decref(string);
+    }
 }
 
 /* The values as one object, in files/wandb-summary.json. */
-static void write_summary_file(struct wandb *w, const struct latest *of_step)
+static void write_summary_file(struct wandb *w, const struct metrics_scalar *of_step)
 {
     char *text = NULL;
     size_t size;
@@ -161,10 +163,9 @@ static void write_summary_file(struct wandb *w, const struct latest *of_step)
     if (!stream)
         return;
     fputs("{", stream);
-    for (size_t i = 0; i < w->latest_count; i++)
-        write_member(stream, &w->latest[i]);
-    fprintf(stream, "\"%s\": %s, \"%s\": %s, \"%s\": %s}\n", of_step[0].name, of_step[0].value,
-            of_step[1].name, of_step[1].value, of_step[2].name, of_step[2].value);
+    write_members(stream, w->latest, w->latest_count);
+    write_members(stream, of_step, STEP_SCALARS);
+    fprintf(stream, "\"_wandb\": {}}\n");
     if (fclose(stream) == 0)
         failed = wandb_directory_write(&w->directory, "wandb-summary.json", text);
     if (failed)
@@ -174,16 +175,16 @@ static void write_summary_file(struct wandb *w, const struct latest *of_step)
 
 static void write_summary(struct wandb *w)
 {
-    struct latest items[3];
+    struct metrics_scalar scalars[STEP_SCALARS];
     size_t summary = begin_record(w, RECORD_SUMMARY);
 
-    step_items(w, items);
+    step_scalars(w, scalars);
     for (size_t i = 0; i < w->latest_count; i++)
-        put_item(&w->record, UPDATE, w->latest[i].name, w->latest[i].value);
-    for (int i = 0; i < 3; i++)
-        put_item(&w->record, UPDATE, items[i].name, items[i].value);
+        put_number(&w->record, UPDATE, &w->latest[i]);
+    for (int i = 0; i < STEP_SCALARS; i++)
+        put_number(&w->record, UPDATE, &scalars[i]);
     end_record(w, summary);
-    write_summary_file(w, items);
+    write_summary_file(w, scalars);
     w->summary_time = now_s();
 }
 
@@ -199,33 +200,36 @@ static void flush(struct wandb *w, bool summary)
     w->step = -1;
 }
 
-static void note_latest(struct wandb *w, const struct metrics_scalar *scalar, const char *value)
+/* Names mostly come in the same order, so that `next`, behind the one before, is the first guess.
+ */
+static void note_latest(struct wandb *w, const struct metrics_scalar *scalar)
 {
-    struct latest *grown;
-    size_t i;
+    struct metrics_scalar *grown;
+    size_t i = w->latest_next, looked;
 
-    for (i = 0; i < w->latest_count && strcmp(w->latest[i].name, scalar->name) != 0; i++)
-        ;
-    if (i == w->latest_count) {
-        grown = realloc(w->latest, (i + 1) * sizeof(*grown));
+    for (looked = 0; looked < w->latest_count; looked++, i++) {
+        i = i < w->latest_count ? i : 0;
+        if (strcmp(w->latest[i].name, scalar->name) == 0)
+            break;
+    }
+    if (looked == w->latest_count) {
+        grown = realloc(w->latest, (w->latest_count + 1) * sizeof(*grown));
         if (!grown)
             return;
         w->latest = grown;
-        w->latest_count++;
-        memcpy(w->latest[i].name, scalar->name, sizeof(scalar->name));
+        i = w->latest_count++;
     }
-    snprintf(w->latest[i].value, sizeof(w->latest[i].value), "%s", value);
+    w->latest[i] = *scalar;
+    w->latest_next = i + 1;
 }
 
 static void put_scalar(void *user, const struct metrics_scalar *scalar)
 {
     struct wandb *w = user;
-    char value[32];
 
-    format_number(scalar->value, scalar->decimals, value, sizeof(value));
-    note_latest(w, scalar, value);
+    note_latest(w, scalar);
     if (w->step >= 0)
-        put_item(&w->items, HISTORY_ITEM, scalar->name, value);
+        put_number(&w->items, HISTORY_ITEM, scalar);
 }
 
 void wandb_write(struct wandb *w, const struct metrics_row *row)
