@@ -17,7 +17,7 @@ AM_TESTS_ENVIRONMENT = srcdir='$(srcdir)'; export srcdir; \
 # The plugin, in Slurm's commands alone and in a private Slurm.
 EXTRA_DIST += tests/slurm/cluster.sh tests/slurm/plugin.bash tests/plugin.bats \
 	tests/slurm/plugin.bats tests/bench/plugin.sh tests/bench/ckpt.sh tests/bench/convert.sh \
-	tests/bench/cpu.sh tests/bench/packing.sh tests/bench/pipeline.sh tests/bench/tokenize.py tests/combinations.sh
+	tests/bench/cpu.sh tests/bench/packing.sh tests/bench/pipeline.sh tests/bench/tokenize.py tests/bench/viewers.sh tests/combinations.sh
 if HAVE_SLURM
 TESTS += tests/plugin.bats tests/slurm/plugin.bats
 tests/plugin.log tests/slurm/plugin.log: mtllm.la
@@ -40,6 +40,10 @@ tests_bench_pipeline_LDADD = trainer/libtraining.la
 trainer_bats = tests/combinations.bats tests/init.bats tests/instruct.bats tests/layouts.bats tests/metrics.bats tests/metrics_plugin.bats tests/packing.bats tests/plan.bats tests/peers.bats tests/profile.bats tests/ramp.bats tests/resume.bats tests/slurm/comment.bats tests/slurm/train.bats
 TESTS += $(trainer_bats)
 EXTRA_DIST += $(trainer_bats) tests/common.bash tests/metric_plugin.c
+
+# Reads with Python packages; needs the network the first time.
+TESTS += tests/viewers.bats
+EXTRA_DIST += tests/viewers.bats tests/viewers/check.py tests/viewers/requirements.txt
 
 # Converters.
 TESTS += tests/hf_convert.bats

@@ -2,21 +2,29 @@ noinst_LTLIBRARIES += trainer/libtrainer.la
 include_HEADERS = trainer/mtllm-metric.h
 
 trainer_libtrainer_la_SOURCES = \
+	trainer/appended_file.c trainer/appended_file.h \
 	trainer/comm.c trainer/comm.h trainer/comm_backend.h trainer/comm_nccl.c \
 	trainer/comm_window.c trainer/comm_window.h \
 	trainer/metric_host.c trainer/metric_host.h \
 	trainer/job_comment.c trainer/job_comment.h \
 	trainer/metrics.c trainer/metrics.h trainer/metrics_file.c \
+	trainer/metrics_outputs.c trainer/metrics_outputs.h \
+	trainer/metrics_scalars.c trainer/metrics_scalars.h \
 	trainer/outlier.c trainer/outlier.h \
 	trainer/pipeline_order.c trainer/pipeline_order.h \
+	trainer/protobuf.c trainer/protobuf.h \
 	trainer/schedule.c trainer/schedule.h \
 	trainer/stop.c trainer/stop.h \
+	trainer/tensorboard.c trainer/tensorboard.h \
+	trainer/wandb.c trainer/wandb.h \
+	trainer/wandb_directory.c trainer/wandb_directory.h \
+	trainer/wandb_file.c trainer/wandb_file.h \
 	trainer/world.c trainer/world.h
 if HAVE_MPI
 trainer_libtrainer_la_SOURCES += trainer/comm_mpi.c
 endif
 trainer_libtrainer_la_CFLAGS = $(AM_CFLAGS) $(PMIX_CFLAGS) $(MPI_CFLAGS) $(JANSSON_CFLAGS)
-trainer_libtrainer_la_LIBADD = kernels/libkernels.la core/libcore.la $(PMIX_LIBS) $(MPI_LIBS) $(JANSSON_LIBS) -lpthread -lm
+trainer_libtrainer_la_LIBADD = kernels/libkernels.la ckpt/libdisk.la core/libcore.la $(PMIX_LIBS) $(MPI_LIBS) $(JANSSON_LIBS) -lpthread -lm
 
 # The second has MPI messages so short that every path of long ones is taken.
 EXTRA_DIST += trainer/test_comm.sh
@@ -31,7 +39,7 @@ trainer_test_comm_pieces_LDADD = trainer/libtrainer.la
 endif
 
 if HAVE_CMOCKA
-trainer_unit_tests = trainer/test_job_comment trainer/test_metrics trainer/test_pipeline_order trainer/test_schedule trainer/test_stop trainer/test_world
+trainer_unit_tests = trainer/test_job_comment trainer/test_metrics trainer/test_outputs trainer/test_pipeline_order trainer/test_schedule trainer/test_stop trainer/test_world
 check_PROGRAMS += $(trainer_unit_tests)
 TESTS += $(trainer_unit_tests)
 trainer_test_job_comment_SOURCES = trainer/test_job_comment.c
@@ -40,6 +48,9 @@ trainer_test_job_comment_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS)
 trainer_test_metrics_SOURCES = trainer/test_metrics.c
 trainer_test_metrics_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 trainer_test_metrics_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS) $(JANSSON_LIBS) -lm
+trainer_test_outputs_SOURCES = trainer/test_outputs.c
+trainer_test_outputs_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+trainer_test_outputs_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS) -lm
 trainer_test_pipeline_order_SOURCES = trainer/test_pipeline_order.c
 trainer_test_pipeline_order_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_pipeline_order_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS)

@@ -56,6 +56,35 @@ void metrics_interval_take(struct metrics_interval *interval, struct metrics_row
     *interval = (struct metrics_interval){0};
 }
 
+void metrics_format_number(double value, int decimals, char *text, size_t size)
+{
+    if (!isfinite(value)) {
+        snprintf(text, size, "null");
+        return;
+    }
+    /* Beyond this a double has no decimals, and JSON readers no whole numbers. */
+    if (decimals >= 0 && fabs(value) < 1e16) {
+        snprintf(text, size, "%.*f", decimals, value);
+        return;
+    }
+    /* The shortest that is the same number: 15 digits if it has no more, 17 always. */
+    for (int digits = 15; digits <= 17; digits++) {
+        snprintf(text, size, "%.*g", digits, value);
+        if (strtod(text, NULL) == value)
+            break;
+    }
+}
+
+double metrics_round(double value, int decimals)
+{
+    char text[32];
+
+    if (!isfinite(value) || decimals < 0)
+        return value;
+    metrics_format_number(value, decimals, text, sizeof(text));
+    return strtod(text, NULL);
+}
+
 /* Text that grows in a buffer of fixed size; what does not fit is cut off. */
 struct text {
     char *bytes;
@@ -79,28 +108,6 @@ static void append(struct text *text, const char *format, ...)
         text->used = text->size - 1;
 }
 
-static void append_number(struct text *text, double value, int decimals)
-{
-    char number[32];
-
-    if (!isfinite(value)) {
-        append(text, "null");
-        return;
-    }
-    /* Beyond this a double has no decimals, and JSON readers no whole numbers. */
-    if (decimals >= 0 && fabs(value) < 1e16) {
-        append(text, "%.*f", decimals, value);
-        return;
-    }
-    /* The shortest that is the same number. 17 digits always are. */
-    for (int digits = 6; digits <= 17; digits++) {
-        snprintf(number, sizeof(number), "%.*g", digits, value);
-        if (strtod(number, NULL) == value)
-            break;
-    }
-    append(text, "%s", number);
-}
-
 static void append_string(struct text *text, const char *string)
 {
     append(text, "\"");
@@ -122,14 +129,13 @@ static void append_datasets(struct text *text, const struct metrics_row *row, co
     append(text, "%s\"datasets\":{", comma);
     for (int i = 0; i < row->dataset_count; i++) {
         const struct metrics_dataset *dataset = &row->datasets[i];
+        char tokens[32], epochs[32];
 
         append(text, "%s", i > 0 ? "," : "");
         append_string(text, dataset->name);
-        append(text, ":{\"tokens\":");
-        append_number(text, dataset->tokens, 0);
-        append(text, ",\"epochs\":");
-        append_number(text, dataset->epochs, 6);
-        append(text, "}");
+        metrics_format_number(dataset->tokens, 0, tokens, sizeof(tokens));
+        metrics_format_number(dataset->epochs, 6, epochs, sizeof(epochs));
+        append(text, ":{\"tokens\":%s,\"epochs\":%s}", tokens, epochs);
     }
     append(text, "}");
 }
@@ -138,6 +144,7 @@ void metrics_format_json(const struct metrics_row *row, char *bytes, size_t size
 {
     struct text text = {bytes, size, 0};
     const char *comma = "";
+    char number[32];
 
     append(&text, "{");
     if (row->eval) {
@@ -147,8 +154,8 @@ void metrics_format_json(const struct metrics_row *row, char *bytes, size_t size
     for (int id = 0; id < METRIC_COUNT; id++) {
         if (!row->present[id])
             continue;
-        append(&text, "%s\"%s\":", comma, metric_table[id].name);
-        append_number(&text, row->values[id], metric_table[id].decimals);
+        metrics_format_number(row->values[id], metric_table[id].decimals, number, sizeof(number));
+        append(&text, "%s\"%s\":%s", comma, metric_table[id].name, number);
         comma = ",";
     }
     for (int i = 0; i < row->custom_count; i++) {

@@ -119,7 +119,7 @@ struct metrics_row {
     const char *eval; /* the set's name in a validation line, NULL in a training step's */
     const struct metrics_dataset *datasets; /* [dataset_count] */
     int dataset_count;
-    const struct metrics_custom *custom; /* [custom_count] */
+    const struct metrics_custom *custom; /* [custom_count], of a validation */
     int custom_count;
     bool present[METRIC_COUNT];
     double values[METRIC_COUNT];
@@ -168,10 +168,20 @@ void metrics_write(struct metrics *metrics, const struct metrics_row *row);
 /* Lines that could not be written. */
 int64_t metrics_lost(const struct metrics *metrics);
 
+/* Show every line of a metrics.jsonl as the row that it was written from, in order; nothing of a
+ * device. A row's `eval` is valid during the call. Error: EXIT_STATUS_IO. */
+int metrics_replay(const char *path, void (*see)(void *user, const struct metrics_row *row),
+                   void *user, struct error *error);
+
 /* One line of at most `size` bytes with its end, without newline, as metrics_write() has it; `size`
  * of metrics_json_size() is always enough. */
 void metrics_format_json(const struct metrics_row *row, char *text, size_t size);
 size_t metrics_json_size(const struct metrics_row *row);
+
+/* A number as it stands there: "null" when it is not finite; 32 bytes are enough. */
+void metrics_format_number(double value, int decimals, char *text, size_t size);
+/* What is read back. */
+double metrics_round(double value, int decimals);
 
 /* The line for people, in Megatron's words and order: scripts that read its logs go on reading
  * ours. `steps`: of the whole training. */

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,12 +14,10 @@
 
 #include <jansson.h>
 
-#include "core/log.h"
+#include "trainer/appended_file.h"
 
 struct metrics {
-    int file;
-    int64_t lost;
-    char *path;
+    struct appended_file file;
     struct metrics_past past;
 };
 
@@ -153,36 +152,19 @@ int metrics_open(struct metrics **result, const char *path, int64_t resume_step,
     *result = NULL;
     if (!metrics)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-    metrics->file = -1;
-    metrics->path = strdup(path);
-    if (!metrics->path) {
-        error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-        goto failed;
-    }
-    if (cut_back(path, resume_step, &metrics->past, error) < 0)
-        goto failed;
-    metrics->file = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
-    if (metrics->file < 0) {
-        error_set_errno(error, "%s: cannot write", path);
-        goto failed;
+    if (cut_back(path, resume_step, &metrics->past, error) < 0 ||
+        appended_file_open(&metrics->file, path, false, error) < 0) {
+        free(metrics);
+        return -1;
     }
     *result = metrics;
     return 0;
-
-failed:
-    metrics_close(metrics);
-    return -1;
 }
 
 void metrics_close(struct metrics *metrics)
 {
-    if (!metrics)
-        return;
-    if (metrics->lost > 0)
-        log_warning_any_rank("%s: %lld lines were lost", metrics->path, (long long)metrics->lost);
-    if (metrics->file >= 0)
-        close(metrics->file);
-    free(metrics->path);
+    if (metrics)
+        appended_file_close(&metrics->file);
     free(metrics);
 }
 
@@ -191,42 +173,79 @@ const struct metrics_past *metrics_past(const struct metrics *metrics)
     return &metrics->past;
 }
 
-static void lose_line(struct metrics *metrics, int reason)
-{
-    if (metrics->lost++ == 0)
-        log_warning_any_rank("%s: cannot write: %s; training goes on without these lines",
-                             metrics->path, strerror(reason));
-}
-
 void metrics_write(struct metrics *metrics, const struct metrics_row *row)
 {
     size_t size = metrics_json_size(row), length;
     char *line = malloc(size + 1);
-    struct stat status;
-    ssize_t written;
 
     if (!line) {
-        lose_line(metrics, ENOMEM);
+        appended_file_lose(&metrics->file, ENOMEM);
         return;
     }
     metrics_format_json(row, line, size);
     length = strlen(line);
     line[length++] = '\n';
-    if (fstat(metrics->file, &status) < 0)
-        status.st_size = -1;
-    do
-        written = write(metrics->file, line, length);
-    while (written < 0 && errno == EINTR);
+    (void)appended_file_write(&metrics->file, line, length);
     free(line);
-    if (written == (ssize_t)length)
-        return;
-    lose_line(metrics, written < 0 ? errno : ENOSPC);
-    /* Part of a line would spoil the next one. Taking it back needs no space. */
-    if (written > 0 && status.st_size >= 0 && ftruncate(metrics->file, status.st_size) < 0)
-        log_warning_any_rank("%s: holds part of a line", metrics->path);
 }
 
 int64_t metrics_lost(const struct metrics *metrics)
 {
-    return metrics->lost;
+    return metrics->file.lost;
+}
+
+static double number_of(const json_t *value)
+{
+    return json_is_number(value) ? json_number_value(value) : NAN;
+}
+
+/* What metrics_format_json() wrote; it wrote null for numbers that are not finite. `datasets` is
+ * the caller's to free. */
+static void row_from_json(struct metrics_row *row, struct metrics_dataset **datasets,
+                          json_t *object)
+{
+    json_t *seen = json_object_get(object, "datasets"), *value;
+    const char *name;
+
+    *row = (struct metrics_row){.eval = json_string_value(json_object_get(object, "eval"))};
+    for (int id = 0; id < METRIC_COUNT; id++) {
+        value = json_object_get(object, metric_table[id].name);
+        if (value)
+            metrics_set(row, (enum metric_id)id, number_of(value));
+    }
+    row->datasets = *datasets = calloc(json_object_size(seen) + 1, sizeof(**datasets));
+    json_object_foreach(seen, name, value) if (*datasets)(*datasets)[row->dataset_count++] =
+        (struct metrics_dataset){name, number_of(json_object_get(value, "tokens")),
+                                 number_of(json_object_get(value, "epochs"))};
+}
+
+int metrics_replay(const char *path, void (*see)(void *user, const struct metrics_row *row),
+                   void *user, struct error *error)
+{
+    FILE *stream = fopen(path, "re");
+    char *line = NULL;
+    size_t capacity = 0;
+    ssize_t length;
+    struct stat status;
+    int result = 0;
+
+    if (!stream)
+        return error_set_errno(error, "%s: cannot read", path);
+    while (fstat(fileno(stream), &status) == 0 && S_ISREG(status.st_mode) &&
+           (length = getline(&line, &capacity, stream)) > 0) {
+        json_t *object = json_loadb(line, (size_t)length, 0, NULL);
+        struct metrics_dataset *datasets;
+        struct metrics_row row;
+
+        row_from_json(&row, &datasets, object);
+        if (row.present[METRIC_STEP])
+            see(user, &row);
+        free(datasets);
+        json_decref(object);
+    }
+    if (ferror(stream))
+        result = error_set_errno(error, "%s: cannot read", path);
+    free(line);
+    fclose(stream);
+    return result;
 }

@@ -104,7 +104,8 @@ void run_directory_close(struct run_directory *run)
 
 int run_directory_set_aside(struct run_directory *run, struct error *error)
 {
-    char aside[PATH_MAX + 32], metrics[PATH_MAX + 64];
+    static const char *const outputs[] = {"metrics.jsonl", "tensorboard", "wandb", ".wandb"};
+    char aside[PATH_MAX + 32], from[PATH_MAX + 64], to[PATH_MAX + 64];
 
     for (int i = 1; i < 10000; i++) {
         snprintf(aside, sizeof(aside), "%s.%d", run->checkpoints, i);
@@ -112,9 +113,12 @@ int run_directory_set_aside(struct run_directory *run, struct error *error)
             continue;
         if (rename(run->checkpoints, aside) != 0)
             return error_set_errno(error, "cannot move %s to %s", run->checkpoints, aside);
-        snprintf(metrics, sizeof(metrics), "%s/metrics.jsonl", aside);
-        if (rename(run->metrics, metrics) != 0 && errno != ENOENT)
-            return error_set_errno(error, "cannot move %s to %s", run->metrics, metrics);
+        for (size_t j = 0; j < sizeof(outputs) / sizeof(*outputs); j++) {
+            snprintf(from, sizeof(from), "%s/%s", run->path, outputs[j]);
+            snprintf(to, sizeof(to), "%s/%s", aside, outputs[j]);
+            if (rename(from, to) != 0 && errno != ENOENT)
+                return error_set_errno(error, "cannot move %s to %s", from, to);
+        }
         log_info("resume=never: what the earlier run left is now in %s", aside);
         return make_directories(run->checkpoints, error);
     }

@@ -25,8 +25,8 @@ int run_directory_open(struct run_directory *run, const struct settings *setting
                        struct error *error);
 void run_directory_close(struct run_directory *run);
 
-/* Move checkpoints and metrics of an earlier run out of the way, to ckpt.N: --resume=never starts
- * anew but destroys nothing. */
+/* Move checkpoints and metrics of an earlier run out of the way, to ckpt.N, those for TensorBoard
+ * and W&B too: --resume=never starts anew but destroys nothing. */
 int run_directory_set_aside(struct run_directory *run, struct error *error);
 
 #endif

@@ -291,7 +291,7 @@ static void report_step(struct training *t, const struct step *step)
         row.datasets = t->seen;
         row.dataset_count = dataset_parts(t->dataset);
     }
-    metrics_write(t->metrics, &row);
+    metrics_outputs_write(t->metrics, &row);
     job_comment_step(t->comment, &row);
     metrics_interval_add(&t->interval, &row);
     if (is_line) {
@@ -325,7 +325,7 @@ static void report_evaluation(struct training *t, const struct evaluation_set *s
     row.custom = sums->custom;
     row.custom_count = sums->custom_count;
     if (t->metrics)
-        metrics_write(t->metrics, &row);
+        metrics_outputs_write(t->metrics, &row);
     console_line(&row);
 }
 
@@ -428,8 +428,13 @@ static int finish(struct training *t, enum stop_reason stop, struct error *error
     if ((t->progress.step > t->start_step || (complete && !t->resumed)) &&
         saver_saved_step(t->saver) != t->progress.step && save_durably(t, error) < 0)
         return -1;
-    if (complete)
-        return evaluate_test(t, error);
+    if (complete) {
+        int status = evaluate_test(t, error);
+
+        if (status == EXIT_STATUS_OK)
+            metrics_outputs_complete(t->metrics);
+        return status;
+    }
     if (stop == STOP_TIME_LIMIT && t->progress.step == t->start_step) {
         error_set(error, EXIT_STATUS_CONFIGURATION,
                   "no step was possible before the job's time limit less the margin (margin=%s): "

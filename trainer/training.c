@@ -376,10 +376,24 @@ static int open_plugin(struct training *t, struct error *error)
     return 0;
 }
 
+static int open_metrics(struct training *t, struct error *error)
+{
+    struct metrics_outputs_options options = {
+        .settings = t->settings,
+        .run_directory = t->run.path,
+        .metrics = t->run.metrics,
+        .settings_text = t->progress.settings,
+        .model_config = t->progress.config,
+        .resume_step = t->progress.step,
+    };
+
+    return metrics_outputs_open(&t->metrics, &options, error);
+}
+
 /* What rank 0 tells the outside. */
 static int open_reports(struct training *t, struct error *error)
 {
-    if (metrics_open(&t->metrics, t->run.metrics, t->progress.step, error) < 0)
+    if (open_metrics(t, error) < 0)
         return -1;
     if (t->world->job[0] == '\0' || !setting_boolean(t->settings, SETTING_JOB_COMMENT))
         return 0;
@@ -413,7 +427,7 @@ static int open_outputs(struct training *t, struct error *error)
     else if (t->world->rank == 0)
         result = open_reports(t, error);
     if (t->metrics)
-        t->past = *metrics_past(t->metrics);
+        t->past = *metrics_outputs_past(t->metrics);
     if (result == 0)
         result = open_profile(t, error);
     if (team_agree(&t->team, result, error) < 0)
@@ -568,7 +582,7 @@ void training_close(struct training *t)
     saver_destroy(t->saver);
     job_comment_close(t->comment);
     profile_close(t->profile);
-    metrics_close(t->metrics);
+    metrics_outputs_close(t->metrics);
     metrics_plugin_close(t->plugin);
     free(t->progress.config);
     free(t->progress.settings);

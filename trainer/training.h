@@ -9,7 +9,7 @@
 #include "trainer/feed.h"
 #include "trainer/job_comment.h"
 #include "trainer/loss_scale.h"
-#include "trainer/metrics.h"
+#include "trainer/metrics_outputs.h"
 #include "trainer/metrics_plugin.h"
 #include "trainer/optimizer.h"
 #include "trainer/peers.h"
@@ -56,7 +56,7 @@ struct training {
     struct loss_scale scale;
     struct step_list skip; /* steps without an update */
     struct saver *saver;
-    struct metrics *metrics;          /* rank 0; NULL elsewhere */
+    struct metrics_outputs *metrics;  /* rank 0; NULL elsewhere */
     struct metrics_interval interval; /* since the last line on the console */
     /* Of rank 0, for metrics: */
     struct metrics_past past;

@@ -1,0 +1,206 @@
+#!/usr/bin/env bats
+# Guards: TensorBoard's and wandb's own readers find in a run what metrics.jsonl has, every step
+# once, also after kills and requeues; a place that cannot be written costs one warning and nothing
+# of the training.
+#
+# The readers are Python packages, in a virtual environment in the build directory or in
+# CHECK_VIEWERS_VENV; without the network the first time these tests are skipped.
+
+load common
+
+model="--family=llama --layers=2 --hidden-size=32 --ffn-size=48 --heads=4 --vocab-size=259
+    --max-positions=32"
+run="--data=$BATS_FILE_TMPDIR/data --lr=3e-3 --global-batch-size=8 --seed=5 --run-dir=run
+    --log-every=7 --eval-interval=6 --eval-steps=1 --valid-data=a=$BATS_FILE_TMPDIR/data
+    --tensorboard --wandb"
+
+setup_file() {
+    "${builddir:-$PWD}/tests/make_tokens" "$BATS_FILE_TMPDIR/data" 259 300 1
+    local requirements="${srcdir:-$BATS_TEST_DIRNAME/..}/tests/viewers/requirements.txt"
+    export viewers_venv=${CHECK_VIEWERS_VENV:-${builddir:-$PWD}/viewers-venv}
+    if ! cmp -s "$requirements" "$viewers_venv/requirements.txt"; then
+        python3 -m venv "$viewers_venv" &&
+            "$viewers_venv/bin/pip" install --quiet --disable-pip-version-check -r "$requirements" &&
+            cp "$requirements" "$viewers_venv/" || rm -f "$viewers_venv/requirements.txt"
+    fi
+}
+
+setup() {
+    common_setup
+    unset ${!WANDB_*}
+}
+
+teardown() {
+    local pid
+    for pid in $(trainer_pids); do
+        kill -KILL "$pid" 2>/dev/null || true
+    done
+}
+
+# check RUN WORD...: see viewers/check.py.
+check() {
+    [ -e "$viewers_venv/requirements.txt" ] || skip "no Python packages tensorboard and wandb"
+    PYTHONDONTWRITEBYTECODE=1 "$viewers_venv/bin/python" -W ignore \
+        "$source_dir/tests/viewers/check.py" "$@"
+}
+
+# warnings LOG: how many there are.
+warnings() {
+    grep -c 'warning: ' "$1" || true
+}
+
+# What the training makes without any of it, once a file.
+plain_losses() {
+    local directory="$BATS_FILE_TMPDIR/plain"
+    if [ ! -e "$directory/losses" ]; then
+        mkdir -p "$directory"
+        (cd "$directory" && train 1 $model $run --tensorboard=no --wandb=no --steps=40 > log 2>&1 &&
+            losses run/metrics.jsonl > losses) || { cat "$directory/log"; return 1; }
+    fi
+    cat "$directory/losses"
+}
+
+@test "kill -9, and on to the end: every value once" {
+    train_in_background log 1 $model $run --steps=20000 --save-interval=50
+    wait_for 60 reached run/metrics.jsonl 130
+    kill -KILL $(trainer_pids) || kill -KILL $run_pid
+    wait "$run_pid" || true
+    wait_for 20 eval '[ -z "$(trainer_pids)" ]'
+    check run tensorboard wandb killed
+    train 1 $model $run --steps=20000 --steps=$(($(newest_step run) + 25)) > log 2>&1
+    grep 'resuming from' log
+    [ "$(warnings log)" = 0 ]
+    check run tensorboard wandb
+    # A run that was complete and is made longer.
+    train 2 $model $run --steps=$(($(newest_step run) + 5)) > log 2>&1
+    check run tensorboard wandb
+    [ "$(grep -c 'wandb sync /' log)" = 1 ]
+}
+
+@test "three requeues: still one W&B run, no step twice" {
+    local i status
+    for i in 1 2 3; do
+        train_in_background log 2 $model $run --steps=100000
+        wait_for 60 reached run/metrics.jsonl $(($(newest_step run) + 20))
+        kill -TERM $(trainer_pids)
+        status=0
+        wait "$run_pid" || status=$?
+        [ $status = 75 ] || { cat log; return 1; }
+        [ "$(grep -c 'wandb sync' log)" = 0 ]
+    done
+    train 2 $model $run --steps=$(($(newest_step run) + 10)) > log 2>&1
+    check run tensorboard wandb
+}
+
+@test "Megatron's and torchtitan's names" {
+    local names
+    for names in megatron torchtitan; do
+        rm -rf run
+        train 1 $model $run --steps=14 --tensorboard-names=$names --wandb=no > log 2>&1
+        [ ! -e run/wandb ]
+        check run tensorboard names=$names
+    done
+}
+
+@test "asked for in the middle of a run: it has all of it; begun anew: nothing of before" {
+    train 1 $model $run --steps=10 --tensorboard=no --wandb=no > log 2>&1
+    [ ! -e run/tensorboard ] && [ ! -e run/wandb ]
+    train 1 $model $run --steps=15 > log 2>&1
+    check run tensorboard wandb
+    before=$(readlink run/wandb/latest-run)
+    train 1 $model $run --steps=8 --resume=never > log 2>&1
+    check run tensorboard wandb
+    [ -d run/ckpt.1/tensorboard ] && [ -d "run/ckpt.1/wandb/$before" ]
+    [ "$(readlink run/wandb/latest-run)" != "$before" ]
+}
+
+@test "WANDB_ variables, and the options before them" {
+    mkdir elsewhere
+    export WANDB_DIR=elsewhere WANDB_RUN_ID=my-id WANDB_PROJECT=theirs WANDB_ENTITY=team
+    export WANDB_TAGS=a,b WANDB_RUN_GROUP=group WANDB_JOB_TYPE=pretrain WANDB_NOTES=why WANDB_HOST=h
+    train 1 $model $run --steps=6 --wandb-project=mine > log 2>&1
+    train 1 $model $run --steps=8 --wandb-project=mine > log 2>&1
+    [ "$(ls elsewhere/wandb)" = "latest-run
+$(basename "$(readlink run/wandb/latest-run)")" ]
+    [ "$(readlink elsewhere/wandb/latest-run)" = "$(basename "$(readlink run/wandb/latest-run)")" ]
+    check run wandb
+    check run record > record
+    diff - record <<'END'
+display_name run
+entity team
+host h
+job_type pretrain
+notes why
+project mine
+run_group group
+run_id my-id
+tags a,b
+END
+    unset ${!WANDB_*}
+    # Without them the run is still found.
+    train 1 $model $run --steps=10 --wandb-project=mine > log 2>&1
+    [ "$(ls run/wandb)" = latest-run ]
+    check run wandb
+    rm -rf run
+    WANDB_MODE=disabled train 1 $model $run --steps=2 > log 2>&1
+    [ ! -e run/wandb ]
+    WANDB_RUN_ID=a/b train 1 $model $run --steps=4 > log 2>&1
+    [ "$(warnings log)" = 1 ]
+    grep 'WANDB_RUN_ID=a/b: not an id' log
+}
+
+@test "directories that cannot be made: one warning each, the same losses" {
+    mkdir run && touch run/tensorboard run/wandb
+    train 1 $model $run --steps=40 > log 2>&1
+    [ "$(warnings log)" = 2 ]
+    grep 'warning: tensorboard=yes: run/tensorboard: .*training goes on without' log
+    grep 'warning: wandb=yes: run/wandb.*training goes on without' log
+    diff <(plain_losses) <(losses run/metrics.jsonl)
+}
+
+@test "a directory that may not be written: one warning" {
+    mkdir -p run/tensorboard && chmod 500 run/tensorboard
+    [ ! -w run/tensorboard ] || skip "root may write everywhere"
+    train 1 $model $run --steps=40 > log 2>&1
+    [ "$(warnings log)" = 1 ]
+    grep 'warning: tensorboard=yes: run/tensorboard/.*Permission denied; training goes on' log
+}
+
+@test "W&B's directory is gone while the run goes on: one warning, the same losses" {
+    local status=0
+    train_in_background log 1 $model $run --steps=1000
+    wait_for 60 reached run/metrics.jsonl 20
+    rm -r run/wandb
+    wait "$run_pid" || status=$?
+    [ $status = 0 ] || { cat log; return 1; }
+    [ "$(warnings log)" = 1 ]
+    grep 'warning: .*/run-.*.wandb: cannot write: No such file or directory; training goes on' log
+    [ "$(steps_seen run/metrics.jsonl)" = 1000 ]
+    check run tensorboard
+    # The next start makes it anew, whole.
+    train 1 $model $run --steps=1001 > log 2>&1
+    [ "$(warnings log)" = 0 ]
+    check run tensorboard wandb
+}
+
+@test "full disk: one warning a file, the same losses" {
+    unshare -m true 2>/dev/null || skip "cannot mount a small disk here"
+    cat > script <<'SCRIPT'
+mkdir -p run/tensorboard run/wandb
+mount -t tmpfs -o size=16k none run/tensorboard && mount -t tmpfs -o size=32k none run/wandb || exit 99
+mtllm-train $* --steps=40 > log 2>&1 || exit
+# What there is can be read.
+cp -a run whole
+SCRIPT
+    unshare -m bash script $model $run || { cat log; return 1; }
+    [ "$(warnings log)" = 2 ]
+    grep 'warning: run/tensorboard/.*: cannot write: No space left' log
+    grep 'warning: .*/run-.*.wandb: cannot write: No space left' log
+    [ "$(grep -c 'records were lost' log)" = 2 ]
+    diff <(plain_losses) <(losses whole/metrics.jsonl)
+    # With room again, the next start writes what is missing.
+    rm -rf run && mv whole run
+    train 1 $model $run --steps=41 > log 2>&1
+    [ "$(warnings log)" = 0 ]
+    check run tensorboard wandb
+}

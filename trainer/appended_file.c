@@ -1,0 +1,81 @@
+#include "trainer/appended_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/log.h"
+
+int appended_file_open(struct appended_file *file, const char *path, bool fresh,
+                       struct error *error)
+{
+    int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | (fresh ? O_EXCL : 0);
+    struct stat status;
+
+    *file = (struct appended_file){.descriptor = open(path, flags, 0666)};
+    if (file->descriptor < 0 || fstat(file->descriptor, &status) < 0) {
+        error_set_errno(error, "%s: cannot write", path);
+        goto failed;
+    }
+    file->size = S_ISREG(status.st_mode) ? status.st_size : 0;
+    file->path = strdup(path);
+    if (file->path)
+        return 0;
+    error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+failed:
+    if (file->descriptor >= 0)
+        close(file->descriptor);
+    *file = (struct appended_file){0};
+    return -1;
+}
+
+void appended_file_close(struct appended_file *file)
+{
+    if (!file->path)
+        return;
+    if (file->lost > 0)
+        log_info("%s: %lld records were lost", file->path, (long long)file->lost);
+    close(file->descriptor);
+    free(file->path);
+    *file = (struct appended_file){0};
+}
+
+void appended_file_lose(struct appended_file *file, int reason)
+{
+    file->lost++;
+    if (!file->warned)
+        log_warning_any_rank("%s: cannot write: %s; training goes on without these records",
+                             file->path, strerror(reason));
+    file->warned = true;
+}
+
+bool appended_file_write(struct appended_file *file, const void *record, size_t length)
+{
+    struct stat status = {0};
+    ssize_t written;
+
+    /* What is written into a file without a name is lost without an error. */
+    if (fstat(file->descriptor, &status) == 0 && status.st_nlink == 0) {
+        appended_file_lose(file, ENOENT);
+        return false;
+    }
+    if (file->torn && ftruncate(file->descriptor, file->size) < 0) {
+        appended_file_lose(file, errno);
+        return false;
+    }
+    file->torn = false;
+    do
+        written = write(file->descriptor, record, length);
+    while (written < 0 && errno == EINTR);
+    if (written == (ssize_t)length) {
+        file->size += (int64_t)length;
+        return true;
+    }
+    appended_file_lose(file, written < 0 ? errno : ENOSPC);
+    /* Part of a record would spoil the next one. Taking it back needs no space. */
+    file->torn = written > 0 && ftruncate(file->descriptor, file->size) < 0;
+    return false;
+}
