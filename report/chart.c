@@ -1,0 +1,676 @@
+#include "report/chart.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "report/downsample.h"
+#include "report/markup.h"
+#include "report/ticks.h"
+
+enum { UNITS = 10 /* of the curves' picture in a pixel of its height */, BANDS = 48 };
+
+/* What is being drawn. */
+struct plot {
+    const struct chart *chart;
+    struct axis x, y;
+    double from, to; /* of x */
+    size_t columns;
+    struct bucket *buckets; /* [line_count][columns]; stacked: their means are sums */
+    bool any;               /* there is a finite value */
+    int height;             /* pixels */
+    FILE *stream;
+};
+
+static struct bucket *line_buckets(const struct plot *plot, size_t line)
+{
+    return plot->buckets + line * plot->columns;
+}
+
+/* --- axes ------------------------------------------------------------------------------------ */
+
+static void find_x_axis(struct plot *plot)
+{
+    const struct chart *chart = plot->chart;
+    double least = INFINITY, most = -INFINITY;
+
+    for (size_t i = 0; i < chart->line_count; i++) {
+        const struct chart_line *line = &chart->lines[i];
+
+        if (line->count == 0)
+            continue;
+        least = fmin(least, line->x[0]);
+        most = fmax(most, line->x[line->count - 1]);
+    }
+    if (least > most)
+        least = most = 0;
+    if (chart->x == CHART_SECONDS)
+        plot->x = axis_duration(fmax(most, 1), 5);
+    else
+        plot->x = axis_linear(least, most > least ? most : least + 1, 5, true, false);
+    /* A single step stands in the middle. */
+    if (chart->x == CHART_STEPS && most <= least)
+        plot->x = (struct axis){least - 1, least + 1, false, 1, {least}, 1};
+    plot->from = plot->x.least;
+    plot->to = plot->x.most;
+}
+
+/* The means become sums over the lines so far. */
+static void stack(struct plot *plot)
+{
+    for (size_t i = 0; i < plot->chart->line_count; i++)
+        for (size_t column = 0; column < plot->columns; column++) {
+            struct bucket *bucket = &line_buckets(plot, i)[column];
+
+            if (bucket->count == 0)
+                bucket->mean = 0;
+            if (i > 0)
+                bucket->mean += bucket[-(ptrdiff_t)plot->columns].mean;
+            bucket->least = bucket->greatest = bucket->mean;
+        }
+}
+
+static int compare_numbers(const void *a, const void *b)
+{
+    double one = *(const double *)a, other = *(const double *)b;
+
+    return one < other ? -1 : one > other;
+}
+
+/* Linear, unless a few values lie so high that the others would be one flat line. */
+static int find_y_axis(struct plot *plot, struct error *error)
+{
+    const struct chart *chart = plot->chart;
+    size_t total = chart->line_count * plot->columns, count = 0;
+    double least = INFINITY, most = -INFINITY, median = 0;
+    double *means = reallocarray(NULL, total + 1, sizeof(*means));
+
+    if (!means)
+        return error_set(error, EXIT_STATUS_SYSTEM, "no memory for a chart");
+    for (size_t i = 0; i < total; i++) {
+        if (plot->buckets[i].count == 0)
+            continue;
+        least = fmin(least, plot->buckets[i].least * chart->factor);
+        most = fmax(most, plot->buckets[i].greatest * chart->factor);
+        means[count++] = plot->buckets[i].mean * chart->factor;
+    }
+    plot->any = count > 0;
+    if (count > 0) {
+        qsort(means, count, sizeof(*means), compare_numbers);
+        median = means[count / 2];
+    }
+    free(means);
+    if (!plot->any)
+        plot->y = axis_linear(0, 1, 4, false, true);
+    else if (!chart->linear && !chart->stacked && least > 0 && most > 30 * median)
+        plot->y = axis_logarithmic(least, most, 5);
+    else
+        plot->y = axis_linear(chart->zero ? fmin(0, least) : least,
+                              chart->zero ? fmax(most, 0) : most, 4, false, true);
+    return 0;
+}
+
+static double place_x(const struct plot *plot, double x)
+{
+    return (x - plot->from) / (plot->to - plot->from);
+}
+
+/* From the top, in pixels. */
+static double place_y(const struct plot *plot, double value)
+{
+    return (1 - axis_place(&plot->y, value * plot->chart->factor)) * plot->height;
+}
+
+/* --- curves ---------------------------------------------------------------------------------- */
+
+/* A path of the stretched picture, in relative moves of rounded coordinates. */
+struct path {
+    const struct plot *plot;
+    long x, y; /* in tenths of a column, in UNITS of a pixel */
+    bool drawing;
+};
+
+static void write_tenths(FILE *stream, const char *before, long tenths)
+{
+    if (tenths % 10 == 0)
+        fprintf(stream, "%s%ld", before, tenths / 10);
+    else
+        fprintf(stream, "%s%s%ld.%ld", before, tenths < 0 ? "-" : "", labs(tenths) / 10,
+                labs(tenths) % 10);
+}
+
+/* `x` in columns. */
+static void path_to(struct path *path, double x, double y)
+{
+    FILE *stream = path->plot->stream;
+    long to_x = lround(x * 10), to_y = lround(place_y(path->plot, y) * UNITS);
+
+    if (!path->drawing) {
+        write_tenths(stream, "M", to_x);
+        /* Shown even if nothing follows: as a dot. */
+        fprintf(stream, " %ldh0", to_y);
+        path->drawing = true;
+    } else if (to_x == path->x) {
+        if (to_y != path->y)
+            fprintf(stream, "v%ld", to_y - path->y);
+    } else if (to_y == path->y) {
+        write_tenths(stream, "h", to_x - path->x);
+    } else {
+        write_tenths(stream, "l", to_x - path->x);
+        fprintf(stream, "%s%ld", to_y < path->y ? "" : " ", to_y - path->y);
+    }
+    path->x = to_x;
+    path->y = to_y;
+}
+
+static void begin_path(const struct plot *plot, const struct chart_line *line, const char *kind)
+{
+    fprintf(plot->stream, "<path class=\"%s s%d%s\" d=\"", kind, line->colour,
+            line->dashed ? " dash" : "");
+}
+
+/* Every value where it is. */
+static void write_exact(const struct plot *plot, const struct chart_line *line)
+{
+    struct path path = {.plot = plot};
+
+    for (size_t i = 0; i < line->count; i++) {
+        if (isinf(line->y[i]))
+            path.drawing = false;
+        else if (!isnan(line->y[i]))
+            path_to(&path, place_x(plot, line->x[i]) * (double)plot->columns - 0.5, line->y[i]);
+    }
+}
+
+static void write_downsampled(const struct plot *plot, const struct bucket *buckets)
+{
+    struct path path = {.plot = plot};
+
+    for (size_t column = 0; column < plot->columns; column++) {
+        const struct bucket *bucket = &buckets[column];
+
+        if (bucket->count > 0) {
+            path_to(&path, (double)column, bucket->first);
+            path_to(&path, (double)column, bucket->least);
+            path_to(&path, (double)column, bucket->greatest);
+            path_to(&path, (double)column, bucket->last);
+        }
+        if (bucket->lost > 0)
+            path.drawing = false;
+    }
+}
+
+/* Once a column, at its last value. */
+static void write_smoothed(const struct plot *plot, const struct chart_line *line)
+{
+    struct path path = {.plot = plot};
+
+    for (size_t i = 0; i < line->count; i++) {
+        size_t column = bucket_index(line->x[i], plot->from, plot->to, plot->columns);
+        double mean;
+
+        if (i + 1 < line->count &&
+            bucket_index(line->x[i + 1], plot->from, plot->to, plot->columns) == column)
+            continue;
+        mean = smooth(line->y, line->count, i, line->smooth);
+        if (isfinite(mean))
+            path_to(&path, place_x(plot, line->x[i]) * (double)plot->columns - 0.5, mean);
+    }
+}
+
+static void write_line(const struct plot *plot, size_t i)
+{
+    const struct chart_line *line = &plot->chart->lines[i];
+
+    begin_path(plot, line, line->smooth ? "raw" : "line");
+    if (line->count <= plot->columns)
+        write_exact(plot, line);
+    else
+        write_downsampled(plot, line_buckets(plot, i));
+    fputs("\"/>", plot->stream);
+}
+
+static void write_smooth_line(const struct plot *plot, size_t i)
+{
+    begin_path(plot, &plot->chart->lines[i], "line");
+    write_smoothed(plot, &plot->chart->lines[i]);
+    fputs("\"/>", plot->stream);
+}
+
+/* Does any step fall into this column? The next one stands for it otherwise. */
+static bool column_is_used(const struct plot *plot, size_t column)
+{
+    for (size_t i = 0; i < plot->chart->line_count; i++)
+        if (line_buckets(plot, i)[column].count > 0)
+            return true;
+    return false;
+}
+
+/* The area between the sums up to this line and those up to the one below. */
+static void write_area(const struct plot *plot, size_t i)
+{
+    struct path path = {.plot = plot};
+    const struct bucket *buckets = line_buckets(plot, i);
+    size_t last = 0;
+
+    fprintf(plot->stream, "<path class=\"area f%d\" d=\"", plot->chart->lines[i].colour);
+    for (size_t column = 0; column < plot->columns; column++)
+        if (column_is_used(plot, column)) {
+            if (!path.drawing && column > 0)
+                path_to(&path, -0.5, buckets[column].mean);
+            path_to(&path, (double)column, buckets[column].mean);
+            last = column;
+        }
+    if (path.drawing) {
+        path_to(&path, (double)plot->columns - 0.5, buckets[last].mean);
+        path_to(&path, (double)plot->columns - 0.5,
+                i > 0 ? line_buckets(plot, i - 1)[last].mean : 0);
+        for (size_t column = last + 1; column-- > 0;)
+            if (column_is_used(plot, column))
+                path_to(&path, (double)column, i > 0 ? line_buckets(plot, i - 1)[column].mean : 0);
+        fputs("H-.5z", plot->stream);
+    }
+    fputs("\"/>", plot->stream);
+}
+
+static void write_curves(const struct plot *plot)
+{
+    const struct chart *chart = plot->chart;
+    FILE *stream = plot->stream;
+
+    fprintf(stream,
+            "<svg width=\"100%%\" height=\"%d\" viewBox=\"-.5 0 %zu %d\" "
+            "preserveAspectRatio=\"none\">",
+            plot->height, plot->columns, plot->height * UNITS);
+    for (size_t i = 0; i < chart->span_count; i++)
+        fprintf(stream, "<path class=\"span\" d=\"M%.1f 0H%.1fV%dH%.1fz\"/>",
+                place_x(plot, chart->spans[i].from) * (double)plot->columns - 0.5,
+                place_x(plot, chart->spans[i].to) * (double)plot->columns - 0.5,
+                plot->height * UNITS,
+                place_x(plot, chart->spans[i].from) * (double)plot->columns - 0.5);
+    fputs("<path class=\"grid\" d=\"", stream);
+    for (int i = 0; i < plot->y.count; i++)
+        fprintf(stream, "M-.5 %.0fh%zu", place_y(plot, plot->y.ticks[i] / chart->factor) * UNITS,
+                plot->columns);
+    fputs("\"/>", stream);
+    for (size_t i = 0; i < chart->line_count && plot->any; i++)
+        if (chart->stacked)
+            write_area(plot, i);
+        else
+            write_line(plot, i);
+    for (size_t i = 0; i < chart->line_count && plot->any; i++)
+        if (chart->lines[i].smooth)
+            write_smooth_line(plot, i);
+    for (size_t i = 0; i < chart->mark_count; i++)
+        if (chart->marks[i].colour < 0)
+            fprintf(stream, "<path class=\"mark\" d=\"M%.1f 0V%d\"/>",
+                    place_x(plot, chart->marks[i].x) * (double)plot->columns - 0.5,
+                    plot->height * UNITS);
+    fputs("</svg>", stream);
+}
+
+/* --- what keeps its size --------------------------------------------------------------------- */
+
+static const char *x_text(const struct plot *plot, double x, char text[NUMBER_SIZE])
+{
+    return plot->chart->x == CHART_SECONDS ? duration_text(x, text) : tick_text(&plot->x, x, text);
+}
+
+static void write_labels(const struct plot *plot)
+{
+    FILE *stream = plot->stream;
+    char text[NUMBER_SIZE];
+
+    for (int i = 0; i < plot->y.count; i++)
+        fprintf(stream, "<text class=\"end\" x=\"-8\" y=\"%.1f\">%s</text>",
+                place_y(plot, plot->y.ticks[i] / plot->chart->factor) + 4,
+                tick_text(&plot->y, plot->y.ticks[i], text));
+    for (int i = 0; i < plot->x.count; i++) {
+        double place = place_x(plot, plot->x.ticks[i]);
+
+        fprintf(stream, "<text class=\"%s\" x=\"%.2f%%\" y=\"%d\">%s</text>",
+                place < 0.02   ? "start"
+                : place > 0.96 ? "end"
+                               : "middle",
+                100 * place, plot->height + 18, x_text(plot, plot->x.ticks[i], text));
+    }
+    fprintf(stream,
+            "<path class=\"axis\" d=\"M0 0\"/><line class=\"axis\" x2=\"100%%\" y1=\"%d\" "
+            "y2=\"%d\"/>",
+            plot->height, plot->height);
+}
+
+static void write_points(const struct plot *plot)
+{
+    for (size_t i = 0; i < plot->chart->line_count; i++) {
+        const struct chart_line *line = &plot->chart->lines[i];
+
+        if (!line->points || line->count > 40)
+            continue;
+        for (size_t k = 0; k < line->count; k++)
+            if (isfinite(line->y[k]))
+                fprintf(plot->stream, "<circle class=\"f%d\" cx=\"%.2f%%\" cy=\"%.1f\" r=\"3\"/>",
+                        line->colour, 100 * place_x(plot, line->x[k]), place_y(plot, line->y[k]));
+    }
+}
+
+static void write_marks(const struct plot *plot)
+{
+    for (size_t i = 0; i < plot->chart->mark_count; i++) {
+        const struct chart_mark *mark = &plot->chart->marks[i];
+        char class[16] = "marked";
+
+        if (mark->colour >= 0)
+            snprintf(class, sizeof(class), "f%d", mark->colour);
+        fprintf(plot->stream, "<svg x=\"%.2f%%\"><path class=\"%s\" d=\"M-5-8H5L0 0z\"><title>",
+                100 * place_x(plot, mark->x), class);
+        markup_text(mark->text, plot->stream);
+        fputs("</title></path></svg>", plot->stream);
+    }
+}
+
+/* Where numbers are not finite: one cross for those close to each other. */
+static void write_lost(const struct plot *plot)
+{
+    for (size_t band = 0; band < BANDS; band++) {
+        size_t begin = band * plot->columns / BANDS, end = (band + 1) * plot->columns / BANDS;
+        size_t lost = 0;
+        double at = 0;
+        char number[NUMBER_SIZE];
+
+        for (size_t i = 0; i < plot->chart->line_count; i++)
+            for (size_t column = begin; column < end; column++) {
+                const struct bucket *bucket = &line_buckets(plot, i)[column];
+
+                if (lost == 0)
+                    at = bucket->lost_at;
+                lost += bucket->lost;
+            }
+        if (lost == 0)
+            continue;
+        fprintf(plot->stream,
+                "<text class=\"lost middle\" x=\"%.2f%%\" y=\"%d\">&#215;<title>%s %s: ",
+                100 * place_x(plot, at), plot->height - 4,
+                plot->chart->x == CHART_STEPS ? "step" : "after",
+                plot->chart->x == CHART_STEPS ? count_text(at, number) : duration_text(at, number));
+        if (lost > 1)
+            fprintf(plot->stream, "the first of %zu numbers that are not finite", lost);
+        else
+            fputs("not a finite number", plot->stream);
+        fputs("</title></text>", plot->stream);
+    }
+}
+
+/* The buckets of a line from begin to end as one. */
+static struct bucket merge(const struct bucket *buckets, size_t begin, size_t end)
+{
+    struct bucket sum = {0};
+
+    for (size_t i = begin; i < end; i++) {
+        if (buckets[i].count == 0)
+            continue;
+        if (sum.count == 0)
+            sum.least = sum.greatest = buckets[i].least;
+        sum.count += buckets[i].count;
+        sum.least = fmin(sum.least, buckets[i].least);
+        sum.greatest = fmax(sum.greatest, buckets[i].greatest);
+        sum.mean += (buckets[i].mean - sum.mean) * (double)buckets[i].count / (double)sum.count;
+    }
+    return sum;
+}
+
+static void write_value(const struct plot *plot, const struct chart_line *line,
+                        const struct bucket *bucket)
+{
+    double factor = plot->chart->factor;
+    const char *unit = plot->chart->unit;
+    char mean[NUMBER_SIZE], least[NUMBER_SIZE], greatest[NUMBER_SIZE];
+
+    number_text(bucket->mean * factor, mean);
+    number_text(bucket->least * factor, least);
+    number_text(bucket->greatest * factor, greatest);
+    markup_printf(plot->stream, "\n%s: %s%s%s", line->label, mean, *unit ? " " : "", unit);
+    if (strcmp(least, greatest) != 0)
+        markup_printf(plot->stream, " (%s to %s)", least, greatest);
+}
+
+/* Strips that light up under a mouse and say the values there. */
+static void write_bands(const struct plot *plot)
+{
+    const struct chart *chart = plot->chart;
+    FILE *stream = plot->stream;
+
+    for (size_t band = 0; band < BANDS; band++) {
+        size_t begin = band * plot->columns / BANDS, end = (band + 1) * plot->columns / BANDS;
+        double width = (plot->to - plot->from) / (double)plot->columns;
+        char from[NUMBER_SIZE], to[NUMBER_SIZE];
+        bool any = false;
+
+        for (size_t i = 0; i < chart->line_count; i++) {
+            struct bucket bucket = merge(line_buckets(plot, i), begin, end);
+
+            if (bucket.count == 0)
+                continue;
+            /* Of a stack, what the line itself adds. */
+            if (chart->stacked && i > 0)
+                bucket.mean -= merge(line_buckets(plot, i - 1), begin, end).mean;
+            if (chart->stacked)
+                bucket.least = bucket.greatest = bucket.mean;
+            if (!any) {
+                double first = plot->from + width * (double)begin,
+                       last = plot->from + width * (double)end;
+
+                fprintf(stream,
+                        "<rect class=\"band\" x=\"%.2f%%\" width=\"%.2f%%\" height=\"%d\"><title>",
+                        100.0 * (double)begin / (double)plot->columns,
+                        100.0 * (double)(end - begin) / (double)plot->columns, plot->height);
+                if (chart->x == CHART_SECONDS)
+                    fprintf(stream, "%s to %s", duration_text(first, from),
+                            duration_text(last, to));
+                else if (ceil(first) >= floor(last))
+                    fprintf(stream, "step %s", count_text(round((first + last) / 2), from));
+                else
+                    fprintf(stream, "steps %s to %s", count_text(ceil(first), from),
+                            count_text(floor(last), to));
+                any = true;
+            }
+            write_value(plot, &chart->lines[i], &bucket);
+        }
+        if (any)
+            fputs("</title></rect>", stream);
+    }
+}
+
+/* Everything inside the plot's own <svg>. */
+static void write_plot(const struct plot *plot)
+{
+    write_labels(plot);
+    write_curves(plot);
+    write_points(plot);
+    write_bands(plot);
+    write_lost(plot);
+    write_marks(plot);
+}
+
+static int open_plot(struct plot *plot, const struct chart *chart, size_t columns, int height,
+                     FILE *stream, struct error *error)
+{
+    *plot = (struct plot){.chart = chart, .columns = columns, .height = height, .stream = stream};
+    plot->buckets = calloc(chart->line_count * columns + 1, sizeof(*plot->buckets));
+    if (!plot->buckets)
+        return error_set(error, EXIT_STATUS_SYSTEM, "no memory for a chart");
+    find_x_axis(plot);
+    for (size_t i = 0; i < chart->line_count; i++)
+        downsample(chart->lines[i].x, chart->lines[i].y, chart->lines[i].count, plot->from,
+                   plot->to, line_buckets(plot, i), columns);
+    if (chart->stacked)
+        stack(plot);
+    if (find_y_axis(plot, error) == 0)
+        return 0;
+    free(plot->buckets);
+    return -1;
+}
+
+/* --- around it ------------------------------------------------------------------------------- */
+
+void chart_write_swatch(const struct chart_line *line, bool area, FILE *stream)
+{
+    fputs("<svg class=\"swatch\" width=\"18\" height=\"10\">", stream);
+    if (area)
+        fprintf(stream, "<rect class=\"f%d\" x=\"3\" width=\"12\" height=\"10\" rx=\"2\"/>",
+                line->colour);
+    else
+        fprintf(stream, "<path class=\"line s%d%s\" d=\"M1 5h16\"/>", line->colour,
+                line->dashed ? " dash" : "");
+    if (line->points)
+        fprintf(stream, "<circle class=\"f%d\" cx=\"9\" cy=\"5\" r=\"3\"/>", line->colour);
+    fputs("</svg>", stream);
+}
+
+static const char *x_title(const struct chart *chart)
+{
+    return chart->x == CHART_SECONDS ? "time since the start" : "step";
+}
+
+int chart_write_figure(const struct chart *chart, size_t columns, FILE *stream, struct error *error)
+{
+    struct plot plot;
+
+    if (open_plot(&plot, chart, columns, chart->wide ? 280 : 190, stream, error) < 0)
+        return -1;
+    fprintf(stream, "<figure%s id=\"", chart->wide ? " class=\"wide\"" : "");
+    markup_text(chart->name, stream);
+    fputs("\">\n<figcaption><b>", stream);
+    markup_text(chart->title, stream);
+    fputs("</b> <span class=\"unit\">", stream);
+    markup_printf(stream, "%s%sby %s%s", chart->unit, *chart->unit ? ", " : "",
+                  chart->x == CHART_SECONDS ? "time" : "step",
+                  plot.y.logarithmic ? ", logarithmic" : "");
+    fputs("</span>", stream);
+    if (chart->line_count > 1) {
+        fputs("<div class=\"legend\">", stream);
+        for (size_t i = 0; i < chart->line_count; i++) {
+            fputs("<span>", stream);
+            chart_write_swatch(&chart->lines[i], chart->stacked, stream);
+            markup_text(chart->lines[i].label, stream);
+            fputs("</span> ", stream);
+        }
+        fputs("</div>", stream);
+    }
+    fprintf(stream, "</figcaption>\n<svg class=\"plot\" height=\"%d\" role=\"img\" aria-label=\"",
+            plot.height);
+    markup_text(chart->title, stream);
+    fputs("\">", stream);
+    write_plot(&plot);
+    fputs("</svg>\n</figure>\n", stream);
+    free(plot.buckets);
+    return 0;
+}
+
+enum { SVG_WIDTH = 720, SVG_LEFT = 64, SVG_RIGHT = 24, SVG_BOTTOM = 48, SVG_PLOT = 240 };
+
+/* Legends break into rows by a guess: letters of this size are about 6.5 wide, and seldom more. */
+static int write_svg_legend(const struct chart *chart, int y, FILE *stream)
+{
+    double x = 20;
+
+    if (chart->line_count < 2)
+        return y;
+    for (size_t i = 0; i < chart->line_count; i++) {
+        double width = 24 + 7 * (double)strlen(chart->lines[i].label) + 16;
+
+        if (x > 20 && x + width > SVG_WIDTH - 10) {
+            x = 20;
+            y += 20;
+        }
+        if (stream) {
+            fprintf(stream, "<g transform=\"translate(%.0f %d)\">", x, y - 9);
+            chart_write_swatch(&chart->lines[i], chart->stacked, stream);
+            fputs("<text x=\"24\" y=\"9\">", stream);
+            markup_text(chart->lines[i].label, stream);
+            fputs("</text></g>\n", stream);
+        }
+        x += width;
+    }
+    return y + 22;
+}
+
+int chart_write_svg(const struct chart *chart, FILE *stream, struct error *error)
+{
+    int top = write_svg_legend(chart, 54, NULL) + 4, height = top + SVG_PLOT + SVG_BOTTOM;
+    struct plot plot;
+
+    if (open_plot(&plot, chart, CHART_COLUMNS, SVG_PLOT, stream, error) < 0)
+        return -1;
+    fprintf(stream,
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
+            "viewBox=\"0 0 %d %d\" role=\"img\" font-family=\"system-ui, sans-serif\" "
+            "font-size=\"12\">\n<title>",
+            SVG_WIDTH, height, SVG_WIDTH, height);
+    markup_text(chart->title, stream);
+    fputs("</title>\n<style>", stream);
+    chart_write_style(stream);
+    fprintf(stream,
+            "</style>\n<rect class=\"paper\" width=\"%d\" height=\"%d\" rx=\"8\"/>\n"
+            "<text class=\"title\" x=\"20\" y=\"30\">",
+            SVG_WIDTH, height);
+    markup_text(chart->title, stream);
+    fprintf(stream, "</text><text class=\"end\" x=\"%d\" y=\"30\">", SVG_WIDTH - SVG_RIGHT);
+    markup_printf(stream, "%s%s", chart->unit, plot.y.logarithmic ? ", logarithmic" : "");
+    fputs("</text>\n", stream);
+    write_svg_legend(chart, 54, stream);
+    fprintf(stream,
+            "<svg class=\"plot\" x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" "
+            "overflow=\"visible\">",
+            SVG_LEFT, top, SVG_WIDTH - SVG_LEFT - SVG_RIGHT, SVG_PLOT);
+    write_plot(&plot);
+    fprintf(stream, "</svg>\n<text class=\"middle\" x=\"%d\" y=\"%d\">%s</text>\n</svg>\n",
+            SVG_LEFT + (SVG_WIDTH - SVG_LEFT - SVG_RIGHT) / 2, height - 12, x_title(chart));
+    free(plot.buckets);
+    return 0;
+}
+
+/* --- colours --------------------------------------------------------------------------------- */
+
+/* Of curves: Okabe and Ito's palette, told apart by colour-blind eyes, the yellow left out and
+ * others made lighter for the dark; the last is for what remains of a whole. */
+static const struct {
+    const char *light, *dark;
+} palette[CHART_COLOURS + 1] = {
+    {"#0072b2", "#56b4e9"}, {"#d55e00", "#ff8f4d"}, {"#009e73", "#2cc79a"},
+    {"#b8478f", "#e59ccb"}, {"#e69f00", "#f2bd4b"}, {"#56b4e9", "#a6d8f7"},
+    {"#5b4fa2", "#a99df0"}, {"#7a5c3e", "#c9a884"}, {"#b4bac4", "#5a6470"},
+};
+
+static void write_colours(bool dark, FILE *stream)
+{
+    for (int i = 0; i <= CHART_COLOURS; i++) {
+        const char *colour = dark ? palette[i].dark : palette[i].light;
+
+        fprintf(stream, ".s%d{stroke:%s}.f%d{fill:%s}\n", i, colour, i, colour);
+    }
+    fprintf(stream,
+            "text{fill:%s}.title{fill:%s}.paper{fill:%s}.grid{stroke:%s}.axis{stroke:%s}"
+            ".span{fill:%s}.mark{stroke:%s}.marked{fill:%s}.band:hover{fill:%s}.lost{fill:%s}\n",
+            dark ? "#9aa4b0" : "#5f6874", dark ? "#e8ecf1" : "#1c2128",
+            dark ? "#171b21" : "#ffffff", dark ? "#2a3038" : "#e8eaee",
+            dark ? "#4a535e" : "#b9bfc8", dark ? "#2a3038" : "#eceef2",
+            dark ? "#8a94a0" : "#7d8794", dark ? "#9aa4b0" : "#5f6874",
+            dark ? "#ffffff14" : "#0000000d", dark ? "#ff7b72" : "#c01c28");
+}
+
+void chart_write_style(FILE *stream)
+{
+    fputs("path{fill:none;vector-effect:non-scaling-stroke}"
+          ".line,.raw{stroke-width:2;stroke-linejoin:round;stroke-linecap:round}"
+          ".raw{stroke-width:1;opacity:.4}.dash{stroke-dasharray:5 4}"
+          ".mark{stroke-dasharray:2 3}"
+          ".band{fill:none;pointer-events:all}.plot svg{overflow:visible}"
+          ".end{text-anchor:end}.middle{text-anchor:middle}"
+          ".title{font-size:16px;font-weight:600}.lost{font-size:16px;font-weight:700}\n",
+          stream);
+    write_colours(false, stream);
+    fputs("@media(prefers-color-scheme:dark){\n", stream);
+    write_colours(true, stream);
+    fputs("}\n", stream);
+}
