@@ -77,36 +77,71 @@ static int compare_numbers(const void *a, const void *b)
     return one < other ? -1 : one > other;
 }
 
+struct range {
+    double least, most, median;
+};
+
+/* Leave out the hundredth of the columns that reaches highest, and that which reaches lowest. */
+static void cut_range(const struct plot *plot, struct range *range, double *numbers)
+{
+    size_t total = plot->chart->line_count * plot->columns, count = 0;
+
+    for (size_t i = 0; i < total; i++)
+        if (plot->buckets[i].count > 0)
+            numbers[count++] = plot->buckets[i].least * plot->chart->factor;
+    qsort(numbers, count, sizeof(*numbers), compare_numbers);
+    range->least = numbers[count / 100];
+    count = 0;
+    for (size_t i = 0; i < total; i++)
+        if (plot->buckets[i].count > 0)
+            numbers[count++] = plot->buckets[i].greatest * plot->chart->factor;
+    qsort(numbers, count, sizeof(*numbers), compare_numbers);
+    range->most = numbers[count - 1 - count / 100];
+}
+
+/* Of what will be drawn, in the chart's unit. False: there is nothing. */
+static bool find_range(const struct plot *plot, struct range *range, double *numbers)
+{
+    const struct chart *chart = plot->chart;
+    size_t total = chart->line_count * plot->columns, count = 0;
+
+    *range = (struct range){INFINITY, -INFINITY, 0};
+    for (size_t i = 0; i < total; i++) {
+        if (plot->buckets[i].count == 0)
+            continue;
+        range->least = fmin(range->least, plot->buckets[i].least * chart->factor);
+        range->most = fmax(range->most, plot->buckets[i].greatest * chart->factor);
+        numbers[count++] = plot->buckets[i].mean * chart->factor;
+    }
+    if (count == 0)
+        return false;
+    qsort(numbers, count, sizeof(*numbers), compare_numbers);
+    range->median = numbers[count / 2];
+    if (chart->cut)
+        cut_range(plot, range, numbers);
+    return true;
+}
+
 /* Linear, unless a few values lie so high that the others would be one flat line. */
 static int find_y_axis(struct plot *plot, struct error *error)
 {
     const struct chart *chart = plot->chart;
-    size_t total = chart->line_count * plot->columns, count = 0;
-    double least = INFINITY, most = -INFINITY, median = 0;
-    double *means = reallocarray(NULL, total + 1, sizeof(*means));
+    size_t total = chart->line_count * plot->columns;
+    double *numbers = reallocarray(NULL, total + 1, sizeof(*numbers));
+    struct range range;
 
-    if (!means)
+    if (!numbers)
         return error_set(error, EXIT_STATUS_SYSTEM, "no memory for a chart");
-    for (size_t i = 0; i < total; i++) {
-        if (plot->buckets[i].count == 0)
-            continue;
-        least = fmin(least, plot->buckets[i].least * chart->factor);
-        most = fmax(most, plot->buckets[i].greatest * chart->factor);
-        means[count++] = plot->buckets[i].mean * chart->factor;
-    }
-    plot->any = count > 0;
-    if (count > 0) {
-        qsort(means, count, sizeof(*means), compare_numbers);
-        median = means[count / 2];
-    }
-    free(means);
+    plot->any = find_range(plot, &range, numbers);
+    free(numbers);
     if (!plot->any)
-        plot->y = axis_linear(0, 1, 4, false, true);
-    else if (!chart->linear && !chart->stacked && least > 0 && most > 30 * median)
-        plot->y = axis_logarithmic(least, most, 5);
+        range = (struct range){0, 1, 0.5};
+    if (chart->far > 0 && range.least > 0 && range.most > chart->far * range.median)
+        plot->y = axis_logarithmic(range.least, range.most, 5);
     else
-        plot->y = axis_linear(chart->zero ? fmin(0, least) : least,
-                              chart->zero ? fmax(most, 0) : most, 4, false, true);
+        plot->y = axis_linear(chart->zero ? fmin(0, range.least) : range.least,
+                              chart->zero ? fmax(range.most, 0) : range.most, 4, chart->whole,
+                              !chart->cut);
     return 0;
 }
 
@@ -222,7 +257,7 @@ static void write_line(const struct plot *plot, size_t i)
 {
     const struct chart_line *line = &plot->chart->lines[i];
 
-    begin_path(plot, line, line->smooth ? "raw" : "line");
+    begin_path(plot, line, !line->smooth ? "line" : i > 0 ? "raw faint" : "raw");
     if (line->count <= plot->columns)
         write_exact(plot, line);
     else
@@ -279,9 +314,9 @@ static void write_curves(const struct plot *plot)
     FILE *stream = plot->stream;
 
     fprintf(stream,
-            "<svg width=\"100%%\" height=\"%d\" viewBox=\"-.5 0 %zu %d\" "
+            "<svg%s width=\"100%%\" height=\"%d\" viewBox=\"-.5 0 %zu %d\" "
             "preserveAspectRatio=\"none\">",
-            plot->height, plot->columns, plot->height * UNITS);
+            chart->cut ? " class=\"cut\"" : "", plot->height, plot->columns, plot->height * UNITS);
     for (size_t i = 0; i < chart->span_count; i++)
         fprintf(stream, "<path class=\"span\" d=\"M%.1f 0H%.1fV%dH%.1fz\"/>",
                 place_x(plot, chart->spans[i].from) * (double)plot->columns - 0.5,
@@ -348,7 +383,8 @@ static void write_points(const struct plot *plot)
         if (!line->points || line->count > 40)
             continue;
         for (size_t k = 0; k < line->count; k++)
-            if (isfinite(line->y[k]))
+            if (isfinite(line->y[k]) && place_y(plot, line->y[k]) >= 0 &&
+                place_y(plot, line->y[k]) <= plot->height)
                 fprintf(plot->stream, "<circle class=\"f%d\" cx=\"%.2f%%\" cy=\"%.1f\" r=\"3\"/>",
                         line->colour, 100 * place_x(plot, line->x[k]), place_y(plot, line->y[k]));
     }
@@ -663,9 +699,10 @@ void chart_write_style(FILE *stream)
 {
     fputs("path{fill:none;vector-effect:non-scaling-stroke}"
           ".line,.raw{stroke-width:2;stroke-linejoin:round;stroke-linecap:round}"
-          ".raw{stroke-width:1;opacity:.4}.dash{stroke-dasharray:5 4}"
+          ".raw{stroke-width:1;opacity:.4}.faint{opacity:.28}.dash{stroke-dasharray:5 4}"
           ".mark{stroke-dasharray:2 3}"
-          ".band{fill:none;pointer-events:all}.plot svg{overflow:visible}"
+          ".band{fill:none;pointer-events:all}.plot svg{overflow:visible}.plot "
+          ".cut{overflow:hidden}.area{opacity:.85}"
           ".end{text-anchor:end}.middle{text-anchor:middle}"
           ".title{font-size:16px;font-weight:600}.lost{font-size:16px;font-weight:700}\n",
           stream);

@@ -45,7 +45,9 @@ struct chart {
     double factor; /* from the values to the unit */
     enum chart_x x;
     bool zero;    /* the axis begins at 0 */
-    bool linear;  /* never logarithmic; otherwise it is when values lie far apart */
+    double far;   /* logarithmic if the greatest value is this many times the median; 0: never */
+    bool whole;   /* values are whole numbers */
+    bool cut;     /* the axis leaves out the few values that lie far from the others */
     bool stacked; /* means of the lines, which share their x, on top of each other */
     bool wide;
     struct chart_line *lines;

@@ -1,35 +1,40 @@
 #include "report/charts.h"
 
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "report/ticks.h"
 
-/* What is known of metrics; those that are not listed get a chart of their own at the end. */
+enum { FAR = 30, LATE_LEAST = 40 /* steps */ };
+
+/* What is known of metrics; those that are not listed get a chart of their own at the end. In the
+ * order of the page. */
 static const struct known {
     const char *metric;
     const char *name, *title, *unit; /* name: NULL: no chart of its own */
-    double factor;
-    bool zero, linear, smooth;
+    double factor, far;
+    bool zero, whole, smooth;
 } known[] = {
-    {"loss", "loss", "Loss", "nats", 1, false, false, true},
-    {"lr", "lr", "Learning rate", "", 1, true, true, false},
-    {"grad_norm", "grad_norm", "Gradient norm", "", 1, true, false, true},
-    {"tokens_per_s", "throughput", "Throughput", "tokens/s", 1, true, true, true},
-    {"mfu", "mfu", "MFU: share of the devices' peak", "%", 100, true, true, true},
-    {"mfu_causal", "mfu_causal", "MFU, causal attention counted", "%", 100, true, true, true},
-    {"mfu_full", "mfu_full", "MFU, full attention counted", "%", 100, true, true, true},
-    {"tflops", "tflops", "Model FLOPs of a rank", "TFLOP/s", 1, true, true, true},
-    {"step_s", "step_s", "Duration of a step", "s", 1, true, false, true},
-    {"pipeline_idle", "pipeline_idle", "Waiting for other pipeline stages", "% of a step", 100,
-     true, true, true},
-    {"loss_scale", "loss_scale", "Loss scale", "", 1, false, false, false},
-    {"skipped", "skipped", "Steps without an update", "so far", 1, true, true, false},
-    {"memory_bytes", "memory", "Memory in use", "GiB", 1.0 / (1 << 30), true, true, false},
-    /* Counters of progress, and parts of a step: in charts together, below. */
-    {"time", NULL, NULL, NULL, 1, false, false, false},
-    {"tokens", NULL, NULL, NULL, 1, false, false, false},
-    {"samples", NULL, NULL, NULL, 1, false, false, false},
+    {"loss", "loss", "Loss", "nats", 1, 3, false, false, true},
+    {"perplexity", "perplexity", "Perplexity", "", 1, 5, false, false, true},
+    {"accuracy", "accuracy", "Accuracy", "%", 100, 0, false, false, true},
+    {"instruct_accuracy", "instruct_accuracy", "Accuracy of the assistant's tokens", "%", 100, 0,
+     false, false, true},
+    {"lr", "lr", "Learning rate", "", 1, 0, true, false, false},
+    {"grad_norm", "grad_norm", "Gradient norm", "", 1, FAR, true, false, true},
+    {"tokens_per_s", "throughput", "Throughput", "tokens/s", 1, 0, true, false, true},
+    {"mfu", "mfu", "MFU", "%", 100, 0, true, false, true},
+    {"tflops", "tflops", "Model FLOPs of a rank", "TFLOP/s", 1, 0, true, false, true},
+    {"step_s", "step_s", "Duration of a step", "s", 1, FAR, true, false, true},
+    {"pipeline_idle", "pipeline_idle", "Pipeline idle", "% of a step", 100, 0, true, false, true},
+    {"memory_bytes", "memory", "Memory in use", "GiB", 1.0 / (1 << 30), 0, true, false, false},
+    {"loss_scale", "loss_scale", "Loss scale", "", 1, FAR, false, false, false},
+    {"skipped", "skipped", "Steps without an update", "so far", 1, 0, true, true, false},
+    /* Counters of progress: in a chart together, below. */
+    {"time", NULL, NULL, NULL, 1, 0, false, false, false},
+    {"tokens", NULL, NULL, NULL, 1, 0, false, false, false},
+    {"samples", NULL, NULL, NULL, 1, 0, false, false, false},
 };
 
 /* Of step_s, in the order in which they happen. */
@@ -49,7 +54,7 @@ static int no_memory(struct error *error)
 
 size_t charts_smooth_reach(size_t record_count)
 {
-    return record_count < 40 ? 0 : record_count < 400 ? 4 : record_count / 100;
+    return record_count < 40 ? 0 : record_count < 200 ? 4 : record_count / 50;
 }
 
 static int part_of(const char *metric)
@@ -82,8 +87,11 @@ static struct chart *add_chart(struct charts *charts, const struct known *like, 
     }
     charts->charts = grown;
     chart = &grown[charts->count++];
-    *chart = (struct chart){
-        .unit = like->unit, .factor = like->factor, .zero = like->zero, .linear = like->linear};
+    *chart = (struct chart){.unit = like->unit,
+                            .factor = like->factor,
+                            .zero = like->zero,
+                            .far = like->far,
+                            .whole = like->whole};
     snprintf(chart->name, sizeof(chart->name), "%s", like->name);
     snprintf(chart->title, sizeof(chart->title), "%s", like->title);
     return chart;
@@ -231,161 +239,15 @@ static int add_metric(struct charts *charts, const struct known *like, const str
     return chart ? add_metric_lines(chart, like->metric, like->smooth, runs, run_count, error) : -1;
 }
 
-/* A count that stayed 0 all the time is no chart. */
-static bool never_skipped(const struct run *runs, size_t run_count)
-{
-    for (size_t i = 0; i < run_count; i++) {
-        const struct history_records *records = &runs[i].history.training;
-        const double *skipped = history_find(records, "skipped");
-
-        if (skipped && records->count > 0 && skipped[records->count - 1] > 0)
-            return false;
-    }
-    return true;
-}
-
-static int add_known(struct charts *charts, size_t from, const struct run *runs, size_t run_count,
-                     struct error *error)
-{
-    for (size_t i = from; i < KNOWN; i++) {
-        if (!known[i].name ||
-            (strcmp(known[i].metric, "skipped") == 0 && never_skipped(runs, run_count)))
-            continue;
-        if (add_metric(charts, &known[i], runs, run_count, error) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* What nobody here knows: of newer trainers, and a site's own. */
-static int add_unknown(struct charts *charts, const struct run *runs, size_t run_count,
-                       struct error *error)
-{
-    for (size_t i = 0; i < run_count; i++) {
-        const struct history_records *records = &runs[i].history.training;
-
-        for (size_t k = 0; k < records->metric_count; k++) {
-            const char *name = records->metrics[k].name;
-            struct known like = {name, name, name, "", 1, false, false, true};
-
-            if (find_known(name) || part_of(name) >= 0 || charts_find(charts, name))
-                continue;
-            if (add_metric(charts, &like, runs, run_count, error) < 0)
-                return -1;
-        }
-    }
-    return 0;
-}
-
-/* --- validation ------------------------------------------------------------------------------ */
-
-/* "valid" of a single run; of several "RUN", or "RUN, valid" where it has more sets. */
-static void set_label(char *label, size_t size, const struct run *run, const char *set,
-                      size_t run_count)
-{
-    bool more = run->history.set_count > 1;
-
-    if (run_count == 1)
-        snprintf(label, size, "%s", set);
-    else
-        snprintf(label, size, "%s%s%s", run->name, more ? ", " : "", more ? set : "");
-}
-
-static int add_set_lines(struct chart *chart, const char *metric, int first_colour,
-                         const struct run *runs, size_t run_count, struct error *error)
-{
-    int colour = first_colour;
-
-    for (size_t i = 0; i < run_count; i++)
-        for (size_t k = 0; k < runs[i].history.set_count; k++) {
-            const struct history_records *records = &runs[i].history.sets[k];
-            const double *values = history_find(records, metric);
-            struct chart_line *line;
-
-            if (!values)
-                continue;
-            line = add_line(chart, error);
-            if (!line)
-                return -1;
-            *line = (struct chart_line){
-                .x = records->steps,
-                .y = values,
-                .count = records->count,
-                .colour = (run_count > 1 ? (int)i : colour) % CHART_COLOURS,
-                .dashed = run_count > 1 ? k > 0 || i >= CHART_COLOURS : colour >= CHART_COLOURS,
-                .points = true,
-            };
-            set_label(line->label, sizeof(line->label), &runs[i], records->set, run_count);
-            colour++;
-        }
-    return 0;
-}
-
-static int add_validation(struct charts *charts, const char *metric, const struct run *runs,
-                          size_t run_count, struct error *error)
-{
-    const struct known *like = find_known(metric);
-    struct known described = {metric, metric, metric, like ? like->unit : "",
-                              1,      false,  false,  false};
-    struct chart *chart = add_chart(charts, &described, error);
-
-    if (!chart)
-        return -1;
-    snprintf(chart->name, sizeof(chart->name), "validation_%s", metric);
-    snprintf(chart->title, sizeof(chart->title), "Validation: %s", metric);
-    if (add_set_lines(chart, metric, 0, runs, run_count, error) < 0)
-        return -1;
-    return mark_all(chart, runs, run_count, error);
-}
-
-/* A chart for each metric that any validation has. */
-static int add_validations(struct charts *charts, const struct run *runs, size_t run_count,
-                           struct error *error)
-{
-    for (size_t i = 0; i < run_count; i++)
-        for (size_t k = 0; k < runs[i].history.set_count; k++) {
-            const struct history_records *records = &runs[i].history.sets[k];
-
-            for (size_t m = 0; m < records->metric_count; m++) {
-                const struct known *like = find_known(records->metrics[m].name);
-                char name[96];
-
-                snprintf(name, sizeof(name), "validation_%s", records->metrics[m].name);
-                if ((like && !like->name) || charts_find(charts, name))
-                    continue;
-                if (add_validation(charts, records->metrics[m].name, runs, run_count, error) < 0)
-                    return -1;
-            }
-        }
-    return 0;
-}
-
-static int add_loss(struct charts *charts, const struct run *runs, size_t run_count,
-                    struct error *error)
-{
-    struct chart *chart;
-
-    if (!any_has(runs, run_count, "loss"))
-        return 0;
-    chart = add_chart(charts, find_known("loss"), error);
-    if (!chart)
-        return -1;
-    chart->wide = true;
-    if (add_metric_lines(chart, "loss", true, runs, run_count, error) < 0)
-        return -1;
-    if (run_count > 1)
-        return 0;
-    name_line(&chart->lines[0], "training");
-    return add_set_lines(chart, "loss", 1, runs, run_count, error);
-}
-
-/* --- over time ------------------------------------------------------------------------------- */
-
 static int add_progress(struct charts *charts, const struct run *runs, size_t run_count,
                         struct error *error)
 {
-    static const struct known like = {"step", "progress", "Progress", "steps",
-                                      1,      true,       true,       false};
+    static const struct known like = {.name = "progress",
+                                      .title = "Progress",
+                                      .unit = "steps",
+                                      .factor = 1,
+                                      .zero = true,
+                                      .whole = true};
     struct chart *chart = NULL;
 
     for (size_t i = 0; i < run_count; i++) {
@@ -447,8 +309,8 @@ static int add_rest(struct chart *chart, const struct history_records *records, 
 /* The parts of one run's steps on top of each other. */
 static int add_parts(struct charts *charts, const struct run *run, bool alone, struct error *error)
 {
-    static const struct known like = {"",   "parts", "Parts of a step, mean", "s", 1, true,
-                                      true, false};
+    static const struct known like = {
+        .name = "parts", .title = "Parts of a step, mean", .unit = "s", .factor = 1, .zero = true};
     const struct history_records *records = &run->history.training;
     struct chart *chart = NULL;
 
@@ -479,6 +341,220 @@ static int add_parts(struct charts *charts, const struct run *run, bool alone, s
     return mark_restarts(chart, run, -1, error);
 }
 
+static int add_all_parts(struct charts *charts, const struct run *runs, size_t run_count,
+                         struct error *error)
+{
+    for (size_t i = 0; i < run_count; i++)
+        if (add_parts(charts, &runs[i], run_count == 1, error) < 0)
+            return -1;
+    return 0;
+}
+
+/* A count that stayed 0 all the time is no chart. */
+static bool never_skipped(const struct run *runs, size_t run_count)
+{
+    for (size_t i = 0; i < run_count; i++) {
+        const struct history_records *records = &runs[i].history.training;
+        const double *skipped = history_find(records, "skipped");
+
+        if (skipped && records->count > 0 && skipped[records->count - 1] > 0)
+            return false;
+    }
+    return true;
+}
+
+static int add_known(struct charts *charts, size_t from, const struct run *runs, size_t run_count,
+                     struct error *error)
+{
+    for (size_t i = from; i < KNOWN; i++) {
+        if (!known[i].name ||
+            (strcmp(known[i].metric, "skipped") == 0 && never_skipped(runs, run_count)))
+            continue;
+        if (add_metric(charts, &known[i], runs, run_count, error) < 0 ||
+            (strcmp(known[i].metric, "step_s") == 0 &&
+             add_all_parts(charts, runs, run_count, error) < 0))
+            return -1;
+    }
+    return 0;
+}
+
+/* What nobody here knows: of newer trainers, and a site's own. */
+static int add_unknown(struct charts *charts, const struct run *runs, size_t run_count,
+                       struct error *error)
+{
+    for (size_t i = 0; i < run_count; i++) {
+        const struct history_records *records = &runs[i].history.training;
+
+        for (size_t k = 0; k < records->metric_count; k++) {
+            const char *name = records->metrics[k].name;
+            struct known like = {name, name, name, "", 1, FAR, false, false, true};
+
+            if (find_known(name) || part_of(name) >= 0 || charts_find(charts, name))
+                continue;
+            if (add_metric(charts, &like, runs, run_count, error) < 0)
+                return -1;
+        }
+    }
+    return 0;
+}
+
+/* --- validation ------------------------------------------------------------------------------ */
+
+/* "valid" of a single run; of several "RUN", or "RUN, valid" where it has more sets. */
+static void set_label(char *label, size_t size, const struct run *run, const char *set,
+                      size_t run_count)
+{
+    bool more = run->history.set_count > 1;
+
+    if (run_count == 1)
+        snprintf(label, size, "%s", set);
+    else
+        snprintf(label, size, "%s%s%s", run->name, more ? ", " : "", more ? set : "");
+}
+
+static int add_set_lines(struct chart *chart, const char *metric, int first_colour,
+                         const struct run *runs, size_t run_count, struct error *error)
+{
+    int colour = first_colour;
+
+    for (size_t i = 0; i < run_count; i++)
+        for (size_t k = 0; k < runs[i].history.set_count; k++) {
+            const struct history_records *records = &runs[i].history.sets[k];
+            const double *values = history_find(records, metric);
+            struct chart_line *line;
+
+            if (!values)
+                continue;
+            line = add_line(chart, error);
+            if (!line)
+                return -1;
+            *line = (struct chart_line){
+                .x = records->steps,
+                .y = values,
+                .count = records->count,
+                .colour = (run_count > 1 ? (int)i : colour) % CHART_COLOURS,
+                .dashed = run_count > 1 ? k > 0 || i >= CHART_COLOURS : colour >= CHART_COLOURS,
+                .points = true,
+            };
+            set_label(line->label, sizeof(line->label), &runs[i], records->set, run_count);
+            colour++;
+        }
+    return 0;
+}
+
+static int add_validation(struct charts *charts, const char *metric, const struct run *runs,
+                          size_t run_count, struct error *error)
+{
+    const struct known plain = {metric, metric, metric, "", 1, FAR, false, false, false};
+    const struct known *like = find_known(metric);
+    struct chart *chart = add_chart(charts, like ? like : &plain, error);
+
+    if (!chart)
+        return -1;
+    snprintf(chart->name, sizeof(chart->name), "validation_%s", metric);
+    snprintf(chart->title, sizeof(chart->title), "Validation: %.80s", like ? like->title : metric);
+    chart->title[12] = (char)tolower((unsigned char)chart->title[12]);
+    if (add_set_lines(chart, metric, 0, runs, run_count, error) < 0)
+        return -1;
+    return mark_all(chart, runs, run_count, error);
+}
+
+/* A chart for each metric that any validation has. */
+static int add_validations(struct charts *charts, const struct run *runs, size_t run_count,
+                           struct error *error)
+{
+    for (size_t i = 0; i < run_count; i++)
+        for (size_t k = 0; k < runs[i].history.set_count; k++) {
+            const struct history_records *records = &runs[i].history.sets[k];
+
+            for (size_t m = 0; m < records->metric_count; m++) {
+                const struct known *like = find_known(records->metrics[m].name);
+                char name[96];
+
+                snprintf(name, sizeof(name), "validation_%s", records->metrics[m].name);
+                if ((like && !like->name) || charts_find(charts, name))
+                    continue;
+                if (add_validation(charts, records->metrics[m].name, runs, run_count, error) < 0)
+                    return -1;
+            }
+        }
+    return 0;
+}
+
+/* Loss of training and, of a single run, of validation. */
+static struct chart *new_loss(struct charts *charts, const struct run *runs, size_t run_count,
+                              struct error *error)
+{
+    struct chart *chart = add_chart(charts, find_known("loss"), error);
+
+    if (!chart || add_metric_lines(chart, "loss", true, runs, run_count, error) < 0)
+        return NULL;
+    if (run_count > 1)
+        return chart;
+    name_line(&chart->lines[0], "training");
+    return add_set_lines(chart, "loss", 1, runs, run_count, error) < 0 ? NULL : chart;
+}
+
+static int add_loss(struct charts *charts, const struct run *runs, size_t run_count,
+                    struct error *error)
+{
+    struct chart *chart;
+
+    if (!any_has(runs, run_count, "loss"))
+        return 0;
+    chart = new_loss(charts, runs, run_count, error);
+    if (!chart)
+        return -1;
+    chart->wide = true;
+    return 0;
+}
+
+/* What lies before `from`. */
+static void leave_out(struct chart *chart, double from)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < chart->line_count; i++) {
+        struct chart_line *line = &chart->lines[i];
+
+        for (; line->count > 0 && line->x[0] < from; line->count--) {
+            line->x++;
+            line->y++;
+        }
+    }
+    for (size_t i = 0; i < chart->mark_count; i++)
+        if (chart->marks[i].x >= from)
+            chart->marks[kept++] = chart->marks[i];
+    chart->mark_count = kept;
+}
+
+/* The second half alone, where a whole run's chart is flat. */
+static int add_late_loss(struct charts *charts, const struct run *runs, size_t run_count,
+                         struct error *error)
+{
+    struct chart *chart;
+    double last = 0;
+
+    if (charts->count == 0)
+        return 0;
+    for (size_t i = 0; i < charts->charts[0].line_count; i++) {
+        const struct chart_line *line = &charts->charts[0].lines[i];
+
+        last = line->count > 0 ? fmax(last, line->x[line->count - 1]) : last;
+    }
+    if (last < LATE_LEAST)
+        return 0;
+    chart = new_loss(charts, runs, run_count, error);
+    if (!chart)
+        return -1;
+    snprintf(chart->name, sizeof(chart->name), "late_loss");
+    snprintf(chart->title, sizeof(chart->title), "Loss, second half");
+    chart->far = 0;
+    chart->cut = true;
+    leave_out(chart, last / 2);
+    return 0;
+}
+
 /* --- all ------------------------------------------------------------------------------------- */
 
 int charts_choose(struct charts *charts, const struct run *runs, size_t run_count,
@@ -486,13 +562,10 @@ int charts_choose(struct charts *charts, const struct run *runs, size_t run_coun
 {
     *charts = (struct charts){0};
     if (add_loss(charts, runs, run_count, error) < 0 ||
+        add_late_loss(charts, runs, run_count, error) < 0 ||
         add_validations(charts, runs, run_count, error) < 0 ||
+        add_progress(charts, runs, run_count, error) < 0 ||
         add_known(charts, 1, runs, run_count, error) < 0)
-        return -1;
-    for (size_t i = 0; i < run_count; i++)
-        if (add_parts(charts, &runs[i], run_count == 1, error) < 0)
-            return -1;
-    if (add_progress(charts, runs, run_count, error) < 0)
         return -1;
     return add_unknown(charts, runs, run_count, error);
 }

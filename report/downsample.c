@@ -39,11 +39,12 @@ void downsample(const double *x, const double *y, size_t count, double from, dou
 
 double smooth(const double *y, size_t count, size_t at, size_t reach)
 {
-    size_t room = at < count - 1 - at ? at : count - 1 - at;
-    size_t half = room < reach ? room : reach, finite = 0;
+    size_t before = at, after = count - 1 - at, room = before < after ? before : after;
+    size_t half = room < reach / 4 ? reach / 4 : room < reach ? room : reach, finite = 0;
+    size_t begin = before < half ? 0 : at - half, end = after < half ? count : at + half + 1;
     double sum = 0;
 
-    for (size_t i = at - half; i <= at + half; i++)
+    for (size_t i = begin; i < end; i++)
         if (isfinite(y[i])) {
             sum += y[i];
             finite++;

@@ -25,8 +25,9 @@ void downsample(const double *x, const double *y, size_t count, double from, dou
 /* The bucket of a position; from < to. */
 size_t bucket_index(double x, double from, double to, size_t bucket_count);
 
-/* The mean of y[at] and its neighbours, as many on both sides: `reach` of them, fewer at the ends.
- * Values that are not finite have no part in it; NAN where there is no other. */
+/* The mean of y[at] and its neighbours: `reach` of them on both sides; near an end fewer, as many
+ * on both sides, so that a slope stays one; but a quarter of `reach`, so that it does not end in
+ * noise. Values that are not finite have no part in it; NAN where there is no other. */
 double smooth(const double *y, size_t count, size_t at, size_t reach);
 
 #endif

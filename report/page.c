@@ -6,8 +6,8 @@
 #include "report/markup.h"
 #include "report/ticks.h"
 
-/* A curve takes about 20 bytes a column: this many columns together keep a page below 1 MB. */
-enum { COLUMNS_TOGETHER = 32000, COLUMNS_LEAST = 100 };
+/* A page stays below 1 MB: what it takes is about this much. */
+enum { BYTES_ALL = 800000, BYTES_CHART = 8000, BYTES_COLUMN = 20, COLUMNS_LEAST = 60 };
 
 static const char style[] =
     ":root{color-scheme:light dark;--paper:#f4f5f7;--card:#fff;--ink:#1c2128;--quiet:#5f6874;"
@@ -40,7 +40,7 @@ static const char style[] =
     ".legend{display:flex;flex-wrap:wrap;gap:.1rem 1rem;color:var(--quiet);font-size:.85rem;"
     "overflow-wrap:anywhere}"
     ".swatch{margin-right:.35rem;vertical-align:-1px}"
-    ".plot{display:block;overflow:visible;width:calc(100% - 5rem);margin:.6rem 1.25rem 1.9rem "
+    ".plot{display:block;overflow:visible;width:calc(100% - 5rem);margin:.85rem 1.25rem 1.9rem "
     "3.75rem;font-size:12px;font-variant-numeric:tabular-nums}\n"
     ".scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);"
     "border-radius:10px;margin-bottom:.75rem}"
@@ -162,7 +162,7 @@ static void write_steps(const struct run *run, FILE *stream)
     char value[NUMBER_SIZE], all[NUMBER_SIZE], small[96] = "";
 
     if (steps > 0)
-        snprintf(small, sizeof(small), "of %s, %.3g %%", count_text(steps, all),
+        snprintf(small, sizeof(small), "of %s, %.3g\xc2\xa0%%", count_text(steps, all),
                  floor(1000 * done / steps) / 10);
     write_fact(stream, "Steps", count_text(done, value), small);
 }
@@ -230,7 +230,7 @@ static void write_facts(const struct run *run, FILE *stream)
         write_fact(stream, "Tokens", number_text(tokens, value), "trained on");
     if (isfinite(rate)) {
         if (isfinite(mfu))
-            snprintf(text, sizeof(text), "tokens/s, MFU %.1f %%", 100 * mfu);
+            snprintf(text, sizeof(text), "tokens/s, MFU %.1f\xc2\xa0%%", 100 * mfu);
         else
             snprintf(text, sizeof(text), "tokens/s, median");
         write_fact(stream, "Throughput", number_text(rate, value), text);
@@ -469,13 +469,15 @@ static void write_about(const struct run *run, FILE *stream)
 /* How finely curves are drawn: as finely as the page's size allows. */
 static size_t choose_columns(const struct charts *charts)
 {
-    size_t lines = 0, columns = CHART_COLUMNS;
+    size_t lines = 1, fixed = BYTES_CHART * charts->count, columns = 0;
 
     for (size_t i = 0; i < charts->count; i++)
         lines += charts->charts[i].line_count;
-    if (lines * columns > COLUMNS_TOGETHER)
-        columns = COLUMNS_TOGETHER / lines;
-    return columns < COLUMNS_LEAST ? COLUMNS_LEAST : columns;
+    if (fixed < BYTES_ALL)
+        columns = (BYTES_ALL - fixed) / (BYTES_COLUMN * lines);
+    return columns < COLUMNS_LEAST   ? COLUMNS_LEAST
+           : columns > CHART_COLUMNS ? CHART_COLUMNS
+                                     : columns;
 }
 
 int page_write(const struct run *runs, size_t run_count, const struct charts *charts, FILE *stream,

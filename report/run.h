@@ -17,7 +17,7 @@ struct run_setting {
 struct run_start {
     double time, step; /* seconds since 1970; updates made before */
     char job[64];      /* "" if unknown */
-    char layout[32];   /* "tp2 pp1 dp4"; "" if unknown */
+    char layout[64];   /* "tp2 cp1 pp1 dp4"; "" if unknown */
 };
 
 struct run {

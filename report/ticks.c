@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -62,7 +63,7 @@ struct axis axis_linear(double least, double most, int wanted, bool whole, bool 
 
 struct axis axis_logarithmic(double least, double most, int wanted)
 {
-    static const double fine[] = {1, 2, 5}, coarse[] = {1};
+    static const double finest[] = {1, 1.5, 2, 3, 4, 5, 7}, fine[] = {1, 2, 5}, coarse[] = {1};
     struct axis axis = {.logarithmic = true};
     const double *factors = coarse;
     int factor_count = 1, first, last, stride;
@@ -73,7 +74,10 @@ struct axis axis_logarithmic(double least, double most, int wanted)
     }
     first = (int)floor(log10(least) + 1e-9);
     last = (int)ceil(log10(most) - 1e-9);
-    if (log10(most / least) < 2.5) {
+    if (most < 12 * least) {
+        factors = finest;
+        factor_count = 7;
+    } else if (most < 300 * least) {
         factors = fine;
         factor_count = 3;
     }
@@ -119,12 +123,25 @@ static const struct {
     const char *letter;
 } magnitudes[] = {{1e12, "T"}, {1e9, "B"}, {1e6, "M"}, {1e3, "k"}, {1, ""}};
 
-/* "1.50" as "1.5", "3.00" as "3"; "1e+05" stays as it is. */
+/* "3e-04" as "3e-4" */
+static const char *scientific_text(double value, int decimals, char text[NUMBER_SIZE])
+{
+    char *exponent;
+    int power;
+
+    snprintf(text, NUMBER_SIZE, "%.*e", decimals, value);
+    exponent = strchr(text, 'e') + 1;
+    power = atoi(exponent);
+    snprintf(exponent, NUMBER_SIZE - (size_t)(exponent - text), "%d", power);
+    return text;
+}
+
+/* "1.50" as "1.5", "3.00" as "3" */
 static void strip_zeros(char *text)
 {
     char *end = text + strlen(text);
 
-    if (!strchr(text, '.') || strchr(text, 'e'))
+    if (!strchr(text, '.'))
         return;
     while (end[-1] == '0')
         *--end = '\0';
@@ -154,18 +171,16 @@ static const char *scaled_text(double value, int decimals_of_one, char text[NUMB
 
 const char *tick_text(const struct axis *axis, double value, char text[NUMBER_SIZE])
 {
-    double greatest = fmax(fabs(axis->least), fabs(axis->most));
-    double step = axis->logarithmic ? pow(10, floor(log10(value) + 1e-9)) : axis->step;
+    double greatest = fmax(fabs(axis->least), fabs(axis->most)), step = axis->step;
 
     if (axis->logarithmic)
-        greatest = value;
+        return number_text(value, text);
     if (value == 0)
         return strcpy(text, "0");
     if (greatest < 2e-3 || greatest >= 1e15) {
         int digits = (int)floor(log10(fabs(value) / step) + 1e-9);
 
-        snprintf(text, NUMBER_SIZE, "%.*e", digits < 0 ? 0 : digits > 6 ? 6 : digits, value);
-        return text;
+        return scientific_text(value, digits < 0 ? 0 : digits > 6 ? 6 : digits, text);
     }
     return scaled_text(value, -(int)floor(log10(step) + 1e-9), text);
 }
@@ -178,10 +193,8 @@ const char *number_text(double value, char text[NUMBER_SIZE])
         return strcpy(text, "not finite");
     if (value == 0)
         return strcpy(text, "0");
-    if (magnitude < 1e-3 || magnitude >= 1e15) {
-        snprintf(text, NUMBER_SIZE, "%.2e", value);
-        return text;
-    }
+    if (magnitude < 1e-3 || magnitude >= 1e15)
+        return scientific_text(value, 2, text);
     return scaled_text(value, 3 - (int)floor(log10(magnitude)), text);
 }
 

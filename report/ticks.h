@@ -26,9 +26,9 @@ double axis_place(const struct axis *axis, double value);
 /* An axis of `length` seconds with ticks at round durations. */
 struct axis axis_duration(double length, int wanted);
 
-/* A tick's label with as many digits as tell it from its neighbours: "2.35", "120k", "3e-04". */
+/* A tick's label with as many digits as tell it from its neighbours: "2.35", "120k", "3e-4". */
 const char *tick_text(const struct axis *axis, double value, char text[NUMBER_SIZE]);
-/* A number to four digits: "12.34", "1.235M", "3e-04". */
+/* A number to four digits: "12.34", "1.235M", "3e-4". */
 const char *number_text(double value, char text[NUMBER_SIZE]);
 /* "1,234,567" */
 const char *count_text(double value, char text[NUMBER_SIZE]);

@@ -7,7 +7,10 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
+
+#include <jansson.h>
 
 #include "core/log.h"
 
@@ -23,6 +26,7 @@ void run_directory_name(struct run_directory *run, const struct settings *settin
         snprintf(run->path, sizeof(run->path), "mtllm-run");
     snprintf(run->checkpoints, sizeof(run->checkpoints), "%s/ckpt", run->path);
     snprintf(run->metrics, sizeof(run->metrics), "%s/metrics.jsonl", run->path);
+    snprintf(run->starts, sizeof(run->starts), "%s/starts.jsonl", run->path);
 }
 
 /* mkdir -p */
@@ -102,9 +106,20 @@ void run_directory_close(struct run_directory *run)
     run->lock = -1;
 }
 
+/* One of the run's files into a directory. That it is missing is no error. */
+static int move_into(const char *path, const char *directory, struct error *error)
+{
+    char moved[PATH_MAX + 64];
+
+    snprintf(moved, sizeof(moved), "%s%s", directory, strrchr(path, '/'));
+    if (rename(path, moved) != 0 && errno != ENOENT)
+        return error_set_errno(error, "cannot move %s to %s", path, moved);
+    return 0;
+}
+
 int run_directory_set_aside(struct run_directory *run, struct error *error)
 {
-    char aside[PATH_MAX + 32], metrics[PATH_MAX + 64];
+    char aside[PATH_MAX + 32];
 
     for (int i = 1; i < 10000; i++) {
         snprintf(aside, sizeof(aside), "%s.%d", run->checkpoints, i);
@@ -112,12 +127,39 @@ int run_directory_set_aside(struct run_directory *run, struct error *error)
             continue;
         if (rename(run->checkpoints, aside) != 0)
             return error_set_errno(error, "cannot move %s to %s", run->checkpoints, aside);
-        snprintf(metrics, sizeof(metrics), "%s/metrics.jsonl", aside);
-        if (rename(run->metrics, metrics) != 0 && errno != ENOENT)
-            return error_set_errno(error, "cannot move %s to %s", run->metrics, metrics);
+        if (move_into(run->metrics, aside, error) < 0 || move_into(run->starts, aside, error) < 0)
+            return -1;
         log_info("resume=never: what the earlier run left is now in %s", aside);
         return make_directories(run->checkpoints, error);
     }
     return error_set(error, EXIT_STATUS_IO, "%s.1 to %s.9999 exist; remove some", run->checkpoints,
                      run->checkpoints);
+}
+
+void run_directory_record_start(const struct run_directory *run, const struct world *world,
+                                int64_t step, const char *layout)
+{
+    const char *restart = getenv("MTLLM_RESTART_COUNT");
+    struct timespec now;
+    json_t *start;
+    FILE *stream;
+    int failed;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    start = json_pack("{s:f, s:I, s:i, s:s, s:s}", "time",
+                      (double)now.tv_sec + 1e-3 * (double)(now.tv_nsec / 1000000), "step",
+                      (json_int_t)step, "ranks", world->size, "layout", layout, "version",
+                      MTLLM_VERSION);
+    if (*world->job)
+        json_object_set_new(start, "job", json_string(world->job));
+    if (restart)
+        json_object_set_new(start, "restart", json_integer(atoll(restart)));
+    stream = fopen(run->starts, "a");
+    failed = !start || !stream ||
+             json_dumpf(start, stream, JSON_COMPACT | JSON_REAL_PRECISION(13)) < 0 ||
+             fputc('\n', stream) == EOF;
+    failed = (stream && fclose(stream) != 0) || failed;
+    if (failed)
+        log_warning("%s: cannot record this start: %s", run->starts, strerror(errno));
+    json_decref(start);
 }
