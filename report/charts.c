@@ -6,7 +6,7 @@
 
 #include "report/ticks.h"
 
-enum { FAR = 30, LATE_LEAST = 40 /* steps */ };
+enum { FAR = 30, LATE_LEAST = 40 /* steps */, POINTS_BELOW = 20 };
 
 /* What is known of metrics; those that are not listed get a chart of their own at the end. In the
  * order of the page. */
@@ -213,6 +213,7 @@ static int add_metric_lines(struct chart *chart, const char *metric, bool smooth
             .count = records->count,
             .colour = (int)i % CHART_COLOURS,
             .dashed = i >= CHART_COLOURS,
+            .points = records->count < POINTS_BELOW,
             .smooth = smoothed ? charts_smooth_reach(records->count) : 0,
         };
         name_line(line, run_count > 1 ? runs[i].name : chart->title);
@@ -412,10 +413,10 @@ static void set_label(char *label, size_t size, const struct run *run, const cha
         snprintf(label, size, "%s%s%s", run->name, more ? ", " : "", more ? set : "");
 }
 
-static int add_set_lines(struct chart *chart, const char *metric, int first_colour,
-                         const struct run *runs, size_t run_count, struct error *error)
+static int add_set_lines(struct chart *chart, const char *metric, const struct run *runs,
+                         size_t run_count, struct error *error)
 {
-    int colour = first_colour;
+    int colour = 1; /* that of a single run's training is 0 */
 
     for (size_t i = 0; i < run_count; i++)
         for (size_t k = 0; k < runs[i].history.set_count; k++) {
@@ -454,7 +455,7 @@ static int add_validation(struct charts *charts, const char *metric, const struc
     snprintf(chart->name, sizeof(chart->name), "validation_%s", metric);
     snprintf(chart->title, sizeof(chart->title), "Validation: %.80s", like ? like->title : metric);
     chart->title[12] = (char)tolower((unsigned char)chart->title[12]);
-    if (add_set_lines(chart, metric, 0, runs, run_count, error) < 0)
+    if (add_set_lines(chart, metric, runs, run_count, error) < 0)
         return -1;
     return mark_all(chart, runs, run_count, error);
 }
@@ -492,7 +493,7 @@ static struct chart *new_loss(struct charts *charts, const struct run *runs, siz
     if (run_count > 1)
         return chart;
     name_line(&chart->lines[0], "training");
-    return add_set_lines(chart, "loss", 1, runs, run_count, error) < 0 ? NULL : chart;
+    return add_set_lines(chart, "loss", runs, run_count, error) < 0 ? NULL : chart;
 }
 
 static int add_loss(struct charts *charts, const struct run *runs, size_t run_count,

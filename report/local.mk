@@ -15,3 +15,14 @@ report_libreport_la_LIBADD = ckpt/libckpt.la core/libcore.la $(JANSSON_LIBS) -lm
 bin_PROGRAMS += mtllm-report
 mtllm_report_SOURCES = report/mtllm_report.c
 mtllm_report_LDADD = report/libreport.la
+
+if HAVE_CMOCKA
+check_PROGRAMS += report/test_report
+TESTS += report/test_report
+report_test_report_SOURCES = report/test_report.c
+report_test_report_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+report_test_report_LDADD = report/libreport.la $(CMOCKA_LIBS) -lm
+endif
+
+TESTS += tests/report.bats
+EXTRA_DIST += tests/report.bats

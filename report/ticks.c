@@ -6,18 +6,12 @@
 #include <string.h>
 #include <time.h>
 
-/* The least of 1, 2, 5 and 10 times a power of ten that is not below `value`. */
-static double round_up(double value)
+/* Of 1, 2, 5 and 10 times a power of ten the one nearest to `value`, by ratio. */
+static double round_number(double value)
 {
-    double power = pow(10, floor(log10(value)));
+    double power = pow(10, floor(log10(value))), digits = value / power;
 
-    for (int i = 0; i < 3; i++) {
-        static const double factors[] = {1, 2, 5};
-
-        if (factors[i] * power >= value * (1 - 1e-9))
-            return factors[i] * power;
-    }
-    return 10 * power;
+    return power * (digits < sqrt(2) ? 1 : digits < sqrt(10) ? 2 : digits < sqrt(50) ? 5 : 10);
 }
 
 static void move_apart(double *least, double *most)
@@ -50,7 +44,7 @@ struct axis axis_linear(double least, double most, int wanted, bool whole, bool 
 
     move_apart(&least, &most);
     axis = (struct axis){.least = least, .most = most};
-    axis.step = round_up((most - least) / wanted);
+    axis.step = round_number((most - least) / wanted);
     if (whole && axis.step < 1)
         axis.step = 1;
     if (nice) {
@@ -178,9 +172,9 @@ const char *tick_text(const struct axis *axis, double value, char text[NUMBER_SI
     if (value == 0)
         return strcpy(text, "0");
     if (greatest < 2e-3 || greatest >= 1e15) {
-        int digits = (int)floor(log10(fabs(value) / step) + 1e-9);
+        int digits = (int)(floor(log10(fabs(value)) + 1e-9) - floor(log10(step) + 1e-9));
 
-        return scientific_text(value, digits < 0 ? 0 : digits > 6 ? 6 : digits, text);
+        return scientific_text(value, digits < 0 ? 0 : digits > 9 ? 9 : digits, text);
     }
     return scaled_text(value, -(int)floor(log10(step) + 1e-9), text);
 }
