@@ -12,7 +12,7 @@
 
 #include "core/error.h"
 
-enum { CHART_COLOURS = 8, CHART_COLOUR_REST = 8, CHART_COLUMNS = 600 };
+enum { CHART_COLOURS = 8, CHART_COLOUR_REST = 8, CHART_COLUMNS = 720 };
 
 enum chart_x { CHART_STEPS, CHART_SECONDS };
 

@@ -7,7 +7,13 @@
 #include "report/ticks.h"
 
 /* A page stays below 1 MB: what it takes is about this much. */
-enum { BYTES_ALL = 800000, BYTES_CHART = 8000, BYTES_COLUMN = 20, COLUMNS_LEAST = 60 };
+enum {
+    BYTES_ALL = 850000,
+    BYTES_CHART = 5000,
+    BYTES_LINE = 1600, /* its values for a pointer */
+    BYTES_COLUMN = 20,
+    COLUMNS_LEAST = 40
+};
 
 static const char style[] =
     ":root{color-scheme:light dark;--paper:#f4f5f7;--card:#fff;--ink:#1c2128;--quiet:#5f6874;"
@@ -469,10 +475,11 @@ static void write_about(const struct run *run, FILE *stream)
 /* How finely curves are drawn: as finely as the page's size allows. */
 static size_t choose_columns(const struct charts *charts)
 {
-    size_t lines = 1, fixed = BYTES_CHART * charts->count, columns = 0;
+    size_t lines = 1, fixed, columns = 0;
 
     for (size_t i = 0; i < charts->count; i++)
         lines += charts->charts[i].line_count;
+    fixed = BYTES_CHART * charts->count + BYTES_LINE * lines;
     if (fixed < BYTES_ALL)
         columns = (BYTES_ALL - fixed) / (BYTES_COLUMN * lines);
     return columns < COLUMNS_LEAST   ? COLUMNS_LEAST

@@ -147,9 +147,8 @@ void run_directory_record_start(const struct run_directory *run, const struct wo
 
     clock_gettime(CLOCK_REALTIME, &now);
     start = json_pack("{s:f, s:I, s:i, s:s, s:s}", "time",
-                      (double)now.tv_sec + 1e-3 * (double)(now.tv_nsec / 1000000), "step",
-                      (json_int_t)step, "ranks", world->size, "layout", layout, "version",
-                      MTLLM_VERSION);
+                      (double)now.tv_sec + 1e-9 * (double)now.tv_nsec, "step", (json_int_t)step,
+                      "ranks", world->size, "layout", layout, "version", MTLLM_VERSION);
     if (*world->job)
         json_object_set_new(start, "job", json_string(world->job));
     if (restart)
