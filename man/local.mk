@@ -7,6 +7,9 @@ dist_man_MANS += man/mtllm.8
 dist_man_MANS += man/mtllm-ckpt.1 man/mtllm-checkpoint.5
 dist_man_MANS += man/mtllm-template.5
 
+# The picture of README.md.
+EXTRA_DIST += man/loss.svg
+
 # Pages that hold the settings table are made from it.
 noinst_PROGRAMS = man/fill_settings
 man_fill_settings_SOURCES = man/fill_settings.c

@@ -144,7 +144,7 @@ static int mark_restarts(struct chart *chart, const struct run *run, int colour,
     for (size_t i = 1; i < run->start_count; i++) {
         const struct run_start *start = &run->starts[i];
         const struct history_records *records = &run->history.training;
-        size_t record = run_start_record(run, i);
+        size_t record = run->starts[i].record;
         char time[NUMBER_SIZE], step[NUMBER_SIZE];
         struct chart_mark mark = {.x = start->step + 0.5, .colour = colour};
 
@@ -166,7 +166,7 @@ static int mark_restarts(struct chart *chart, const struct run *run, int colour,
 static int shade_gaps(struct chart *chart, const struct run *run, struct error *error)
 {
     for (size_t i = 1; i < run->start_count; i++) {
-        size_t record = run_start_record(run, i);
+        size_t record = run->starts[i].record;
         char length[NUMBER_SIZE];
         struct chart_span span;
 

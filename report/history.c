@@ -77,6 +77,14 @@ static int find_metric(struct history_records *records, const char *name, size_t
     return 0;
 }
 
+static double number_of(const json_t *value)
+{
+    double number = json_number_value(value);
+
+    /* Sums and differences of what is drawn must not leave the range either. */
+    return json_is_null(value) || fabs(number) > 1e290 ? INFINITY : number;
+}
+
 static int add_record(struct history_records *records, json_t *object, json_int_t step,
                       struct error *error)
 {
@@ -99,8 +107,7 @@ static int add_record(struct history_records *records, json_t *object, json_int_
             return -1;
         if (index == METRICS_MOST)
             continue;
-        records->metrics[index].values[record] =
-            json_is_null(value) ? INFINITY : json_number_value(value);
+        records->metrics[index].values[record] = number_of(value);
         hint = index + 1;
     }
     records->count++;

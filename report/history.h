@@ -15,7 +15,7 @@
 #include "core/error.h"
 
 /* A value is finite; NAN where the record has none; INFINITY where it stands as null, which is how
- * JSON has a number that is not finite. */
+ * JSON has a number that is not finite, or is beyond 1e290. */
 struct history_metric {
     char *name;
     double *values; /* [count] of its records */

@@ -7,6 +7,7 @@ report_libreport_la_SOURCES = \
 	report/history.c report/history.h \
 	report/markup.c report/markup.h \
 	report/page.c report/page.h \
+	report/plot.c report/plot.h \
 	report/run.c report/run.h \
 	report/ticks.c report/ticks.h
 report_libreport_la_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)

@@ -11,6 +11,7 @@ enum {
     BYTES_ALL = 850000,
     BYTES_CHART = 5000,
     BYTES_LINE = 1600, /* its values for a pointer */
+    BYTES_MARK = 200,
     BYTES_COLUMN = 20,
     COLUMNS_LEAST = 40
 };
@@ -475,11 +476,13 @@ static void write_about(const struct run *run, FILE *stream)
 /* How finely curves are drawn: as finely as the page's size allows. */
 static size_t choose_columns(const struct charts *charts)
 {
-    size_t lines = 1, fixed, columns = 0;
+    size_t lines = 1, marks = 0, fixed, columns = 0;
 
-    for (size_t i = 0; i < charts->count; i++)
+    for (size_t i = 0; i < charts->count; i++) {
         lines += charts->charts[i].line_count;
-    fixed = BYTES_CHART * charts->count + BYTES_LINE * lines;
+        marks += charts->charts[i].mark_count;
+    }
+    fixed = BYTES_CHART * charts->count + BYTES_LINE * lines + BYTES_MARK * marks;
     if (fixed < BYTES_ALL)
         columns = (BYTES_ALL - fixed) / (BYTES_COLUMN * lines);
     return columns < COLUMNS_LEAST   ? COLUMNS_LEAST

@@ -138,7 +138,7 @@ static int read_start(struct run *run, const char *line, size_t length, struct e
     json_t *step = json_object_get(object, "step"), *time = json_object_get(object, "time");
     const char *job = json_string_value(json_object_get(object, "job"));
     const char *layout = json_string_value(json_object_get(object, "layout"));
-    struct run_start start = {json_number_value(time), json_number_value(step), "", ""};
+    struct run_start start = {.time = json_number_value(time), .step = json_number_value(step)};
     int result = 0;
 
     snprintf(start.job, sizeof(start.job), "%s", job ? job : "");
@@ -149,8 +149,18 @@ static int read_start(struct run *run, const char *line, size_t length, struct e
     return result;
 }
 
-/* Without a record of starts: where much more time passed between two steps than the second
- * took. Checkpoints and validations take time there, too, so it must be a lot. */
+/* Was there a validation after this step? */
+static bool validated(const struct run *run, double step)
+{
+    for (size_t i = 0; i < run->history.set_count; i++)
+        for (size_t k = 0; k < run->history.sets[i].count; k++)
+            if (run->history.sets[i].steps[k] == step)
+                return true;
+    return false;
+}
+
+/* Without a record of starts: where much more time passed between two steps than the second took,
+ * and it was not spent on a validation. Checkpoints take time there, too, so it must be a lot. */
 static int guess_starts(struct run *run, struct error *error)
 {
     const struct history_records *records = &run->history.training;
@@ -166,12 +176,31 @@ static int guess_starts(struct run *run, struct error *error)
         double took_s = step_s && isfinite(step_s[i]) ? step_s[i] : 0;
 
         if (!isfinite(time[i]) ||
-            (run->start_count > 0 && !(time[i] - took_s - time[i - 1] > fmax(60, 20 * mean_s))))
+            (run->start_count > 0 && (!(time[i] - took_s - time[i - 1] > fmax(60, 20 * mean_s)) ||
+                                      validated(run, records->steps[i - 1]))))
             continue;
         start.time -= took_s;
         if (add_start(run, &start, error) < 0)
             return -1;
     }
+    return 0;
+}
+
+/* A run whose first start was not recorded, by a trainer that did not know how: it began when its
+ * first step did. */
+static int complete_starts(struct run *run, struct error *error)
+{
+    const struct history_records *records = &run->history.training;
+    const double *time = history_find(records, "time"), *step_s = history_find(records, "step_s");
+    struct run_start start = {0};
+
+    if (run->start_count == 0 || records->count == 0 || !time || !(time[0] < run->starts[0].time))
+        return 0;
+    start.time = time[0] - (step_s && isfinite(step_s[0]) ? step_s[0] : 0);
+    if (add_start(run, &start, error) < 0)
+        return -1;
+    memmove(run->starts + 1, run->starts, (run->start_count - 1) * sizeof(start));
+    run->starts[0] = start;
     return 0;
 }
 
@@ -190,21 +219,25 @@ static int read_starts(struct run *run, struct error *error)
         result = read_start(run, line, (size_t)length, error);
     free(line);
     fclose(stream);
-    return result;
+    return result < 0 ? -1 : complete_starts(run, error);
 }
 
-/* Steps that were run twice left only their last records, so a start may lie before records of
- * earlier steps in the file: what counts is the time. */
-size_t run_start_record(const struct run *run, size_t start)
+/* Steps that were run twice left only their last records: what counts is the time. */
+static void find_start_records(struct run *run)
 {
     const struct history_records *records = &run->history.training;
     const double *time = history_find(records, "time");
-    size_t i = 0;
 
-    while (i < records->count && (records->steps[i] <= run->starts[start].step ||
-                                  (time && isfinite(time[i]) && time[i] < run->starts[start].time)))
-        i++;
-    return i;
+    for (size_t i = 0; i < run->start_count; i++) {
+        const struct run_start *start = &run->starts[i];
+        size_t record = 0;
+
+        while (record < records->count &&
+               (records->steps[record] <= start->step ||
+                (time && isfinite(time[record]) && time[record] < start->time)))
+            record++;
+        run->starts[i].record = record;
+    }
 }
 
 double run_begin_time(const struct run *run)
@@ -216,10 +249,7 @@ double run_begin_time(const struct run *run)
     for (size_t i = 0; time && i < records->count && isnan(begin); i++)
         if (isfinite(time[i]))
             begin = time[i];
-    /* A start after the first record is one of a run whose starts were not recorded before. */
-    if (run->start_count > 0 && !(begin < run->starts[0].time))
-        begin = run->starts[0].time;
-    return begin;
+    return run->start_count > 0 ? run->starts[0].time : begin;
 }
 
 static int derive_elapsed(struct run *run, struct error *error)
@@ -275,6 +305,7 @@ int run_load(struct run *run, const char *path, struct error *error)
         history_read(&run->history, metrics, error) < 0 || read_settings(run, error) < 0 ||
         read_starts(run, error) < 0 || read_checkpoints(run, error) < 0)
         return -1;
+    find_start_records(run);
     return derive_elapsed(run, error);
 }
 

@@ -16,6 +16,7 @@ struct run_setting {
 /* The trainer began, anew or from a checkpoint. */
 struct run_start {
     double time, step; /* seconds since 1970; updates made before */
+    size_t record;     /* the first that the trainer wrote then; their count: none */
     char job[64];      /* "" if unknown */
     char layout[64];   /* "tp2 cp1 pp1 dp4"; "" if unknown */
 };
@@ -43,8 +44,5 @@ void run_free(struct run *run);
 const char *run_setting(const struct run *run, const char *name);
 /* When it began: the first start, or the first record; NAN when unknown. */
 double run_begin_time(const struct run *run);
-/* The record that the trainer wrote first after starts[start]; the records' count if it wrote
- * none. */
-size_t run_start_record(const struct run *run, size_t start);
 
 #endif

@@ -323,6 +323,12 @@ PYTHON
     mtllm-report run
     grep -q 'restart 1 (a guess from a gap)' run/report.html
     grep -q '<small>a guess from gaps' run/report.html
+
+    # A later start that was recorded is the second.
+    echo '{"time":1760007380,"step":200,"job":"12"}' > run/starts.jsonl
+    mtllm-report run
+    grep -q 'run: restart 1, from step 200, job 12 (2025-10-09 10:56 UTC)' run/report.html
+    grep -q '<dt>Restarts</dt><dd>1<small>job 12' run/report.html
 }
 
 @test "what cannot be is refused, and a page is whole or as it was" {
