@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "report/ticks.h"
+#include "report/restarts.h"
 
 enum { FAR = 30, LATE_LEAST = 40 /* steps */, POINTS_BELOW = 20 };
 
@@ -12,40 +12,64 @@ enum { FAR = 30, LATE_LEAST = 40 /* steps */, POINTS_BELOW = 20 };
  * order of the page. */
 static const struct known {
     const char *metric;
-    const char *name, *title, *unit; /* name: NULL: no chart of its own */
+    const char *name, *title, *unit; /* name: NULL: no chart */
     double factor, far;
     bool zero, whole, smooth;
+    bool changes;                            /* no chart where it does not */
+    const char *other, *label, *other_label; /* a second metric in the chart of a single run */
 } known[] = {
-    {"loss", "loss", "Loss", "nats", 1, 3, false, false, true},
-    {"perplexity", "perplexity", "Perplexity", "", 1, 5, false, false, true},
-    {"accuracy", "accuracy", "Accuracy", "%", 100, 0, false, false, true},
-    {"instruct_accuracy", "instruct_accuracy", "Accuracy of the assistant's tokens", "%", 100, 0,
-     false, false, true},
-    {"lr", "lr", "Learning rate", "", 1, 0, true, false, false},
-    {"grad_norm", "grad_norm", "Gradient norm", "", 1, FAR, true, false, true},
-    {"tokens_per_s", "throughput", "Throughput", "tokens/s", 1, 0, true, false, true},
-    {"mfu", "mfu", "MFU", "%", 100, 0, true, false, true},
-    {"tflops", "tflops", "Model FLOPs of a rank", "TFLOP/s", 1, 0, true, false, true},
-    {"step_s", "step_s", "Duration of a step", "s", 1, FAR, true, false, true},
-    {"pipeline_idle", "pipeline_idle", "Pipeline idle", "% of a step", 100, 0, true, false, true},
-    {"memory_bytes", "memory", "Memory in use", "GiB", 1.0 / (1 << 30), 0, true, false, false},
-    {"loss_scale", "loss_scale", "Loss scale", "", 1, FAR, false, false, false},
-    {"skipped", "skipped", "Steps without an update", "so far", 1, 0, true, true, false},
-    /* Counters of progress: in a chart together, below. */
-    {"time", NULL, NULL, NULL, 1, 0, false, false, false},
-    {"tokens", NULL, NULL, NULL, 1, 0, false, false, false},
-    {"samples", NULL, NULL, NULL, 1, 0, false, false, false},
+    {"loss", "loss", "Loss", "nats", 1, .far = 3, .smooth = true},
+    {"perplexity", "perplexity", "Perplexity", "", 1, .far = 5, .smooth = true},
+    {"accuracy", "accuracy", "Accuracy", "%", 100, .smooth = true},
+    {"instruct_accuracy", "instruct_accuracy", "Accuracy of the assistant's tokens", "%", 100,
+     .smooth = true},
+    {"lr", "lr", "Learning rate", "", 1, .zero = true},
+    {"grad_norm", "grad_norm", "Gradient norm", "", 1, .far = FAR, .zero = true, .smooth = true},
+    {"tokens_per_s", "throughput", "Throughput", "tokens/s", 1, .zero = true, .smooth = true},
+    {"mfu", "mfu", "MFU", "%", 100, .zero = true, .smooth = true, .other = "mfu_full",
+     .label = "causal attention", .other_label = "full attention"},
+    {"tflops", "tflops", "Model FLOPs of a rank", "TFLOP/s", 1, .zero = true, .smooth = true,
+     .other = "tflops_full", .label = "causal attention", .other_label = "full attention"},
+    {"step_s", "step_s", "Duration of a step", "s", 1, .far = FAR, .zero = true, .smooth = true},
+    {"pipeline_idle", "pipeline_idle", "Pipeline idle", "% of a step", 100, .zero = true,
+     .smooth = true},
+    {"memory_gib", "memory", "Memory in use", "GiB", 1, .zero = true},
+    {"batch_size", "batch_size", "Batch size", "sequences", 1, .zero = true, .whole = true,
+     .changes = true},
+    {"loss_scale", "loss_scale", "Loss scale", "", 1, .far = FAR, .changes = true},
+    {"loss_outlier", "loss_outlier", "Loss, outliers", "standard deviations", 1, .smooth = false},
+    {"grad_norm_outlier", "grad_norm_outlier", "Gradient norm, outliers", "standard deviations", 1,
+     .smooth = false},
+    {"skipped", "skipped", "Steps without an update", "so far", 1, .zero = true, .whole = true,
+     .changes = true},
+    {"nonfinite", "nonfinite", "Steps that were not finite", "so far", 1, .zero = true,
+     .whole = true, .changes = true},
+    /* In charts with others, or the same as another. */
+    {.metric = "time"},
+    {.metric = "tokens"},
+    {.metric = "samples"},
+    {.metric = "eta_s"},
+    {.metric = "mfu_full"},
+    {.metric = "tflops_full"},
+    {.metric = "tokens_per_s_gpu"},
+    {.metric = "count_loss_mask"},
+    {.metric = "count_instruct_mask"},
 };
 
 /* Of step_s, in the order in which they happen. */
 static const struct {
     const char *metric, *title;
 } parts[] = {
-    {"data_wait_s", "Waiting for data"}, {"forward_s", "Forward"},
-    {"backward_s", "Backward"},          {"communication_s", "Communication"},
-    {"optimizer_s", "Optimizer"},        {"checkpoint_s", "Checkpoint"},
+    {"data_wait_s", "Waiting for data"},  {"forward_s", "Forward"},     {"backward_s", "Backward"},
+    {"communication_s", "Communication"}, {"optimizer_s", "Optimizer"},
 };
 enum { PARTS = sizeof(parts) / sizeof(*parts), KNOWN = sizeof(known) / sizeof(*known) };
+
+/* What training is held up by between two steps. */
+static const char between[] = "checkpoint_s";
+
+/* Of each file of tokens: "datasets/PREFIX/epochs". */
+static const char datasets[] = "datasets/", epochs[] = "/epochs";
 
 static int no_memory(struct error *error)
 {
@@ -57,12 +81,12 @@ size_t charts_smooth_reach(size_t record_count)
     return record_count < 40 ? 0 : record_count < 200 ? 4 : record_count / 50;
 }
 
-static int part_of(const char *metric)
+static bool is_part(const char *metric)
 {
-    for (int i = 0; i < PARTS; i++)
+    for (size_t i = 0; i < PARTS; i++)
         if (strcmp(parts[i].metric, metric) == 0)
-            return i;
-    return -1;
+            return true;
+    return strcmp(metric, between) == 0;
 }
 
 static const struct known *find_known(const char *metric)
@@ -97,127 +121,72 @@ static struct chart *add_chart(struct charts *charts, const struct known *like, 
     return chart;
 }
 
-static struct chart_line *add_line(struct chart *chart, struct error *error)
+static void name_line(struct chart_line *line, const char *label)
+{
+    snprintf(line->label, sizeof(line->label), "%s", label);
+}
+
+/* A new line of the chart, in the colour and dashes of the `number`th of them. */
+static struct chart_line *add_line(struct chart *chart, const char *label, const double *x,
+                                   const double *y, size_t count, size_t number,
+                                   struct error *error)
 {
     struct chart_line *grown = reallocarray(chart->lines, chart->line_count + 1, sizeof(*grown));
+    struct chart_line *line;
 
     if (!grown) {
         no_memory(error);
         return NULL;
     }
     chart->lines = grown;
-    grown[chart->line_count] = (struct chart_line){0};
-    return &grown[chart->line_count++];
-}
-
-static void name_line(struct chart_line *line, const char *label)
-{
-    snprintf(line->label, sizeof(line->label), "%s", label);
-}
-
-static int add_mark(struct chart *chart, const struct chart_mark *mark, struct error *error)
-{
-    struct chart_mark *grown = reallocarray(chart->marks, chart->mark_count + 1, sizeof(*grown));
-
-    if (!grown)
-        return no_memory(error);
-    chart->marks = grown;
-    grown[chart->mark_count++] = *mark;
-    return 0;
-}
-
-static int add_span(struct chart *chart, const struct chart_span *span, struct error *error)
-{
-    struct chart_span *grown = reallocarray(chart->spans, chart->span_count + 1, sizeof(*grown));
-
-    if (!grown)
-        return no_memory(error);
-    chart->spans = grown;
-    grown[chart->span_count++] = *span;
-    return 0;
-}
-
-/* The restarts of a run, on the axis of steps or of time. */
-static int mark_restarts(struct chart *chart, const struct run *run, int colour,
-                         struct error *error)
-{
-    for (size_t i = 1; i < run->start_count; i++) {
-        const struct run_start *start = &run->starts[i];
-        const struct history_records *records = &run->history.training;
-        size_t record = run->starts[i].record;
-        char time[NUMBER_SIZE], step[NUMBER_SIZE];
-        struct chart_mark mark = {.x = start->step + 0.5, .colour = colour};
-
-        if (records->count == 0 || record == records->count)
-            continue; /* nothing is drawn of it yet */
-        if (chart->x == CHART_SECONDS)
-            mark.x = start->time - run_begin_time(run);
-        snprintf(mark.text, sizeof(mark.text), "%s: restart %zu%s, from step %s%s%s (%s)",
-                 run->name, i, run->starts_guessed ? " (a guess from a gap)" : "",
-                 count_text(start->step, step), *start->job ? ", job " : "", start->job,
-                 time_text(start->time, time));
-        if (add_mark(chart, &mark, error) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* Where the run stood still before a restart. */
-static int shade_gaps(struct chart *chart, const struct run *run, struct error *error)
-{
-    for (size_t i = 1; i < run->start_count; i++) {
-        size_t record = run->starts[i].record;
-        char length[NUMBER_SIZE];
-        struct chart_span span;
-
-        if (record == 0 || record == run->history.training.count)
-            continue;
-        span.from = run->elapsed[record - 1];
-        span.to = run->elapsed[record];
-        snprintf(span.text, sizeof(span.text), "%s without progress",
-                 duration_text(span.to - span.from, length));
-        if (add_span(chart, &span, error) < 0)
-            return -1;
-    }
-    return 0;
+    line = &grown[chart->line_count++];
+    *line = (struct chart_line){.x = x,
+                                .y = y,
+                                .count = count,
+                                .colour = (int)(number % CHART_COLOURS),
+                                .dashed = number >= CHART_COLOURS};
+    name_line(line, label);
+    return line;
 }
 
 static int mark_all(struct chart *chart, const struct run *runs, size_t run_count,
                     struct error *error)
 {
     for (size_t i = 0; i < run_count; i++)
-        if (mark_restarts(chart, &runs[i], run_count > 1 ? (int)i % CHART_COLOURS : -1, error) < 0)
+        if (restarts_mark(chart, &runs[i], run_count > 1 ? (int)i % CHART_COLOURS : -1, error) < 0)
             return -1;
     return 0;
 }
 
 /* --- training -------------------------------------------------------------------------------- */
 
+/* What a run's training records have of the metric; nothing without it. */
+static int add_metric_line(struct chart *chart, const char *metric, bool smoothed,
+                           const char *label, const struct run *run, size_t number,
+                           struct error *error)
+{
+    const struct history_records *records = &run->history.training;
+    const double *values = history_find(records, metric);
+    struct chart_line *line;
+
+    if (!values || records->count == 0)
+        return 0;
+    line = add_line(chart, label, records->steps, values, records->count, number, error);
+    if (!line)
+        return -1;
+    line->points = records->count < POINTS_BELOW;
+    line->smooth = smoothed ? charts_smooth_reach(records->count) : 0;
+    return 0;
+}
+
 /* A line for each run whose records have the metric. */
 static int add_metric_lines(struct chart *chart, const char *metric, bool smoothed,
                             const struct run *runs, size_t run_count, struct error *error)
 {
-    for (size_t i = 0; i < run_count; i++) {
-        const struct history_records *records = &runs[i].history.training;
-        const double *values = history_find(records, metric);
-        struct chart_line *line;
-
-        if (!values || records->count == 0)
-            continue;
-        line = add_line(chart, error);
-        if (!line)
+    for (size_t i = 0; i < run_count; i++)
+        if (add_metric_line(chart, metric, smoothed, run_count > 1 ? runs[i].name : chart->title,
+                            &runs[i], i, error) < 0)
             return -1;
-        *line = (struct chart_line){
-            .x = records->steps,
-            .y = values,
-            .count = records->count,
-            .colour = (int)i % CHART_COLOURS,
-            .dashed = i >= CHART_COLOURS,
-            .points = records->count < POINTS_BELOW,
-            .smooth = smoothed ? charts_smooth_reach(records->count) : 0,
-        };
-        name_line(line, run_count > 1 ? runs[i].name : chart->title);
-    }
     return mark_all(chart, runs, run_count, error);
 }
 
@@ -237,7 +206,12 @@ static int add_metric(struct charts *charts, const struct known *like, const str
     if (!any_has(runs, run_count, like->metric))
         return 0;
     chart = add_chart(charts, like, error);
-    return chart ? add_metric_lines(chart, like->metric, like->smooth, runs, run_count, error) : -1;
+    if (!chart || add_metric_lines(chart, like->metric, like->smooth, runs, run_count, error) < 0)
+        return -1;
+    if (run_count > 1 || !like->other || !history_find(&runs->history.training, like->other))
+        return 0;
+    name_line(&chart->lines[0], like->label);
+    return add_metric_line(chart, like->other, like->smooth, like->other_label, runs, 1, error);
 }
 
 static int add_progress(struct charts *charts, const struct run *runs, size_t run_count,
@@ -253,25 +227,16 @@ static int add_progress(struct charts *charts, const struct run *runs, size_t ru
 
     for (size_t i = 0; i < run_count; i++) {
         const struct history_records *records = &runs[i].history.training;
-        struct chart_line *line;
 
         if (!runs[i].elapsed || records->count == 0)
             continue;
         if (!chart && !(chart = add_chart(charts, &like, error)))
             return -1;
         chart->x = CHART_SECONDS;
-        line = add_line(chart, error);
-        if (!line)
+        if (!add_line(chart, run_count > 1 ? runs[i].name : "steps", runs[i].elapsed,
+                      records->steps, records->count, i, error))
             return -1;
-        *line = (struct chart_line){
-            .x = runs[i].elapsed,
-            .y = records->steps,
-            .count = records->count,
-            .colour = (int)i % CHART_COLOURS,
-            .dashed = i >= CHART_COLOURS,
-        };
-        name_line(line, run_count > 1 ? runs[i].name : "steps");
-        if (run_count == 1 && shade_gaps(chart, &runs[i], error) < 0)
+        if (run_count == 1 && restarts_shade(chart, &runs[i], error) < 0)
             return -1;
     }
     return chart ? mark_all(chart, runs, run_count, error) : 0;
@@ -296,14 +261,10 @@ static int add_rest(struct chart *chart, const struct history_records *records, 
         /* Parts are means of ranks, rounded: they may come to a little more than the whole. */
         chart->owned[i] = isfinite(rest) ? fmax(rest, 0) : NAN;
     }
-    line = add_line(chart, error);
+    line = add_line(chart, "Rest", records->steps, chart->owned, records->count, 0, error);
     if (!line)
         return -1;
-    *line = (struct chart_line){.x = records->steps,
-                                .y = chart->owned,
-                                .count = records->count,
-                                .colour = CHART_COLOUR_REST};
-    name_line(line, "Rest");
+    line->colour = CHART_COLOUR_REST;
     return 0;
 }
 
@@ -315,31 +276,27 @@ static int add_parts(struct charts *charts, const struct run *run, bool alone, s
     const struct history_records *records = &run->history.training;
     struct chart *chart = NULL;
 
-    for (int i = 0; i < PARTS; i++) {
+    for (size_t i = 0; i < PARTS; i++) {
         const double *values = history_find(records, parts[i].metric);
-        struct chart_line *line;
 
         if (!values || records->count == 0)
             continue;
         if (!chart && !(chart = add_chart(charts, &like, error)))
             return -1;
-        line = add_line(chart, error);
-        if (!line)
+        if (!add_line(chart, parts[i].title, records->steps, values, records->count, i, error))
             return -1;
-        *line = (struct chart_line){
-            .x = records->steps, .y = values, .count = records->count, .colour = i};
-        name_line(line, parts[i].title);
     }
     if (!chart)
         return 0;
     chart->stacked = true;
-    if (add_rest(chart, records, error) < 0)
+    if (add_rest(chart, records, error) < 0 ||
+        add_metric_line(chart, between, false, "Checkpoint, between steps", run, PARTS, error) < 0)
         return -1;
     if (!alone) {
         snprintf(chart->name, sizeof(chart->name), "parts_%.80s", run->name);
         snprintf(chart->title, sizeof(chart->title), "Parts of a step: %.70s", run->name);
     }
-    return mark_restarts(chart, run, -1, error);
+    return restarts_mark(chart, run, -1, error);
 }
 
 static int add_all_parts(struct charts *charts, const struct run *runs, size_t run_count,
@@ -351,25 +308,25 @@ static int add_all_parts(struct charts *charts, const struct run *runs, size_t r
     return 0;
 }
 
-/* A count that stayed 0 all the time is no chart. */
-static bool never_skipped(const struct run *runs, size_t run_count)
+/* Is it more than one number? */
+static bool varies(const struct run *runs, size_t run_count, const char *metric)
 {
     for (size_t i = 0; i < run_count; i++) {
         const struct history_records *records = &runs[i].history.training;
-        const double *skipped = history_find(records, "skipped");
+        const double *values = history_find(records, metric);
 
-        if (skipped && records->count > 0 && skipped[records->count - 1] > 0)
-            return false;
+        for (size_t k = 1; values && k < records->count; k++)
+            if (values[k] != values[k - 1])
+                return true;
     }
-    return true;
+    return false;
 }
 
 static int add_known(struct charts *charts, size_t from, const struct run *runs, size_t run_count,
                      struct error *error)
 {
     for (size_t i = from; i < KNOWN; i++) {
-        if (!known[i].name ||
-            (strcmp(known[i].metric, "skipped") == 0 && never_skipped(runs, run_count)))
+        if (!known[i].name || (known[i].changes && !varies(runs, run_count, known[i].metric)))
             continue;
         if (add_metric(charts, &known[i], runs, run_count, error) < 0 ||
             (strcmp(known[i].metric, "step_s") == 0 &&
@@ -377,6 +334,41 @@ static int add_known(struct charts *charts, size_t from, const struct run *runs,
             return -1;
     }
     return 0;
+}
+
+/* How often each dataset was gone through. */
+static int add_epochs(struct charts *charts, const struct run *runs, size_t run_count,
+                      struct error *error)
+{
+    static const struct known like = {
+        .name = "epochs", .title = "Epochs of the datasets", .unit = "", .factor = 1, .zero = true};
+    struct chart *chart = NULL;
+
+    for (size_t i = 0; i < run_count; i++) {
+        const struct history_records *records = &runs[i].history.training;
+        size_t seen = 0;
+
+        for (size_t k = 0; k < records->metric_count; k++) {
+            const char *name = records->metrics[k].name;
+            size_t length = strlen(name), before = strlen(datasets), behind = strlen(epochs);
+            char label[128];
+
+            if (length <= before + behind || strncmp(name, datasets, before) != 0 ||
+                strcmp(name + length - behind, epochs) != 0)
+                continue;
+            if (!chart && !(chart = add_chart(charts, &like, error)))
+                return -1;
+            snprintf(label, sizeof(label), "%s%s%.*s", run_count > 1 ? runs[i].name : "",
+                     run_count > 1 ? ", " : "", (int)(length - before - behind), name + before);
+            if (!add_line(chart, label, records->steps, records->metrics[k].values, records->count,
+                          run_count > 1 ? i : seen, error))
+                return -1;
+            if (run_count > 1 && seen > 0)
+                chart->lines[chart->line_count - 1].dashed = true;
+            seen++;
+        }
+    }
+    return chart ? mark_all(chart, runs, run_count, error) : 0;
 }
 
 /* What nobody here knows: of newer trainers, and a site's own. */
@@ -388,9 +380,10 @@ static int add_unknown(struct charts *charts, const struct run *runs, size_t run
 
         for (size_t k = 0; k < records->metric_count; k++) {
             const char *name = records->metrics[k].name;
-            struct known like = {name, name, name, "", 1, FAR, false, false, true};
+            struct known like = {name, name, name, "", 1, .far = FAR, .smooth = true};
 
-            if (find_known(name) || part_of(name) >= 0 || charts_find(charts, name))
+            if (find_known(name) || is_part(name) ||
+                strncmp(name, datasets, strlen(datasets)) == 0 || charts_find(charts, name))
                 continue;
             if (add_metric(charts, &like, runs, run_count, error) < 0)
                 return -1;
@@ -416,29 +409,25 @@ static void set_label(char *label, size_t size, const struct run *run, const cha
 static int add_set_lines(struct chart *chart, const char *metric, const struct run *runs,
                          size_t run_count, struct error *error)
 {
-    int colour = 1; /* that of a single run's training is 0 */
+    size_t number = 1; /* 0 is a single run's training */
 
     for (size_t i = 0; i < run_count; i++)
         for (size_t k = 0; k < runs[i].history.set_count; k++) {
             const struct history_records *records = &runs[i].history.sets[k];
             const double *values = history_find(records, metric);
             struct chart_line *line;
+            char label[128];
 
             if (!values)
                 continue;
-            line = add_line(chart, error);
+            set_label(label, sizeof(label), &runs[i], records->set, run_count);
+            line = add_line(chart, label, records->steps, values, records->count,
+                            run_count > 1 ? i : number, error);
             if (!line)
                 return -1;
-            *line = (struct chart_line){
-                .x = records->steps,
-                .y = values,
-                .count = records->count,
-                .colour = (run_count > 1 ? (int)i : colour) % CHART_COLOURS,
-                .dashed = run_count > 1 ? k > 0 || i >= CHART_COLOURS : colour >= CHART_COLOURS,
-                .points = true,
-            };
-            set_label(line->label, sizeof(line->label), &runs[i], records->set, run_count);
-            colour++;
+            line->dashed = line->dashed || (run_count > 1 && k > 0);
+            line->points = true;
+            number++;
         }
     return 0;
 }
@@ -446,7 +435,7 @@ static int add_set_lines(struct chart *chart, const char *metric, const struct r
 static int add_validation(struct charts *charts, const char *metric, const struct run *runs,
                           size_t run_count, struct error *error)
 {
-    const struct known plain = {metric, metric, metric, "", 1, FAR, false, false, false};
+    const struct known plain = {metric, metric, metric, "", 1, .far = FAR};
     const struct known *like = find_known(metric);
     struct chart *chart = add_chart(charts, like ? like : &plain, error);
 
@@ -567,6 +556,8 @@ int charts_choose(struct charts *charts, const struct run *runs, size_t run_coun
         add_validations(charts, runs, run_count, error) < 0 ||
         add_progress(charts, runs, run_count, error) < 0 ||
         add_known(charts, 1, runs, run_count, error) < 0)
+        return -1;
+    if (add_epochs(charts, runs, run_count, error) < 0)
         return -1;
     return add_unknown(charts, runs, run_count, error);
 }

@@ -85,31 +85,48 @@ static double number_of(const json_t *value)
     return json_is_null(value) || fabs(number) > 1e290 ? INFINITY : number;
 }
 
-static int add_record(struct history_records *records, json_t *object, json_int_t step,
-                      struct error *error)
+/* The numbers of an object of the line of this record. Of objects within it, such as "datasets",
+ * the names are put together: "datasets/NAME/epochs". */
+static int add_values(struct history_records *records, const char *prefix, json_t *object,
+                      size_t *hint, struct error *error)
 {
-    size_t record = records->count, hint = 0;
-    const char *name;
+    const char *key;
     json_t *value;
 
-    if (make_room(records, error) < 0)
-        return -1;
-    records->steps[record] = (double)step;
-    for (size_t i = 0; i < records->metric_count; i++)
-        records->metrics[i].values[record] = NAN;
-    json_object_foreach(object, name, value)
+    json_object_foreach(object, key, value)
     {
+        char whole[256];
+        const char *name = *prefix ? whole : key;
         size_t index;
 
+        if (*prefix)
+            snprintf(whole, sizeof(whole), "%s/%s", prefix, key);
+        if (json_is_object(value) && add_values(records, name, value, hint, error) < 0)
+            return -1;
         if ((!json_is_number(value) && !json_is_null(value)) || strcmp(name, "step") == 0)
             continue;
-        if (find_metric(records, name, hint, &index, error) < 0)
+        if (find_metric(records, name, *hint, &index, error) < 0)
             return -1;
         if (index == METRICS_MOST)
             continue;
-        records->metrics[index].values[record] = number_of(value);
-        hint = index + 1;
+        records->metrics[index].values[records->count] = number_of(value);
+        *hint = index + 1;
     }
+    return 0;
+}
+
+static int add_record(struct history_records *records, json_t *object, json_int_t step,
+                      struct error *error)
+{
+    size_t hint = 0;
+
+    if (make_room(records, error) < 0)
+        return -1;
+    records->steps[records->count] = (double)step;
+    for (size_t i = 0; i < records->metric_count; i++)
+        records->metrics[i].values[records->count] = NAN;
+    if (add_values(records, "", object, &hint, error) < 0)
+        return -1;
     records->count++;
     return 0;
 }

@@ -17,7 +17,7 @@
 /* A value is finite; NAN where the record has none; INFINITY where it stands as null, which is how
  * JSON has a number that is not finite, or is beyond 1e290. */
 struct history_metric {
-    char *name;
+    char *name;     /* of a number in an object within the line "OBJECT/NAME" */
     double *values; /* [count] of its records */
 };
 

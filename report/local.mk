@@ -8,6 +8,7 @@ report_libreport_la_SOURCES = \
 	report/markup.c report/markup.h \
 	report/page.c report/page.h \
 	report/plot.c report/plot.h \
+	report/restarts.c report/restarts.h \
 	report/run.c report/run.h \
 	report/ticks.c report/ticks.h
 report_libreport_la_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)

@@ -192,14 +192,16 @@ static void write_time(const struct run *run, FILE *stream)
 {
     const struct history_records *records = &run->history.training;
     const double *step_s = history_find(records, "step_s");
-    double busy = 0;
+    double busy = 0, left = last_finite(records, "eta_s");
     char value[NUMBER_SIZE], spent[NUMBER_SIZE], small[96] = "";
 
     if (!run->elapsed || records->count == 0)
         return;
     for (size_t i = 0; step_s && i < records->count; i++)
         busy += isfinite(step_s[i]) ? step_s[i] : 0;
-    if (busy > 0)
+    if (left > 0 && last_step(run) < strtod(run_setting(run, "steps"), NULL))
+        snprintf(small, sizeof(small), "%s left", duration_text(left, spent));
+    else if (busy > 0)
         snprintf(small, sizeof(small), "%s of it in steps", duration_text(busy, spent));
     write_fact(stream, "Time", duration_text(run->elapsed[records->count - 1], value), small);
 }

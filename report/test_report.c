@@ -358,7 +358,8 @@ static void test_history(void **state)
                         "not a record\n"
                         "{\"loss\":1}\n"
                         "{\"eval\":\"valid\",\"step\":2,\"loss\":4.5}\n"
-                        "{\"step\":3,\"lr\":3e-3,\"extra\":7,\"note\":\"text\"}\n"
+                        "{\"step\":3,\"lr\":3e-3,\"extra\":7,\"note\":\"text\","
+                        "\"datasets\":{\"a\":{\"epochs\":0.5},\"b\":{\"epochs\":2}}}\n"
                         "{\"step\":2,\"loss\":4.25}\n"
                         "{\"eval\":\"code\",\"step\":3,\"loss\":4}\n"
                         "{\"step\":4,\"loss\":3,\"l");
@@ -375,6 +376,8 @@ static void test_history(void **state)
     assert_true(loss[0] == 5.5 && loss[1] == 4.25 && isnan(loss[2]));
     assert_true(isnan(history_find(training, "lr")[1]));
     assert_true(isnan(extra[0]) && isnan(extra[1]) && extra[2] == 7);
+    assert_true(history_find(training, "datasets/a/epochs")[2] == 0.5);
+    assert_true(history_find(training, "datasets/b/epochs")[2] == 2);
     assert_null(history_find(training, "note"));
     assert_null(history_find(training, "step"));
     assert_int_equal(history.set_count, 2);
