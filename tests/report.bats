@@ -262,6 +262,28 @@ PYTHON
     grep -q '^mtllm-report: --svg=los: there is no such chart of this; --svg=list names' error
 }
 
+@test "parts of a step, memory, both ways of MFU, epochs of datasets" {
+    mkdir run
+    for step in $(seq 50); do
+        echo "{\"step\":$step,\"loss\":2,\"mfu\":0.4,\"mfu_full\":0.5,\"step_s\":1,\"data_wait_s\":0.1," \
+            "\"forward_s\":0.2,\"backward_s\":0.4,\"communication_s\":0.1,\"optimizer_s\":0.05," \
+            "\"checkpoint_s\":0.25,\"memory_gib\":12.5,\"loss_scale\":1,\"skipped\":0," \
+            "\"datasets\":{\"books\":{\"tokens\":5,\"epochs\":0.5},\"code\":{\"tokens\":1,\"epochs\":2}}}"
+    done > run/metrics.jsonl
+    mtllm-report run
+    well_formed run/report.html
+    # What never changes and says nothing has no chart.
+    [ "$(chart_ids run/report.html | xargs)" = "loss late_loss mfu step_s parts memory epochs" ]
+    sed -n '/id="mfu"/,/<\/figure>/p' run/report.html | grep -q '^full attention: 50 %'
+    sed -n '/id="parts"/,/<\/figure>/p' run/report.html > parts
+    grep -q '^Backward: 0.4 s' parts
+    grep -q '^Rest: 0.15 s' parts
+    grep -q '^Checkpoint, between steps: 0.25 s' parts
+    sed -n '/id="epochs"/,/<\/figure>/p' run/report.html > epochs
+    grep -q '^books: 0\.5' epochs
+    grep -q '^code: 2' epochs
+}
+
 @test "metrics that nobody knows get charts of their own, and names cannot break the page" {
     mkdir run
     for step in 1 2 3; do
