@@ -57,11 +57,15 @@ static const char style[] =
     "var(--line)}"
     "tr:first-child>*{border-top:0}th{color:var(--quiet);font-weight:600;white-space:nowrap}"
     ".number{text-align:right;white-space:nowrap}.value{overflow-wrap:anywhere;min-width:8rem}"
-    ".origin{color:var(--quiet);overflow-wrap:anywhere}"
+    ".origin{color:var(--quiet);overflow-wrap:anywhere}.lines td{white-space:nowrap}"
+    ".lines .value{white-space:normal}"
     "summary{cursor:pointer;padding:.4rem 0;color:var(--quiet)}"
     "footer{color:var(--quiet);font-size:.85rem;margin-top:2rem}\n"
     "@media(max-width:30rem){.facts{grid-template-columns:1fr 1fr;gap:.5rem}"
-    ".charts{gap:.5rem}body{padding:1rem .6rem 2rem}dd{font-size:1.1rem}}\n"
+    ".charts{gap:.5rem}body{padding:1rem .6rem 2rem}dd{font-size:1.1rem}th,td{padding:.35rem .6rem}"
+    ".settings tr{display:grid;grid-template-columns:40% 60%;border-top:1px solid var(--line)}"
+    ".settings tr>*{border:0;white-space:normal;overflow-wrap:anywhere}"
+    ".settings .origin{grid-column:2;padding-top:0;font-size:.8rem}}\n"
     "@media print{body{background:#fff}figure,.scroll,.facts div{break-inside:avoid}}\n";
 
 /* --- what is known of a run ------------------------------------------------------------------ */
@@ -327,19 +331,21 @@ static void write_notes(const struct run *run, FILE *stream)
 
 static void write_checkpoint(const struct listing_row *row, FILE *stream)
 {
-    char text[NUMBER_SIZE];
+    char text[NUMBER_SIZE], created[sizeof(row->created)];
 
-    fprintf(stream, "<tr><td class=\"number\">%s</td><td>", count_text((double)row->step, text));
-    markup_text(row->described ? row->created : "\xe2\x80\x93", stream);
+    fprintf(stream, "<tr><td class=\"number\">%s</td><td%s>", count_text((double)row->step, text),
+            *row->fault ? " class=\"value\"" : "");
+    markup_text(*row->fault ? row->fault : row->latest ? "complete, latest" : "complete", stream);
     fputs("</td>", stream);
     write_number_cell(stream, row->described ? 0 : NAN, bytes_text((double)row->bytes, text));
     fputs("<td>", stream);
+    /* "2026-11-26T13:05:00Z" */
+    snprintf(created, sizeof(created), "%s", row->created);
+    if (strlen(created) == 20 && created[10] == 'T')
+        created[10] = created[19] = ' ';
+    markup_text(row->described ? created : "\xe2\x80\x93", stream);
+    fputs("</td><td>", stream);
     markup_text(row->described && *row->layout ? row->layout : "\xe2\x80\x93", stream);
-    fputs("</td><td class=\"value\">", stream);
-    if (*row->fault)
-        markup_text(row->fault, stream);
-    else
-        fputs(row->latest ? "complete, latest" : "complete", stream);
     fputs("</td></tr>\n", stream);
 }
 
@@ -352,8 +358,8 @@ static void write_checkpoints(const struct run *run, bool alone, FILE *stream)
         fputs(" of ", stream);
         markup_text(run->name, stream);
     }
-    fputs("</h2>\n<div class=\"scroll\"><table>\n<tr><th class=\"number\">Step</th>"
-          "<th>Written</th><th class=\"number\">Size</th><th>Layout</th><th>State</th></tr>\n",
+    fputs("</h2>\n<div class=\"scroll\"><table class=\"lines\">\n<tr><th class=\"number\">Step</th>"
+          "<th>State</th><th class=\"number\">Size</th><th>Written, UTC</th><th>Layout</th></tr>\n",
           stream);
     for (size_t i = 0; i < run->checkpoint_count; i++)
         write_checkpoint(&run->checkpoints[i], stream);
@@ -362,7 +368,7 @@ static void write_checkpoints(const struct run *run, bool alone, FILE *stream)
 
 static void write_setting_list(const struct run *run, bool defaults, FILE *stream)
 {
-    fputs("<div class=\"scroll\"><table>\n", stream);
+    fputs("<div class=\"scroll\"><table class=\"settings\">\n", stream);
     for (size_t i = 0; i < run->setting_count; i++) {
         const struct run_setting *setting = &run->settings[i];
 

@@ -167,12 +167,16 @@ PYTHON
     grep -q "<dt>Steps</dt><dd>600<small>of 600, 100" run/report.html
     grep -q "<dt>Restarts</dt><dd>1" run/report.html
     grep -q "run: restart 1, from step $stopped (20" run/report.html
-    grep -q '<td class="number">600</td>.*<td class="value">complete, latest</td>' run/report.html
+    grep -q '<td class="number">600</td><td>complete, latest</td>' run/report.html
     grep -q '<th>global-batch-size</th><td class="value">8</td><td class="origin">command line</td>' \
         run/report.html
+    # A damaged checkpoint is said to be.
+    truncate -s -1 run/ckpt/step-00000600/shard-00000.h5
+    mtllm-report -o damaged.html run
+    grep -q '<td class="number">600</td><td class="value">.*shard-00000.h5' damaged.html
     # The same run, the same page.
     mtllm-report --output=- run > again.html
-    cmp run/report.html again.html
+    cmp damaged.html again.html
 }
 
 @test "resume=never sets the record of starts aside with the rest" {
