@@ -38,6 +38,7 @@ ckpt_libckpt_la_SOURCES = \
 	ckpt/h5.c ckpt/h5.h \
 	ckpt/h5_table.c ckpt/h5_table.h \
 	ckpt/index.h ckpt/index_compose.c ckpt/index_parse.c \
+	ckpt/listing.c ckpt/listing.h \
 	ckpt/manifest.c ckpt/manifest.h \
 	ckpt/open.c \
 	ckpt/read.c ckpt/reader.h \

@@ -219,53 +219,9 @@ say "Hugging Face model"
 h5-to-hf "$run" hf
 ls -l hf
 
-# The loss over the steps, with the restarts, as a picture.
-draw_loss() {
-    sed -n 's/.*resuming from .*, step \([0-9]*\).*/restart \1/p' "$log"
-    sed -n '/"eval"/s/.*"step": *\([0-9]*\).*"loss": *\([^,}]*\).*/valid \1 \2/p' \
-        "$run/metrics.jsonl"
-    metrics | sed 's/^/train /'
-}
-draw_loss | awk '
-    $1 == "restart" { restart[++restarts] = $2 }
-    $1 == "valid" { valid_step[++valids] = $2; valid_loss[valids] = $3 }
-    $1 == "train" { step[++n] = $2; loss[n] = $3 }
-    $1 != "restart" { if (!seen++ || $3 < low) low = $3; if ($3 > high) high = $3 }
-    function x(s) { return 60 + 640 * s / step[n] }
-    function y(l) { return 40 + 300 * (top - l) / (top - bottom) }
-    END {
-        top = int(high) + 1; bottom = int(low)
-        print "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 720 400\"" \
-            " font-family=\"sans-serif\" font-size=\"12\">"
-        print "<rect width=\"720\" height=\"400\" fill=\"white\"/>"
-        print "<text x=\"60\" y=\"22\" font-size=\"15\">llama-tiny on the King James Bible: loss" \
-            " a step, TP 2, PP 2, DP 2</text>"
-        for (l = bottom; l <= top; l++) {
-            printf "<line x1=\"60\" x2=\"700\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#ddd\"/>\n", y(l), y(l)
-            printf "<text x=\"52\" y=\"%.1f\" text-anchor=\"end\">%d</text>\n", y(l) + 4, l
-        }
-        for (i = 0; i <= 6; i++)
-            printf "<text x=\"%.1f\" y=\"358\" text-anchor=\"middle\">%d</text>\n", \
-                x(step[n] * i / 6), step[n] * i / 6
-        print "<text x=\"380\" y=\"382\" text-anchor=\"middle\">step</text>"
-        for (i = 1; i <= restarts; i++) {
-            printf "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"40\" y2=\"340\" stroke=\"#c33\"" \
-                " stroke-dasharray=\"5 3\"/>\n", x(restart[i]), x(restart[i])
-            printf "<text x=\"%.1f\" y=\"54\" fill=\"#c33\">preempted, resumed at step %d</text>\n", \
-                x(restart[i]) + 5, restart[i]
-        }
-        printf "<polyline fill=\"none\" stroke=\"#26c\" stroke-width=\"1.5\" points=\""
-        for (i = 1; i <= n; i++)
-            printf "%.1f,%.1f ", x(step[i]), y(loss[i])
-        print "\"/>"
-        for (i = 1; i <= valids; i++)
-            printf "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" fill=\"#e80\"/>\n", \
-                x(valid_step[i]), y(valid_loss[i])
-        print "<circle cx=\"560\" cy=\"80\" r=\"4\" fill=\"#e80\"/><text x=\"570\" y=\"84\">validation</text>"
-        print "<line x1=\"552\" x2=\"566\" y1=\"100\" y2=\"100\" stroke=\"#26c\" stroke-width=\"2\"/>" \
-            "<text x=\"570\" y=\"104\">training</text>"
-        print "</svg>"
-    }' > loss.svg
+# A page of everything that was measured, and the loss by itself.
+mtllm-report --output=report.html "$run"
+mtllm-report --svg=loss --output=loss.svg "$run"
 
 say "Did all of it happen?"
 check() { # WHAT COMMAND...
@@ -288,6 +244,7 @@ for file in config.json generation_config.json model.safetensors tokenizer.model
     check "hf/$file" [ -s "hf/$file" ]
 done
 check "the loss curve, loss.svg" grep -q '^</svg>' loss.svg
+check "the restart in report.html" grep -q "restart 1, from step $at, job" report.html
 
 say "Done. Everything is in $directory:"
 cat <<END
@@ -297,5 +254,6 @@ cat <<END
     $(printf '%-22s' "$run/metrics.jsonl") a line a step
     $(printf '%-22s' "$run/ckpt") the checkpoints
     hf                     the Hugging Face model
+    report.html            what was measured, as a page
     loss.svg               the loss curve
 END

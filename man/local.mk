@@ -2,10 +2,14 @@
 dist_man_MANS += man/h5-to-hf.1 man/hf-to-h5.1
 dist_man_MANS += man/mtllm-data.1
 dist_man_MANS += man/mtllm-plan.1
+dist_man_MANS += man/mtllm-report.1
 dist_man_MANS += man/mtllm.8
 dist_man_MANS += man/mtllm-ckpt.1 man/mtllm-checkpoint.5
 dist_man_MANS += man/mtllm-template.5
 dist_man_MANS += man/mtllm-metric.3
+
+# The picture of README.md.
+EXTRA_DIST += man/loss.svg
 
 # Pages that hold the settings table are made from it.
 noinst_PROGRAMS = man/fill_settings

@@ -41,6 +41,7 @@ wait_for() {
     [ "$(grep -c 'resuming from' "$QUICKSTART"/whole/train-*.out)" -ge 1 ]
     [ -s "$QUICKSTART/whole/hf/model.safetensors" ]
     [ -s "$QUICKSTART/whole/loss.svg" ]
+    [ -s "$QUICKSTART/whole/report.html" ]
 }
 
 @test "the quickstart, interrupted: no daemon stays" {

@@ -100,9 +100,9 @@ trainer_libtraining_la_SOURCES = \
 	trainer/team.c trainer/team.h \
 	trainer/tensor_parallel.c \
 	trainer/train.c trainer/training.c trainer/training.h
-trainer_libtraining_la_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS)
+trainer_libtraining_la_CFLAGS = $(AM_CFLAGS) $(HDF5_CFLAGS) $(JANSSON_CFLAGS)
 trainer_libtraining_la_LIBADD = trainer/libtrainer.la kernels/libkernels.la ckpt/libconvert.la \
-	data/libdata.la core/libcore.la $(HDF5_LIBS)
+	data/libdata.la core/libcore.la $(HDF5_LIBS) $(JANSSON_LIBS)
 
 bin_PROGRAMS += mtllm-train
 mtllm_train_SOURCES = trainer/main.c

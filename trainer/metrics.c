@@ -159,8 +159,8 @@ void metrics_format_json(const struct metrics_row *row, char *bytes, size_t size
         comma = ",";
     }
     for (int i = 0; i < row->custom_count; i++) {
-        append(&text, "%s\"%s\":", comma, row->custom[i].name);
-        append_number(&text, row->custom[i].value, -1);
+        metrics_format_number(row->custom[i].value, -1, number, sizeof(number));
+        append(&text, "%s\"%s\":%s", comma, row->custom[i].name, number);
         comma = ",";
     }
     append_datasets(&text, row, comma);

@@ -7,7 +7,10 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
+
+#include <jansson.h>
 
 #include "core/log.h"
 
@@ -23,6 +26,7 @@ void run_directory_name(struct run_directory *run, const struct settings *settin
         snprintf(run->path, sizeof(run->path), "mtllm-run");
     snprintf(run->checkpoints, sizeof(run->checkpoints), "%s/ckpt", run->path);
     snprintf(run->metrics, sizeof(run->metrics), "%s/metrics.jsonl", run->path);
+    snprintf(run->starts, sizeof(run->starts), "%s/starts.jsonl", run->path);
 }
 
 /* mkdir -p */
@@ -104,7 +108,8 @@ void run_directory_close(struct run_directory *run)
 
 int run_directory_set_aside(struct run_directory *run, struct error *error)
 {
-    static const char *const outputs[] = {"metrics.jsonl", "tensorboard", "wandb", ".wandb"};
+    static const char *const outputs[] = {"metrics.jsonl", "starts.jsonl", "tensorboard", "wandb",
+                                          ".wandb"};
     char aside[PATH_MAX + 32], from[PATH_MAX + 64], to[PATH_MAX + 64];
 
     for (int i = 1; i < 10000; i++) {
@@ -124,4 +129,31 @@ int run_directory_set_aside(struct run_directory *run, struct error *error)
     }
     return error_set(error, EXIT_STATUS_IO, "%s.1 to %s.9999 exist; remove some", run->checkpoints,
                      run->checkpoints);
+}
+
+void run_directory_record_start(const struct run_directory *run, const struct world *world,
+                                int64_t step, const char *layout)
+{
+    const char *restart = getenv("MTLLM_RESTART_COUNT");
+    struct timespec now;
+    json_t *start;
+    FILE *stream;
+    int failed;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    start = json_pack("{s:f, s:I, s:i, s:s, s:s}", "time",
+                      (double)now.tv_sec + 1e-9 * (double)now.tv_nsec, "step", (json_int_t)step,
+                      "ranks", world->size, "layout", layout, "version", MTLLM_VERSION);
+    if (*world->job)
+        json_object_set_new(start, "job", json_string(world->job));
+    if (restart)
+        json_object_set_new(start, "restart", json_integer(atoll(restart)));
+    stream = fopen(run->starts, "a");
+    failed = !start || !stream ||
+             json_dumpf(start, stream, JSON_COMPACT | JSON_REAL_PRECISION(13)) < 0 ||
+             fputc('\n', stream) == EOF;
+    failed = (stream && fclose(stream) != 0) || failed;
+    if (failed)
+        log_warning("%s: cannot record this start: %s", run->starts, strerror(errno));
+    json_decref(start);
 }

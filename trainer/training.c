@@ -432,6 +432,8 @@ static int open_outputs(struct training *t, struct error *error)
         result = open_profile(t, error);
     if (team_agree(&t->team, result, error) < 0)
         return -1;
+    if (t->world->rank == 0 && t->progress.step < t->steps)
+        run_directory_record_start(&t->run, t->world, t->progress.step, t->progress.layout);
     result = saver_create(&t->saver, &t->stage, &t->team, t->run.checkpoints,
                           (int)setting_integer(t->settings, SETTING_KEEP), error);
     return team_agree(&t->team, result, error);
