@@ -100,9 +100,11 @@ static void wait_for(struct stage *stage, int part, struct ranks ranks)
 {
     enum time_part doing = stage_communicates(stage, stage->stream);
 
+    profile_begin(stage->profile, PROFILE_COMPUTE, "tp wait");
     for (int rank = ranks.first; rank < ranks.end; rank++)
         if (rank != stage->place.tp)
             comm_window_wait(stage->window, part, rank, stage->stream);
+    profile_end(stage->profile);
     timeline_enter(stage->timeline, doing);
 }
 
