@@ -1,7 +1,8 @@
 noinst_LTLIBRARIES += kernels/libkernels.la
 
 kernels_libkernels_la_SOURCES = \
-	kernels/attention_workspace.h kernels/kernels.h kernels/nccl.h kernels/normal.h kernels/philox.h \
+	kernels/attention_workspace.h kernels/kernels.h kernels/nccl.h kernels/normal.h kernels/peer_memory.h \
+	kernels/philox.h \
 	kernels/module.c kernels/module.h \
 	kernels/cpu/attention.c kernels/cpu/attention.h kernels/cpu/attention_backward.c \
 	kernels/cpu/bias.c \
@@ -68,6 +69,7 @@ cuda_sources = \
 	kernels/cuda/nccl.cu \
 	kernels/cuda/norm.cu \
 	kernels/cuda/optimizer.cu \
+	kernels/cuda/peer_memory.cu \
 	kernels/cuda/rope.cu \
 	kernels/cuda/swiglu.cu
 cuda_headers = \
@@ -94,7 +96,7 @@ CLEANFILES += mtllm-cuda.so $(cuda_objects)
 NVCCFLAGS = -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall \
 	-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
 	-gencode arch=compute_90,code=compute_90
-$(cuda_objects): $(cuda_headers) kernels/cuda/cudnn_graph.h kernels/attention_workspace.h kernels/kernels.h kernels/module.h kernels/nccl.h kernels/normal.h kernels/philox.h core/error.h
+$(cuda_objects): $(cuda_headers) kernels/cuda/cudnn_graph.h kernels/attention_workspace.h kernels/kernels.h kernels/module.h kernels/nccl.h kernels/normal.h kernels/peer_memory.h kernels/philox.h core/error.h
 SUFFIXES = .cu
 .cu.o:
 	$(AM_V_GEN)$(MKDIR_P) $(@D) && $(NVCC) $(NVCCFLAGS) -I$(top_srcdir) -c -o $@ $<

@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "kernels/kernels.h"
 #include "kernels/nccl.h"
+#include "kernels/peer_memory.h"
 
 struct cuda_options {
     int device;            /* its number among those that this process sees */
@@ -27,10 +28,11 @@ struct cuda_module {
     const char *(*device_name)(void);
     void (*memory)(size_t *total, size_t *used);
     const struct nccl *nccl; /* communication, with the device that was opened */
+    const struct peer_memory *peer_memory;
 };
 
 /* Goes up with every change of struct cuda_module, struct kernels or what they point to. */
-#define CUDA_MODULE_VERSION 6
+#define CUDA_MODULE_VERSION 7
 
 /* The module, or NULL with the reason in `error` (EXIT_STATUS_CONFIGURATION): it is not installed,
  * its libraries are not, or it is of another build. It stays loaded, and is

@@ -55,11 +55,10 @@ static enum tensor_role mlp_first_bias(const struct stage *stage)
 /* y[rows, width] += the bias, if there is one: of this rank's columns, or (`whole`) of all, by the
  * first rank for all that are summed. */
 static void bias_forward(struct stage *stage, enum tensor_role role, int64_t layer, void *y,
-                         int64_t width, bool whole)
+                         int64_t rows, int64_t width, bool whole)
 {
     if (parameters_find(&stage->parameters, role, layer) && !(whole && stage->place.tp != 0))
-        stage->kernels->bias_forward(stage->stream, y, weight_of(stage, role, layer),
-                                     stage->sizes.rows, width);
+        stage->kernels->bias_forward(stage->stream, y, weight_of(stage, role, layer), rows, width);
 }
 
 static void bias_backward(struct stage *stage, enum tensor_role role, int64_t layer, const void *dy,
@@ -77,12 +76,16 @@ static void bias_backward(struct stage *stage, enum tensor_role role, int64_t la
 static void branch_begin(struct stage *stage, int64_t layer, enum tensor_role weight,
                          enum tensor_role bias, void *y, int64_t width, const void *normed)
 {
-    const struct stage_sizes *n = &stage->sizes;
+    stage_gather_begin(stage, normed, STAGE_WHOLE_NORMED, false);
+    for (int i = 0; i < stage_pieces(stage); i++) {
+        struct piece_of_rows piece;
+        const void *x = stage_gathered_piece(stage, normed, STAGE_WHOLE_NORMED, i, &piece);
 
-    stage->kernels->linear_forward(
-        stage->stream, y, stage_gather(stage, normed, stage->scratch.whole_normed),
-        weight_of(stage, weight, layer), n->rows, n->hidden, width, false);
-    bias_forward(stage, bias, layer, y, width, false);
+        stage->kernels->linear_forward(stage->stream, stage_rows(stage, y, piece.first, width), x,
+                                       weight_of(stage, weight, layer), piece.count,
+                                       stage->sizes.hidden, width, false);
+    }
+    bias_forward(stage, bias, layer, y, stage->sizes.rows, width, false);
 }
 
 /* The product of x[rows, width] that ends a branch: this rank's part, which `accumulate` adds to
@@ -95,11 +98,19 @@ static void branch_end(struct stage *stage, int64_t layer, enum tensor_role weig
     const struct stage_sizes *n = &stage->sizes;
     void *branch = stage->scratch.branch, *parts = stage_parts(stage, branch);
 
-    stage->kernels->linear_forward(stage->stream, parts, x, weight_of(stage, weight, layer),
-                                   n->rows, width, n->hidden, accumulate);
-    bias_forward(stage, bias, layer, parts, n->hidden, true);
+    for (int i = 0; i < stage_pieces(stage); i++) {
+        struct piece_of_rows piece = stage_parts_piece(stage, i);
+        void *y = stage_rows(stage, parts, piece.first, n->hidden);
+
+        stage->kernels->linear_forward(stage->stream, y, stage_rows(stage, x, piece.first, width),
+                                       weight_of(stage, weight, layer), piece.count, width,
+                                       n->hidden, accumulate);
+        bias_forward(stage, bias, layer, y, piece.count, n->hidden, true);
+        if (sum)
+            stage_sum_piece(stage, branch, i);
+    }
     if (sum)
-        stage_sum(stage, branch);
+        stage_sum_end(stage, branch);
 }
 
 /* block->mixed = attention of block->normed. */
@@ -216,15 +227,24 @@ struct branch_input {
 };
 
 /* From the gradient of that product, scratch.dwide, to this rank's part of that of the norm's
- * output. */
+ * output; `sum`: nothing more is added to it, and the parts are summed into `dnormed` until
+ * stage_sum_end(). */
 static void input_backward(struct stage *stage, int64_t layer, const struct branch_input *input,
-                           void *dnormed, bool accumulate)
+                           void *dnormed, bool accumulate, bool sum)
 {
     const struct stage_sizes *n = &stage->sizes;
 
-    stage->kernels->linear_backward_input(
-        stage->stream, stage_parts(stage, dnormed), stage->scratch.dwide,
-        weight_of(stage, input->weight, layer), n->rows, n->hidden, input->width, accumulate);
+    for (int i = 0; i < stage_pieces(stage); i++) {
+        struct piece_of_rows piece = stage_parts_piece(stage, i);
+
+        stage->kernels->linear_backward_input(
+            stage->stream, stage_rows(stage, stage_parts(stage, dnormed), piece.first, n->hidden),
+            stage_rows(stage, stage->scratch.dwide, piece.first, input->width),
+            weight_of(stage, input->weight, layer), piece.count, n->hidden, input->width,
+            accumulate);
+        if (sum)
+            stage_sum_piece(stage, dnormed, i);
+    }
 }
 
 /* `normed` whole. */
@@ -269,29 +289,20 @@ static void keep(struct stage *stage, void *to, const void *gradient, int64_t wi
 }
 
 /* Both: the norm's output is gathered while its gradient is computed, whose parts are summed while
- * that of the weights is. `sum`: nothing more is added to that gradient. */
+ * that of the weights is. */
 static void both_backward(struct stage *stage, int64_t layer, const struct branch_input *input,
                           void *dnormed, bool accumulate, bool sum)
 {
-    const void *normed;
-
-    if (input->deferred) {
-        input_backward(stage, layer, input, dnormed, accumulate);
-        if (sum)
-            stage_sum_begin(stage, dnormed);
+    if (!input->deferred)
+        stage_gather_begin(stage, input->normed, STAGE_WHOLE_NORMED, true);
+    input_backward(stage, layer, input, dnormed, accumulate, sum);
+    if (input->deferred)
         keep(stage, input->deferred, stage->scratch.dwide, input->width);
-        if (sum)
-            stage_sum_end(stage);
-        return;
-    }
-    normed = stage_gather_begin(stage, input->normed, stage->scratch.whole_normed);
-    input_backward(stage, layer, input, dnormed, accumulate);
-    stage_gather_end(stage);
+    else
+        input_weights(stage, layer, input, stage->scratch.dwide,
+                      stage_gathered(stage, input->normed, STAGE_WHOLE_NORMED));
     if (sum)
-        stage_sum_begin(stage, dnormed);
-    input_weights(stage, layer, input, stage->scratch.dwide, normed);
-    if (sum)
-        stage_sum_end(stage);
+        stage_sum_end(stage, dnormed);
 }
 
 /* From the gradient of a branch to that of the input of the product that ends it, scratch.dmixed
@@ -299,14 +310,25 @@ static void both_backward(struct stage *stage, int64_t layer, const struct branc
 static const void *output_backward(struct stage *stage, int64_t layer, enum tensor_role weight,
                                    int64_t width, const void *gradient, bool whole)
 {
+    const struct kernels *k = stage->kernels;
     const struct stage_sizes *n = &stage->sizes;
+    void *dx = stage->scratch.dmixed;
 
-    if (!whole)
-        gradient = stage_gather(stage, gradient, stage->scratch.whole_gradient);
-    stage->kernels->linear_backward_input(stage->stream, stage->scratch.dmixed, gradient,
-                                          weight_of(stage, weight, layer), n->rows, width,
-                                          n->hidden, false);
-    return gradient;
+    if (whole) {
+        k->linear_backward_input(stage->stream, dx, gradient, weight_of(stage, weight, layer),
+                                 n->rows, width, n->hidden, false);
+        return gradient;
+    }
+    stage_gather_begin(stage, gradient, STAGE_WHOLE_GRADIENT, true);
+    for (int i = 0; i < stage_pieces(stage); i++) {
+        struct piece_of_rows piece;
+        const void *dy = stage_gathered_piece(stage, gradient, STAGE_WHOLE_GRADIENT, i, &piece);
+
+        k->linear_backward_input(stage->stream, stage_rows(stage, dx, piece.first, width), dy,
+                                 weight_of(stage, weight, layer), piece.count, width, n->hidden,
+                                 false);
+    }
+    return stage_gathered(stage, gradient, STAGE_WHOLE_GRADIENT);
 }
 
 /* From the gradient of the MLP's output to that of its first product's, scratch.dwide. Returns the
@@ -380,18 +402,17 @@ static void branch_backward(struct stage *stage, int64_t layer, const struct bra
                             const struct norm *norm, const void *s, void *gradient)
 {
     void *dnormed = stage->scratch.dnormed;
-    const void *normed;
 
     if (stage->recompute != RECOMPUTE_SELECTIVE) {
         both_backward(stage, layer, input, dnormed, false, true);
         stage_norm_backward(stage, norm, gradient, false, dnormed, s, gradient);
         return;
     }
-    input_backward(stage, layer, input, dnormed, false);
-    stage_sum(stage, dnormed);
+    input_backward(stage, layer, input, dnormed, false, true);
+    stage_sum_end(stage, dnormed);
     stage_norm_backward(stage, norm, gradient, true, dnormed, s, gradient);
-    normed = stage_gather(stage, input->normed, stage->scratch.whole_normed);
-    input_weights(stage, layer, input, stage->scratch.dwide, normed);
+    input_weights(stage, layer, input, stage->scratch.dwide,
+                  stage_gather(stage, input->normed, STAGE_WHOLE_NORMED));
 }
 
 /* Both branches' gradients are that of the layer's output, so both come before the norms. */
@@ -460,10 +481,8 @@ void blocks_backward(struct stage *stage, struct slot *slot)
 static void deferred_input_weights(struct stage *stage, int64_t layer,
                                    const struct branch_input *input)
 {
-    const void *normed = stage_gather_begin(stage, input->normed, stage->scratch.whole_normed);
-
-    stage_gather_end(stage);
-    input_weights(stage, layer, input, input->deferred, normed);
+    input_weights(stage, layer, input, input->deferred,
+                  stage_gather(stage, input->normed, STAGE_WHOLE_NORMED));
 }
 
 void blocks_weights(struct stage *stage, struct slot *slot)

@@ -30,7 +30,7 @@ void embedding_backward(struct stage *stage, struct slot *slot)
     const void *gradient;
 
     stage_drop(stage, slot, DROPOUT_EMBEDDING, -1, slot->gradient);
-    gradient = stage_gather(stage, slot->gradient, stage->scratch.whole_gradient);
+    gradient = stage_gather(stage, slot->gradient, STAGE_WHOLE_GRADIENT);
     stage->kernels->embedding_backward(stage->stream, stage->gradients + embedding->offset,
                                        slot->tokens, gradient, n->vocab_first, n->vocab_count,
                                        n->rows, n->hidden);
@@ -103,7 +103,7 @@ void head_forward_backward(struct stage *stage, struct slot *slot, bool backward
     stage_need_weights(stage, TENSOR_FINAL_NORM, -1);
     stage_need_weights(stage, head->role, -1);
     stage_norm_forward(stage, &norm, NULL, slot->output, NULL);
-    whole = stage_gather(stage, s->final_normed, s->whole_normed);
+    whole = stage_gather(stage, s->final_normed, STAGE_WHOLE_NORMED);
     for (int64_t row = 0; row < n->rows; row += n->head_rows) {
         int64_t rows = n->rows - row < n->head_rows ? n->rows - row : n->head_rows;
         const void *normed = stage_rows(stage, whole, row, n->hidden);

@@ -2,6 +2,7 @@ noinst_LTLIBRARIES += trainer/libtrainer.la
 
 trainer_libtrainer_la_SOURCES = \
 	trainer/comm.c trainer/comm.h trainer/comm_backend.h trainer/comm_nccl.c \
+	trainer/comm_window.c trainer/comm_window.h \
 	trainer/metrics.c trainer/metrics.h trainer/metrics_file.c \
 	trainer/outlier.c trainer/outlier.h \
 	trainer/pipeline_order.c trainer/pipeline_order.h \

@@ -26,8 +26,8 @@ static double larger(double a, double b)
 #define PRODUCT_WORKSPACE_BYTES ((size_t)64 << 20)
 #define SCRATCH_BYTES           ((size_t)1 << 20)
 
-/* Groups of more than one rank that a rank is a member of at most: world, tp, replicas, pp, cp,
- * embedding, kv; wrap and its two directions. */
+/* Groups of more than one rank that a rank is a member of at most and that get buffers, because
+ * they move something: world, tp, replicas, pp, cp, embedding, kv; of wrap its two directions. */
 static size_t groups_of(const struct layout *layout, const struct model *model)
 {
     size_t groups = layout_world(layout) > 1;
@@ -36,7 +36,7 @@ static size_t groups_of(const struct layout *layout, const struct model *model)
     groups += layout->cp > 1;
     groups += layout->pp > 1;
     groups += layout_kv_sharing(layout, model) > 1;
-    groups += layout_chunks(layout) > 1 ? 3 : 0;
+    groups += layout_chunks(layout) > 1 ? 2 : 0;
     return groups;
 }
 
@@ -85,21 +85,28 @@ static double product_efficiency(double rows, double in, double out)
     return rows / (rows + 200) * fmin(in, out) / (fmin(in, out) + 32);
 }
 
-/* Work of the four products of a layer, in operations at the full rate. */
+static double product(const struct stage_sizes *n, int64_t in, int64_t out)
+{
+    double rows = (double)n->rows, wide = (double)in, high = (double)out;
+
+    return 2 * rows * wide * high / product_efficiency(rows, wide, high);
+}
+
+/* Work of the four products of a layer, in operations at the full rate; of those that begin a
+ * branch, or end one. */
+static double products_in(const struct stage_sizes *n)
+{
+    return product(n, n->hidden, n->qkv_width) + product(n, n->hidden, n->mlp_width);
+}
+
+static double products_out(const struct stage_sizes *n)
+{
+    return product(n, n->mixed_width, n->hidden) + product(n, n->ffn, n->hidden);
+}
+
 static double layer_products(const struct stage_sizes *n)
 {
-    const double shapes[][2] = {
-        {(double)n->hidden, (double)n->qkv_width},
-        {(double)n->mixed_width, (double)n->hidden},
-        {(double)n->hidden, (double)n->mlp_width},
-        {(double)n->ffn, (double)n->hidden},
-    };
-    double rows = (double)n->rows, work = 0;
-
-    for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++)
-        work += 2 * rows * shapes[i][0] * shapes[i][1] /
-                product_efficiency(rows, shapes[i][0], shapes[i][1]);
-    return work;
+    return products_in(n) + products_out(n);
 }
 
 /* Operations of a layer's attention, forward: two products over the tokens that one sees. */
@@ -147,13 +154,20 @@ static double half_reduce_s(double bytes, int ranks, double bandwidth)
     return MESSAGE_LATENCY_S / 2 * log2(2.0 * ranks) + bytes * (ranks - 1) / ranks / bandwidth;
 }
 
-/* What a branch costs in sums over tensor parallelism, in halves of all-reduces. In forward two: an
- * all-reduce of its output, or a gather of its input and a reduce-scatter. In backward, where
- * most travels beside products and takes multiprocessors from them, as measured on two H100s. */
-#define FORWARD_SUMS 2
-static double backward_sums(const struct stage *stage)
+/* What a branch costs in sums over tensor parallelism, in halves of all-reduces: without sequence
+ * parallelism an all-reduce of its output, and in backward as much for that of its gradient, beside
+ * products. With it a gather of its input and a reduce-scatter, and in backward those of gradients
+ * and a gather once more: GPUs of a node copy beside products, of which two halves are slower than
+ * the whole; where ranks do not have their memory open to each other nothing is hidden. As measured
+ * on two H100s. */
+static double forward_sums(const struct plan_device *device, const struct stage *stage)
 {
-    return stage->sequence_parallel ? 5 : 2;
+    return stage->sequence_parallel && device->gpu ? 1 : 2;
+}
+
+static double backward_sums(const struct plan_device *device, const struct stage *stage)
+{
+    return stage->sequence_parallel && !device->gpu ? 5 : 2;
 }
 
 double plan_microbatch_s(const struct plan_device *device, const struct stage *stage)
@@ -166,21 +180,26 @@ double plan_microbatch_s(const struct plan_device *device, const struct stage *s
     double half =
         half_reduce_s(stream, stage->layout->tp, bandwidth_between(device, 1, stage->layout->tp));
     int branches = stage->model->block == MODEL_BLOCK_SEQUENTIAL ? 2 : 1;
-    double forward, backward, seconds;
+    double forward, again_forward, backward, seconds;
 
     forward = layer_products(n) / device->product_rate +
               layer_attention(stage) / device->attention_rate +
-              layer_moved(n, false) * act / memory + branches * FORWARD_SUMS * half;
+              layer_moved(n, false) * act / memory + branches * forward_sums(device, stage) * half;
+    /* Backward has no use for what the last branch adds; in a parallel block, for neither. */
+    again_forward =
+        forward - forward_sums(device, stage) / 2 * half -
+        (branches == 2 ? product(n, n->ffn, n->hidden) : products_out(n)) / device->product_rate;
     /* Two products for each, and 2.5 times the attention; gradients of weights, fp32, are read and
      * written. What selective recomputation writes once more goes with what it reads anyway. */
     backward = 2 * layer_products(n) / device->product_rate +
                2.5 * layer_attention(stage) / device->attention_rate +
-               layer_moved(n, true) * act / memory + branches * backward_sums(stage) * half +
+               layer_moved(n, true) * act / memory +
+               branches * backward_sums(device, stage) * half +
                (double)(n->hidden * (n->qkv_width + n->mixed_width + n->mlp_width + n->ffn)) * 8 /
                    device->memory_bandwidth;
     if (stage->recompute == RECOMPUTE_SELECTIVE)
         backward += (double)(2 * n->shard_rows * n->hidden + n->rows * n->ffn) * act / memory;
-    seconds = layers * (forward + backward) + again * forward;
+    seconds = layers * (forward + backward) + again * again_forward;
     if (stage->first)
         seconds += 2 * half + 4 * stream / memory;
     if (stage->last)
@@ -388,7 +407,7 @@ int plan_evaluate(struct plan *plan, const struct plan_job *job, const struct pl
     training_work(&work, job->settings, job->model);
     work.sequences = work.sequences / work.micro_batch * plan->micro_batch;
     work.micro_batch = plan->micro_batch;
-    if (training_check_rows(&work, &plan->layout, &trouble) < 0) {
+    if (training_share_rows(&work, job->settings, &plan->layout, device->kernels, &trouble) < 0) {
         refuse(plan, PLAN_LAYOUT, "%s", trouble.text);
         return 0;
     }

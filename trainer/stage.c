@@ -159,9 +159,12 @@ static void lay_out_scratch(struct stage *stage, struct arena *arena)
     scratch->branch = take(arena, n->shard_rows * n->hidden, act);
     scratch->dnormed = take(arena, n->shard_rows * n->hidden, act);
     if (stage->sequence_parallel) {
-        scratch->whole_normed = take(arena, n->rows * n->hidden, act);
-        scratch->whole_gradient = take(arena, n->rows * n->hidden, act);
+        for (int i = 0; i < STAGE_WHOLE_COUNT; i++)
+            scratch->whole[i] = take(arena, n->rows * n->hidden, act);
         scratch->parts = take(arena, n->rows * n->hidden, act);
+        scratch->arriving = take(arena, n->rows * n->hidden, act);
+        scratch->flags =
+            take(arena, comm_window_flags(stage->layout->tp, COMM_WINDOW_PARTS), sizeof(uint32_t));
     }
     scratch->dwide = take(arena, n->rows * larger(n->mlp_width, n->qkv_width), act);
     scratch->dmixed = take(arena, n->rows * larger(n->ffn, n->mixed_width), act);
@@ -263,22 +266,37 @@ out:
     return result;
 }
 
+static int prepare_product(const struct stage *stage, int64_t rows, int64_t in, int64_t out,
+                           struct error *error)
+{
+    return rows == 0 ? 0 : stage->kernels->linear_prepare(rows, in, out, error);
+}
+
+static int prepare_layers(const struct stage *stage, int64_t rows, struct error *error)
+{
+    const struct stage_sizes *n = &stage->sizes;
+
+    if (prepare_product(stage, rows, n->hidden, n->qkv_width, error) < 0 ||
+        prepare_product(stage, rows, n->mixed_width, n->hidden, error) < 0 ||
+        prepare_product(stage, rows, n->hidden, n->mlp_width, error) < 0)
+        return -1;
+    return prepare_product(stage, rows, n->ffn, n->hidden, error);
+}
+
 /* Before the memory is taken, because measuring takes some too. */
 static int prepare_products(const struct stage *stage, struct error *error)
 {
     const struct stage_sizes *n = &stage->sizes;
-    int64_t rest = n->rows % n->head_rows;
-    const int64_t products[][3] = {
-        {n->rows, n->hidden, n->qkv_width},        {n->rows, n->mixed_width, n->hidden},
-        {n->rows, n->hidden, n->mlp_width},        {n->rows, n->ffn, n->hidden},
-        {n->head_rows, n->hidden, n->vocab_count}, {rest, n->hidden, n->vocab_count},
-    };
-    int count = !stage->last ? 4 : rest == 0 ? 5 : 6;
+    int64_t near = stage->layout->tp / 2 * n->shard_rows, rest = n->rows % n->head_rows;
 
-    for (int i = 0; i < count; i++)
-        if (stage->kernels->linear_prepare(products[i][0], products[i][1], products[i][2], error) <
-            0)
-            return -1;
+    if (prepare_layers(stage, n->rows, error) < 0 ||
+        (stage->sequence_parallel && (prepare_layers(stage, near, error) < 0 ||
+                                      prepare_layers(stage, n->rows - near, error) < 0)))
+        return -1;
+    if (stage->last &&
+        (prepare_product(stage, n->head_rows, n->hidden, n->vocab_count, error) < 0 ||
+         prepare_product(stage, rest, n->hidden, n->vocab_count, error) < 0))
+        return -1;
     return 0;
 }
 
@@ -491,6 +509,8 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
         stage->reductions = kernels->stream_create();
     if (layout->tp > 1)
         stage->sums = kernels->stream_create();
+    if (stage->sequence_parallel)
+        stage->gathers = kernels->stream_create();
     stage->timeline = timeline_create(kernels);
     if (!stage->timeline)
         goto no_memory;
@@ -512,6 +532,8 @@ void stage_destroy(struct stage *stage)
         stage->kernels->stream_destroy(stage->reductions);
     if (stage->sums)
         stage->kernels->stream_destroy(stage->sums);
+    if (stage->gathers)
+        stage->kernels->stream_destroy(stage->gathers);
     timeline_destroy(stage->timeline);
     if (stage->memory)
         stage->kernels->release(stage->memory);
@@ -520,6 +542,26 @@ void stage_destroy(struct stage *stage)
     free(stage->pieces);
     parameters_destroy(&stage->parameters);
     *stage = (struct stage){0};
+}
+
+int stage_connect(struct stage *stage, struct error *error)
+{
+    void *const parts[] = {
+        [STAGE_WHOLE_NORMED] = stage->scratch.whole[STAGE_WHOLE_NORMED],
+        [STAGE_WHOLE_GRADIENT] = stage->scratch.whole[STAGE_WHOLE_GRADIENT],
+        [STAGE_WHOLE_COUNT] = stage->scratch.arriving,
+    };
+
+    if (!stage->sequence_parallel)
+        return 0;
+    return comm_window_open(&stage->window, stage->groups->tp, stage->memory, parts,
+                            STAGE_WHOLE_COUNT + 1, stage->scratch.flags, error);
+}
+
+void stage_disconnect(struct stage *stage)
+{
+    comm_window_close(stage->window);
+    stage->window = NULL;
 }
 
 void *stage_weight(const struct stage *stage, int64_t offset)

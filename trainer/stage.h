@@ -15,6 +15,7 @@
 #include "core/model.h"
 #include "kernels/kernels.h"
 #include "trainer/comm.h"
+#include "trainer/comm_window.h"
 #include "trainer/parameter.h"
 #include "trainer/pipeline_order.h"
 #include "trainer/timeline.h"
@@ -110,16 +111,20 @@ struct stage_sizes {
     int64_t head_rows; /* tokens whose logits exist at one time */
 };
 
+/* Where shards of the residual stream's width are gathered: a norm's output; a gradient. */
+enum stage_whole { STAGE_WHOLE_NORMED, STAGE_WHOLE_GRADIENT, STAGE_WHOLE_COUNT };
+
 /* Memory that lives for a part of one microbatch only. */
 struct scratch {
     struct block_activations again; /* of the layer that is computed again; its input is its own */
     void *branch;  /* [shard_rows, hidden] what a branch adds to the residual stream */
     void *dnormed; /* [shard_rows, hidden] */
-    /* With sequence parallelism, [rows, hidden]: a norm's output and a gradient of the residual
-     * stream, gathered; what is to be summed. NULL without. */
-    void *whole_normed, *whole_gradient, *parts;
-    void *dwide;  /* [rows, max(mlp_width, qkv_width)] */
-    void *dmixed; /* [rows, max(ffn, mixed_width)] */
+    /* With sequence parallelism, [rows, hidden]: what is gathered; this rank's part of what is to
+     * be summed; the others' of its shard. NULL without. */
+    void *whole[STAGE_WHOLE_COUNT], *parts, *arriving;
+    uint32_t *flags; /* of the window */
+    void *dwide;     /* [rows, max(mlp_width, qkv_width)] */
+    void *dmixed;    /* [rows, max(ffn, mixed_width)] */
     /* With context parallelism: gradients of block->qkv and block->attended; what is exchanged. */
     void *dattended, *dattended_output, *exchange;
     void *attention;         /* what its backward works in */
@@ -169,9 +174,12 @@ struct stage {
 
     void *weights;    /* [parameters.elements], of kernels->dtype */
     float *gradients; /* fp32 */
-    /* Sums over replicas, and over tensor parallelism, on streams beside the one that computes
-     * where the kernels have some. */
-    struct stream *reductions, *sums;
+    /* Sums over replicas, and over tensor parallelism, and what is gathered there, on streams
+     * beside the one that computes where the kernels have some. */
+    struct stream *reductions, *sums, *gathers;
+    /* scratch.whole and scratch.arriving of the tensor-parallel ranks; NULL: they are not open to
+     * each other. */
+    struct comm_window *window;
     bool last_microbatch; /* what backward has finished will not change any more */
     size_t unreduced;     /* the first buckets' gradients are this replica's own */
     size_t gathered;      /* the first buckets' weights are whole */
@@ -241,6 +249,12 @@ int stage_create(struct stage *stage, const struct kernels *kernels, const struc
                  struct error *error);
 void stage_destroy(struct stage *stage);
 
+/* Collective over tensor parallelism, after stage_create() and before stage_destroy() and
+ * comm_close(): ranks open their memory to each other where they can, which sequence parallelism
+ * is faster with. Error: EXIT_STATUS_SYSTEM. */
+int stage_connect(struct stage *stage, struct error *error);
+void stage_disconnect(struct stage *stage);
+
 /* Initial weights, the same whatever the layout. */
 void stage_randomize(struct stage *stage, uint64_t seed);
 
@@ -276,20 +290,37 @@ void stage_wait_for(const struct stage *stage, struct stream *stream);
 /* Row `row` of a buffer of activations. */
 void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int64_t width);
 
-/* What a shard is gathered to: at once, or while the stage computes something else, until
- * stage_gather_end(). */
-const void *stage_gather(struct stage *stage, const void *shard, void *whole);
-const void *stage_gather_begin(struct stage *stage, const void *shard, void *whole);
-void stage_gather_end(struct stage *stage);
+/* Rows [first, first + count) of a microbatch, which a product is done of at one time. */
+struct piece_of_rows {
+    int64_t first, count;
+};
+
+/* In how many pieces the products of what is gathered, and those that give what is summed, are
+ * done: one travels beside another one. */
+int stage_pieces(const struct stage *stage);
+
+/* Begin to gather; with `keep` all of it will be in scratch.whole[which], for stage_gathered().
+ * The shard stays as it is until that, or until its last piece is there. */
+void stage_gather_begin(struct stage *stage, const void *shard, enum stage_whole which, bool keep);
+/* Wait for the pieces, in this order: the first row of piece `i`. */
+const void *stage_gathered_piece(struct stage *stage, const void *shard, enum stage_whole which,
+                                 int i, struct piece_of_rows *piece);
+/* Wait for all: whole. */
+const void *stage_gathered(struct stage *stage, const void *shard, enum stage_whole which);
+/* Both. */
+const void *stage_gather(struct stage *stage, const void *shard, enum stage_whole which);
 
 /* Where this rank's part, whole, is to be of what is then summed into a shard: scratch.parts, or
  * the shard. */
 void *stage_parts(const struct stage *stage, void *shard);
-/* Sum the parts over tensor parallelism: at once, or while the stage computes something else,
- * until stage_sum_end(). */
+/* Which rows piece `i` of it has. */
+struct piece_of_rows stage_parts_piece(const struct stage *stage, int i);
+/* The pieces, in this order, are there: sum them over tensor parallelism, while the stage computes
+ * something else, until stage_sum_end(). */
+void stage_sum_piece(struct stage *stage, void *shard, int i);
+void stage_sum_end(struct stage *stage, void *shard);
+/* All of it, at once. */
 void stage_sum(struct stage *stage, void *shard);
-void stage_sum_begin(struct stage *stage, void *shard);
-void stage_sum_end(struct stage *stage);
 
 /* Which row of the microbatch a shard begins with. */
 int64_t stage_first_row(const struct stage *stage);

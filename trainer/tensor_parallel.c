@@ -5,11 +5,19 @@
  * every rank holds the whole stream. With it (Korthikanti et al., 2022) a rank holds the stream's
  * shard of rows: what a branch reads is gathered, what it gives is reduce-scattered, and norms,
  * dropout and messages between pipeline stages are of a shard.
- * In backward, what travels does so beside a product. Cutting rows into chunks, so that one travels
- * while another one is multiplied in forward too, was slower on GPUs: products of half the rows,
- * and with NCCL's kernels beside them, lost more than that gained.
+ *
+ * Where ranks have their memory open to each other, shards are copied there by copy engines, and
+ * products are done in two pieces: of the half of the rows that this rank's shard is in, and of the
+ * other one. What is gathered of the far half travels while the near half is multiplied; what is
+ * to be summed there travels while the near half is computed. With two ranks nothing is left to
+ * wait for; with more, the other shards of the near half are. Through NCCL, whose kernels take
+ * multiprocessors from the products beside them, pieces cost more than they gain: there everything
+ * travels at once, in backward beside a product.
  */
 #include "trainer/stage.h"
+
+/* The part of the window in which parts of sums arrive. */
+enum { WINDOW_SUM = STAGE_WHOLE_COUNT };
 
 enum comm_type stage_comm_type(const struct stage *stage)
 {
@@ -43,40 +51,159 @@ void *stage_rows(const struct stage *stage, const void *buffer, int64_t row, int
     return (char *)buffer + (size_t)(row * width) * dtype_bytes(stage->kernels->dtype);
 }
 
-const void *stage_gather_begin(struct stage *stage, const void *shard, void *whole)
+/* --- pieces ----------------------------------------------------------------------------------- */
+
+/* Ranks, and shards, [first, end). */
+struct ranks {
+    int first, end;
+};
+
+static struct ranks half(const struct stage *stage, bool near)
 {
-    enum time_part part;
+    int tp = stage->layout->tp, middle = tp / 2;
+
+    return near == (stage->place.tp < middle) ? (struct ranks){0, middle}
+                                              : (struct ranks){middle, tp};
+}
+
+static struct piece_of_rows rows_of(const struct stage *stage, struct ranks ranks)
+{
+    int64_t shard = stage->sizes.shard_rows;
+
+    return (struct piece_of_rows){ranks.first * shard, (ranks.end - ranks.first) * shard};
+}
+
+static struct piece_of_rows all_rows(const struct stage *stage)
+{
+    return (struct piece_of_rows){0, stage->sizes.rows};
+}
+
+int stage_pieces(const struct stage *stage)
+{
+    return stage->window ? 2 : 1;
+}
+
+static size_t shard_bytes(const struct stage *stage)
+{
+    return (size_t)(stage->sizes.shard_rows * stage->sizes.hidden) *
+           dtype_bytes(stage->kernels->dtype);
+}
+
+/* Of a [rows, hidden] buffer. */
+static void *shard_of(const struct stage *stage, const void *whole, int rank)
+{
+    return (char *)whole + (size_t)rank * shard_bytes(stage);
+}
+
+static void wait_for(struct stage *stage, int part, struct ranks ranks)
+{
+    enum time_part before = timeline_enter(stage->timeline, TIME_COMMUNICATION);
+
+    for (int rank = ranks.first; rank < ranks.end; rank++)
+        if (rank != stage->place.tp)
+            comm_window_wait(stage->window, part, rank, stage->stream);
+    timeline_enter(stage->timeline, before);
+}
+
+/* --- gathering -------------------------------------------------------------------------------- */
+
+static void put_shard(struct stage *stage, const void *shard, int which, struct ranks ranks)
+{
+    size_t bytes = shard_bytes(stage);
+
+    for (int rank = ranks.first; rank < ranks.end; rank++)
+        if (rank != stage->place.tp)
+            comm_window_put(stage->window, which, rank, (size_t)stage->place.tp * bytes, shard,
+                            bytes, stage->gathers);
+}
+
+void stage_gather_begin(struct stage *stage, const void *shard, enum stage_whole which, bool keep)
+{
+    const struct kernels *k = stage->kernels;
+    void *whole = stage->scratch.whole[which];
+    bool alone = stage->layout->tp == 2; /* in its half */
 
     if (!stage->sequence_parallel)
+        return;
+    k->stream_wait(stage->gathers, stage->stream);
+    if (!stage->window) {
+        enum time_part part = stage_communicates(stage, stage->gathers);
+
+        comm_all_gather(stage->groups->tp, whole, shard,
+                        stage->sizes.shard_rows * stage->sizes.hidden, stage_comm_type(stage),
+                        stage->gathers);
+        timeline_enter(stage->timeline, part);
+        return;
+    }
+    comm_window_turn(stage->window, which, stage->gathers);
+    if (!alone)
+        k->copy(stage->stream, shard_of(stage, whole, stage->place.tp), shard, shard_bytes(stage));
+    put_shard(stage, shard, which, half(stage, true));
+    put_shard(stage, shard, which, half(stage, false));
+    if (alone && keep)
+        k->copy(stage->gathers, shard_of(stage, whole, stage->place.tp), shard, shard_bytes(stage));
+}
+
+const void *stage_gathered_piece(struct stage *stage, const void *shard, enum stage_whole which,
+                                 int i, struct piece_of_rows *piece)
+{
+    struct ranks ranks;
+
+    if (!stage->window) {
+        *piece = all_rows(stage);
+        return stage_gathered(stage, shard, which);
+    }
+    ranks = half(stage, i == 0);
+    *piece = rows_of(stage, ranks);
+    wait_for(stage, which, ranks);
+    if (i == 0 && stage->layout->tp == 2)
         return shard;
-    part = stage_communicates(stage, stage->sums);
-    stage->kernels->stream_wait(stage->sums, stage->stream);
-    comm_all_gather(stage->groups->tp, whole, shard, stage->sizes.shard_rows * stage->sizes.hidden,
-                    stage_comm_type(stage), stage->sums);
-    timeline_enter(stage->timeline, part);
-    return whole;
+    /* The shard has left, too. */
+    if (i > 0)
+        stage_wait_for(stage, stage->gathers);
+    return shard_of(stage, stage->scratch.whole[which], ranks.first);
 }
 
-void stage_gather_end(struct stage *stage)
+const void *stage_gathered(struct stage *stage, const void *shard, enum stage_whole which)
 {
-    if (stage->sequence_parallel)
-        stage_wait_for(stage, stage->sums);
+    if (!stage->sequence_parallel)
+        return shard;
+    if (stage->window)
+        wait_for(stage, which, (struct ranks){0, stage->layout->tp});
+    stage_wait_for(stage, stage->gathers);
+    return stage->scratch.whole[which];
 }
 
-const void *stage_gather(struct stage *stage, const void *shard, void *whole)
+const void *stage_gather(struct stage *stage, const void *shard, enum stage_whole which)
 {
-    const void *gathered = stage_gather_begin(stage, shard, whole);
-
-    stage_gather_end(stage);
-    return gathered;
+    stage_gather_begin(stage, shard, which, true);
+    return stage_gathered(stage, shard, which);
 }
+
+/* --- sums ------------------------------------------------------------------------------------- */
 
 void *stage_parts(const struct stage *stage, void *shard)
 {
     return stage->sequence_parallel ? stage->scratch.parts : shard;
 }
 
-void stage_sum_begin(struct stage *stage, void *shard)
+struct piece_of_rows stage_parts_piece(const struct stage *stage, int i)
+{
+    return stage->window ? rows_of(stage, half(stage, i > 0)) : all_rows(stage);
+}
+
+/* This rank's parts of the shards of others. */
+static void put_parts(struct stage *stage, struct ranks ranks)
+{
+    size_t bytes = shard_bytes(stage);
+
+    for (int rank = ranks.first; rank < ranks.end; rank++)
+        if (rank != stage->place.tp)
+            comm_window_put(stage->window, WINDOW_SUM, rank, (size_t)stage->place.tp * bytes,
+                            shard_of(stage, stage->scratch.parts, rank), bytes, stage->sums);
+}
+
+void stage_sum_piece(struct stage *stage, void *shard, int i)
 {
     int64_t count = stage->sizes.shard_rows * stage->sizes.hidden;
     enum time_part part;
@@ -85,25 +212,38 @@ void stage_sum_begin(struct stage *stage, void *shard)
         return;
     part = stage_communicates(stage, stage->sums);
     stage->kernels->stream_wait(stage->sums, stage->stream);
-    if (stage->sequence_parallel)
+    if (stage->window) {
+        if (i == 0)
+            comm_window_turn(stage->window, WINDOW_SUM, stage->sums);
+        put_parts(stage, half(stage, i > 0));
+    } else if (stage->sequence_parallel) {
         comm_reduce_scatter(stage->groups->tp, shard, stage->scratch.parts, count,
                             stage_comm_type(stage), stage->sums);
-    else
+    } else {
         comm_all_reduce(stage->groups->tp, shard, count, stage_comm_type(stage), COMM_SUM,
                         stage->sums);
+    }
     timeline_enter(stage->timeline, part);
 }
 
-void stage_sum_end(struct stage *stage)
+void stage_sum_end(struct stage *stage, void *shard)
 {
-    if (stage->layout->tp > 1)
-        stage_wait_for(stage, stage->sums);
+    if (stage->layout->tp == 1)
+        return;
+    stage_wait_for(stage, stage->sums);
+    if (!stage->window)
+        return;
+    wait_for(stage, WINDOW_SUM, (struct ranks){0, stage->layout->tp});
+    comm_window_sum(stage->window, WINDOW_SUM, shard,
+                    shard_of(stage, stage->scratch.parts, stage->place.tp),
+                    stage->sizes.shard_rows * stage->sizes.hidden, stage->stream);
 }
 
 void stage_sum(struct stage *stage, void *shard)
 {
-    stage_sum_begin(stage, shard);
-    stage_sum_end(stage);
+    for (int i = 0; i < stage_pieces(stage); i++)
+        stage_sum_piece(stage, shard, i);
+    stage_sum_end(stage, shard);
 }
 
 int64_t stage_first_row(const struct stage *stage)

@@ -12,6 +12,7 @@
 #include "core/log.h"
 #include "kernels/module.h"
 #include "trainer/comm.h"
+#include "trainer/comm_window.h"
 #include "trainer/world.h"
 
 #define MOST_RANKS  64
@@ -427,6 +428,69 @@ static bool in_group(const char *name, const struct layout *layout, int rank)
     return true;
 }
 
+/* Turns of every part of a window, of other contents each, with puts, waits and sums on streams of
+ * their own: nothing arrives late, early or elsewhere. */
+static void check_window(struct comm *comm, const int *ranks, int64_t count, const char *name)
+{
+    enum { PARTS = COMM_WINDOW_PARTS, TURNS = 20 };
+    int size = comm_size(comm), mine = comm_rank(comm);
+    size_t bytes = (size_t)count * sizeof(float),
+           part_bytes = (bytes * (size_t)size + 255) & ~255UL;
+    size_t flags = (size_t)comm_window_flags(size, PARTS) * sizeof(uint32_t);
+    char *memory = kernels->allocate(PARTS * part_bytes + flags);
+    struct stream *puts = kernels->stream_create();
+    float *values = allocate(bytes), *got = allocate(part_bytes), *sum = allocate(bytes);
+    void *parts[PARTS], *own, *total = push(sum, bytes);
+    struct comm_window *window;
+    struct error error;
+
+    for (int part = 0; part < PARTS; part++)
+        parts[part] = memory + (size_t)part * part_bytes;
+    if (comm_window_open(&window, comm, memory, parts, PARTS,
+                         (uint32_t *)(void *)(memory + PARTS * part_bytes), &error) < 0)
+        world_abort(&world, error_print(&error));
+    CHECK(window || size == 1 || strcmp(kernels->name, "cuda") != 0);
+    for (int turn = 0; window && turn < PARTS * TURNS; turn++) {
+        int part = turn % PARTS;
+
+        for (int64_t i = 0; i < count; i++)
+            values[i] = (float)value_of(ranks[mine] * 100 + turn, i);
+        own = push(values, bytes);
+        kernels->stream_wait(puts, NULL);
+        comm_window_turn(window, part, puts);
+        for (int i = 1; i < size; i++)
+            comm_window_put(window, part, (mine + i) % size, (size_t)mine * bytes, own, bytes,
+                            puts);
+        for (int i = size - 1; i >= 0; i--)
+            if (i != mine)
+                comm_window_wait(window, part, i, NULL);
+        comm_window_sum(window, part, total, own, count, NULL);
+        copy_back(got, parts[part], bytes * (size_t)size);
+        copy_back(sum, total, bytes);
+        for (int64_t i = 0; i < count; i++) {
+            float expected = 0;
+
+            for (int rank = 0; rank < size; rank++) {
+                float value = (float)value_of(ranks[rank] * 100 + turn, i);
+
+                CHECK(rank == mine || got[rank * count + i] == value);
+                expected = rank == 0 ? value : expected + value;
+            }
+            CHECK(sum[i] == expected);
+        }
+        if (kernels->stream_sync(puts, &error) < 0)
+            world_abort(&world, error_print(&error));
+        kernels->release(own);
+    }
+    comm_window_close(window);
+    kernels->release(memory);
+    kernels->release(total);
+    kernels->stream_destroy(puts);
+    free(values);
+    free(got);
+    free(sum);
+}
+
 static void check_group(struct comm *comm, const char *name, const struct layout *layout)
 {
     int ranks[MOST_RANKS] = {0}, count = 0, mine = -1;
@@ -453,6 +517,8 @@ static void check_group(struct comm *comm, const char *name, const struct layout
     check_messages(comm, ranks, 500, name);
     check_pipeline(comm, ranks, 5000, name);
     check_streams(comm, name);
+    check_window(comm, ranks, 1, name);
+    check_window(comm, ranks, 1776, name);
     comm_barrier(comm);
 }
 
@@ -493,6 +559,7 @@ static void check_large(struct comm *comm)
     check_broadcast(comm, ranks, LARGE_COUNT / 8, "large");
     check_messages(comm, ranks, LARGE_COUNT / 16, "large");
     check_pipeline(comm, ranks, LARGE_COUNT / 16, "large");
+    check_window(comm, ranks, LARGE_COUNT / 16, "large");
 }
 
 /* Every node has one first rank, and launchers that say where a rank is say the same. */

@@ -133,7 +133,6 @@ void training_work(struct stage_work *work, const struct settings *settings,
         .state = !training ? STAGE_EVALUATES
                  : bf16    ? STAGE_TRAINS_BF16
                            : STAGE_TRAINS,
-        .sequence_parallel = setting_boolean(settings, SETTING_SEQUENCE_PARALLEL),
         .split = strcmp(schedule, "auto") == 0   ? STAGE_SPLIT_AUTO
                  : strcmp(schedule, "1f1b") == 0 ? STAGE_SPLIT_NEVER
                                                  : STAGE_SPLIT_ALWAYS,
@@ -152,17 +151,23 @@ void training_work(struct stage_work *work, const struct settings *settings,
     work->sequences = work->micro_batch * training_row_sequences(settings, work->seq_length);
 }
 
-int training_check_rows(const struct stage_work *work, const struct layout *layout,
+int training_share_rows(struct stage_work *work, const struct settings *settings,
+                        const struct layout *layout, const struct kernels *kernels,
                         struct error *error)
 {
     int64_t rows = work->micro_batch * work->seq_length;
+    bool divides = rows % (layout->tp * layout->cp) == 0;
 
     if (rows % layout->cp != 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "cp=%d: does not divide the rows of a microbatch, micro-batch-size %lld x "
                          "seq-length %lld; change one of them",
                          layout->cp, (long long)work->micro_batch, (long long)work->seq_length);
-    if (work->sequence_parallel && rows % (layout->tp * layout->cp) != 0)
+    if (!setting_is_set(settings, SETTING_SEQUENCE_PARALLEL))
+        work->sequence_parallel = divides && strcmp(kernels->name, "cuda") == 0;
+    else
+        work->sequence_parallel = setting_boolean(settings, SETTING_SEQUENCE_PARALLEL);
+    if (work->sequence_parallel && !divides)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "sequence-parallel=yes: micro-batch-size %lld x seq-length %lld rows, "
                          "which tp=%d%s does not divide; change one of them, or leave it away",
@@ -183,7 +188,7 @@ static int open_stage(struct training *t, struct error *error)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "optimizer-state=bf16: the weights are fp32 here; it goes with "
                          "--dtype=bf16 or fp16 on a GPU");
-    if (training_check_rows(&work, &t->layout, error) < 0)
+    if (training_share_rows(&work, t->settings, &t->layout, t->team.kernels, error) < 0)
         return -1;
     if (t->layout.cp > 1 && setting_is_set(t->settings, SETTING_DUMP_LOGITS))
         return error_set(error, EXIT_STATUS_CONFIGURATION,
@@ -473,7 +478,8 @@ static int open_parts(struct training *t, struct weights *from, struct error *er
         result = open_stage(t, error);
     if (result == 0 && !setting_boolean(t->settings, SETTING_EVAL_ONLY))
         result = settle_schedules(t, error);
-    if (team_agree(&t->team, result, error) < 0)
+    if (team_agree(&t->team, result, error) < 0 ||
+        team_agree(&t->team, stage_connect(&t->stage, error), error) < 0)
         return -1;
     return training_open_data(t, error);
 }
@@ -524,6 +530,7 @@ void training_close(struct training *t)
     if (t->team.scalars)
         team_destroy(&t->team);
     peers_goodbye(t->peers);
+    stage_disconnect(&t->stage);
     if (t->groups.world)
         comm_close(&t->groups);
     peers_close(t->peers);

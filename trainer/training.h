@@ -77,13 +77,15 @@ struct training {
     bool resumed;                     /* from a checkpoint */
 };
 
-/* What the settings give a stage to do; the microbatches of a step, which follow from the layout,
- * are left 0. */
+/* What the settings give a stage to do; the microbatches of a step, and how rows are shared, which
+ * follow from the layout, are left 0. */
 void training_work(struct stage_work *work, const struct settings *settings,
                    const struct model *model);
 
-/* Ranks that share the rows of a microbatch divide them. Error: EXIT_STATUS_CONFIGURATION. */
-int training_check_rows(const struct stage_work *work, const struct layout *layout,
+/* Ranks that share the rows of a microbatch divide them; whether tensor parallel ranks do: as the
+ * settings say, or where it is faster. Error: EXIT_STATUS_CONFIGURATION. */
+int training_share_rows(struct stage_work *work, const struct settings *settings,
+                        const struct layout *layout, const struct kernels *kernels,
                         struct error *error);
 
 /* The layout: the settings', or where they name neither tp nor pp and the memory of the device is

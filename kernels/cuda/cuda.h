@@ -218,6 +218,7 @@ void cuda_adamw(struct stream *stream, void *weight, float *master, void *m, voi
 /* nccl.cu */
 struct nccl;
 extern const struct nccl cuda_nccl;
+extern const struct peer_memory cuda_peer_memory;
 
 /* elementwise.cu */
 template <class T>

@@ -423,4 +423,5 @@ static void memory(size_t *total, size_t *used)
 
 extern "C" __attribute__((visibility("default"))) const struct cuda_module mtllm_cuda_module;
 const struct cuda_module mtllm_cuda_module = {CUDA_MODULE_VERSION, device_count, open_device,
-                                              device_name,         memory,       &cuda_nccl};
+                                              device_name,         memory,       &cuda_nccl,
+                                              &cuda_peer_memory};

@@ -96,8 +96,8 @@ two_gpus() {
     on_two "dp=2, 8 microbatches each" llama-2-7b "$one" --dp=2 --global-batch-size=16 $save_memory
     on_two "dp=2, zero=0" llama-2-7b "$one" --dp=2 --global-batch-size=16 --zero=0 $save_memory
     on_two "tp=2, 8 microbatches" llama-2-7b "$one" --tp=2 --global-batch-size=8
-    on_two "tp=2, sequence parallel" llama-2-7b "$one" --tp=2 --global-batch-size=8 \
-        --sequence-parallel=yes
+    on_two "tp=2, sequence-parallel=no" llama-2-7b "$one" --tp=2 --global-batch-size=8 \
+        --sequence-parallel=no
     on_two "pp=2, 8 microbatches" llama-2-7b "$one" --pp=2 --global-batch-size=8
     on_two "pp=2, 8 microbatches, 2 chunks" llama-2-7b "$one" --pp=2 --pp-chunks=2 \
         --global-batch-size=8

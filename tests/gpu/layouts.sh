@@ -20,7 +20,7 @@ if [ -x "$build_dir/trainer/test_comm" ]; then
 fi
 
 # A name for each, and its options.
-declare -A options=([tp]="--tp=2" [sp]="--tp=2 --sequence-parallel=yes" [pp]="--pp=2 --pp-schedule=1f1b"
+declare -A options=([tp]="--tp=2 --sequence-parallel=no" [sp]="--tp=2" [pp]="--pp=2 --pp-schedule=1f1b"
     [chunks]="--pp=2 --pp-chunks=2" [bubble]="--pp=2 --pp-schedule=zero-bubble" [dp]="--dp=2"
     [zero]="--dp=2 --zero=0" [cp]="--cp=2")
 layouts=(tp sp pp chunks bubble dp zero cp)
@@ -41,8 +41,10 @@ for layout in "${layouts[@]}"; do
     expect "$layout: the same bits again" same_run "$layout-bf16" "$layout-again" 30
 done
 expect "zero-bubble has the bits of 1F1B" same_run pp-bf16 bubble-bf16 30
-train 2 tp-selective "${run[@]}" --dtype=bf16 --tp=2 --recompute=selective
-expect "tp=2, recompute=selective: the same bits" same_run tp-bf16 tp-selective 30
+for recompute in selective full; do
+    train 2 sp-$recompute "${run[@]}" --dtype=bf16 --tp=2 --recompute=$recompute
+    expect "tp=2, recompute=$recompute: the same bits" same_run sp-bf16 sp-$recompute 30
+done
 
 # A step of another layout behind those of the first.
 train 2 tp-fp32 "${run[@]}" --dtype=fp32 --dp=2 --steps=40 --lr-decay-steps=30
@@ -56,17 +58,18 @@ echo $? > "status-$OMPI_COMM_WORLD_RANK"
 sleep 120
 SCRIPT
 chmod +x hidden
-for layout in tp pp dp; do
+for layout in tp sp pp dp; do
     rm -f status-*
+    # shellcheck disable=SC2086
     mpirun --quiet --bind-to none -n 2 ./hidden "$build_dir/mtllm-train" --run-dir="death-$layout" \
-        --data=data "${run[@]}" --steps=100000 "--$layout=2" > "death-$layout.log" 2>&1 &
+        --data=data "${run[@]}" --steps=100000 ${options[$layout]} > "death-$layout.log" 2>&1 &
     launcher=$!
     wait_for 60 reached "death-$layout" 20
     pkill -KILL -n -f "mtllm-train --run-dir=death-$layout"
     wait_for 60 eval '[ "$(ls status-* 2>/dev/null | wc -l)" = 2 ]'
-    expect "$layout=2: a rank dies, the other one ends with 74" \
+    expect "$layout: a rank dies, the other one ends with 74" \
         [ "$(sort -n status-* | tr '\n' ' ')" = "74 137 " ]
-    expect "$layout=2: and says why" grep -q 'rank [01] on node .* is gone' "death-$layout.log"
+    expect "$layout: and says why" grep -q 'rank [01] on node .* is gone' "death-$layout.log"
     kill $launcher
     wait $launcher 2>/dev/null
 done
