@@ -116,8 +116,11 @@ ckpt_libconvert_la_CFLAGS = $(AM_CFLAGS) -pthread $(JANSSON_CFLAGS)
 ckpt_libconvert_la_LIBADD = ckpt/libckpt.la ckpt/libhf.la
 
 if HAVE_CMOCKA
-check_PROGRAMS += ckpt/test_hf_convert ckpt/test_hf_tokenizer
-TESTS += ckpt/test_hf_convert ckpt/test_hf_tokenizer
+check_PROGRAMS += ckpt/test_hf_convert ckpt/test_hf_tokenizer ckpt/test_special_tokens
+TESTS += ckpt/test_hf_convert ckpt/test_hf_tokenizer ckpt/test_special_tokens
+ckpt_test_special_tokens_SOURCES = ckpt/test_special_tokens.c
+ckpt_test_special_tokens_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+ckpt_test_special_tokens_LDADD = ckpt/libconvert.la $(CMOCKA_LIBS)
 ckpt_test_hf_tokenizer_SOURCES = ckpt/test_hf_tokenizer.c ckpt/test_sentencepiece.h
 ckpt_test_hf_tokenizer_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 ckpt_test_hf_tokenizer_LDADD = ckpt/libconvert.la $(CMOCKA_LIBS) $(JANSSON_LIBS)
