@@ -43,7 +43,7 @@ EXTRA_DIST += $(trainer_bats) tests/common.bash tests/metric_plugin.c
 
 # Reads with Python packages; needs the network the first time.
 TESTS += tests/viewers.bats
-EXTRA_DIST += tests/viewers.bats tests/viewers/check.py tests/viewers/requirements.txt
+EXTRA_DIST += tests/viewers.bats tests/viewers/check.py tests/viewers/requirements.txt tests/viewers/sync.py
 
 # Converters.
 TESTS += tests/hf_convert.bats

@@ -37,11 +37,17 @@ teardown() {
     done
 }
 
-# check RUN WORD...: see viewers/check.py.
-check() {
+# viewers SCRIPT ARGUMENT...: a script in viewers/, which says what the arguments are.
+viewers() {
+    local script=$1
+    shift
     [ -e "$viewers_venv/requirements.txt" ] || skip "no Python packages tensorboard and wandb"
     PYTHONDONTWRITEBYTECODE=1 "$viewers_venv/bin/python" -W ignore \
-        "$source_dir/tests/viewers/check.py" "$@"
+        "$source_dir/tests/viewers/$script" "$@"
+}
+
+check() {
+    viewers check.py "$@"
 }
 
 # warnings LOG: how many there are.
@@ -90,6 +96,11 @@ plain_losses() {
     done
     train 2 $model $run --steps=$(($(newest_step run) + 10)) > log 2>&1
     check run tensorboard wandb
+    # And wandb uploads it.
+    viewers sync.py "$(readlink -f run/wandb/latest-run)" > uploaded
+    [ "$(tail -n 1 uploaded)" = "exit 0" ]
+    paste -d' ' <(head -n -1 uploaded) <(losses run/metrics.jsonl) |
+        awk '$1 != $3 || $2 != $4 { print; bad = 1 } END { exit bad || NR < 40 }'
 }
 
 @test "Megatron's and torchtitan's names" {

@@ -199,24 +199,52 @@ static double number_of(const json_t *value)
     return json_is_number(value) ? json_number_value(value) : NAN;
 }
 
-/* What metrics_format_json() wrote; it wrote null for numbers that are not finite. `datasets` is
- * the caller's to free. */
-static void row_from_json(struct metrics_row *row, struct metrics_dataset **datasets,
-                          json_t *object)
+static void add_dataset(struct metrics_row *row, struct metrics_dataset *datasets, const char *name,
+                        const json_t *seen)
 {
-    json_t *seen = json_object_get(object, "datasets"), *value;
+    datasets[row->dataset_count++] =
+        (struct metrics_dataset){name, number_of(json_object_get(seen, "tokens")),
+                                 number_of(json_object_get(seen, "epochs"))};
+}
+
+/* What metrics_format_json() wrote; it wrote null for numbers that are not finite. `datasets` has
+ * room for those of the row. */
+static void row_from_json(struct metrics_row *row, struct metrics_dataset *datasets, json_t *object)
+{
+    json_t *value;
     const char *name;
 
-    *row = (struct metrics_row){.eval = json_string_value(json_object_get(object, "eval"))};
+    *row = (struct metrics_row){.eval = json_string_value(json_object_get(object, "eval")),
+                                .datasets = datasets};
     for (int id = 0; id < METRIC_COUNT; id++) {
         value = json_object_get(object, metric_table[id].name);
         if (value)
             metrics_set(row, (enum metric_id)id, number_of(value));
     }
-    row->datasets = *datasets = calloc(json_object_size(seen) + 1, sizeof(**datasets));
-    json_object_foreach(seen, name, value) if (*datasets)(*datasets)[row->dataset_count++] =
-        (struct metrics_dataset){name, number_of(json_object_get(value, "tokens")),
-                                 number_of(json_object_get(value, "epochs"))};
+    json_object_foreach(json_object_get(object, "datasets"), name, value)
+    {
+        add_dataset(row, datasets, name, value);
+    }
+}
+
+static int show_line(const char *line, size_t length,
+                     void (*see)(void *user, const struct metrics_row *row), void *user)
+{
+    json_t *object = json_loadb(line, length, 0, NULL);
+    size_t count = json_object_size(json_object_get(object, "datasets"));
+    struct metrics_dataset *datasets = calloc(count + 1, sizeof(*datasets));
+    struct metrics_row row;
+
+    if (datasets) {
+        row_from_json(&row, datasets, object);
+        if (row.present[METRIC_STEP])
+            see(user, &row);
+    }
+    json_decref(object);
+    if (!datasets)
+        return -1;
+    free(datasets);
+    return 0;
 }
 
 int metrics_replay(const char *path, void (*see)(void *user, const struct metrics_row *row),
@@ -231,19 +259,13 @@ int metrics_replay(const char *path, void (*see)(void *user, const struct metric
 
     if (!stream)
         return error_set_errno(error, "%s: cannot read", path);
-    while (fstat(fileno(stream), &status) == 0 && S_ISREG(status.st_mode) &&
-           (length = getline(&line, &capacity, stream)) > 0) {
-        json_t *object = json_loadb(line, (size_t)length, 0, NULL);
-        struct metrics_dataset *datasets;
-        struct metrics_row row;
-
-        row_from_json(&row, &datasets, object);
-        if (row.present[METRIC_STEP])
-            see(user, &row);
-        free(datasets);
-        json_decref(object);
-    }
-    if (ferror(stream))
+    /* A device has no past. */
+    if (fstat(fileno(stream), &status) == 0 && S_ISREG(status.st_mode))
+        while (result == 0 && (length = getline(&line, &capacity, stream)) > 0)
+            result = show_line(line, (size_t)length, see, user);
+    if (result < 0)
+        error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    else if (ferror(stream))
         result = error_set_errno(error, "%s: cannot read", path);
     free(line);
     fclose(stream);

@@ -51,7 +51,7 @@ static json_t *settings_json(const struct settings *settings)
 }
 
 static void open_tensorboard(struct metrics_outputs *outputs,
-                             const struct metrics_outputs_options *options, const json_t *settings)
+                             const struct metrics_outputs_options *options, json_t *settings)
 {
     const char *names = setting_text(options->settings, SETTING_TENSORBOARD_NAMES);
     char directory[PATH_MAX];

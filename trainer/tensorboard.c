@@ -343,15 +343,17 @@ static void put_hyperparameter(struct protobuf *content, const char *name, const
     protobuf_end(content, entry);
 }
 
-static void put_session_start(struct protobuf *event, const json_t *hyperparameters)
+static void put_session_start(struct protobuf *event, json_t *hyperparameters)
 {
     struct protobuf content = {0};
     size_t start = protobuf_begin(&content, HPARAMS_SESSION_START);
     const char *name;
     json_t *value;
 
-    json_object_foreach((json_t *)hyperparameters, name, value)
+    json_object_foreach(hyperparameters, name, value)
+    {
         put_hyperparameter(&content, name, value);
+    }
     protobuf_double(&content, START_TIME, now_s());
     protobuf_end(&content, start);
     put_hparams(event, "_hparams_/session_start_info", &content);

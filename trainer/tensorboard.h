@@ -14,9 +14,9 @@ struct tensorboard;
 struct tensorboard_options {
     const char *directory; /* made when missing */
     enum metrics_names names;
-    int64_t resume_step;           /* from where the run goes on */
-    const char *settings;          /* shown as text */
-    const json_t *hyperparameters; /* object: name to number, boolean or text */
+    int64_t resume_step;     /* from where the run goes on */
+    const char *settings;    /* shown as text */
+    json_t *hyperparameters; /* object: name to number, boolean or text */
 };
 
 /* Begin a file. Events of `resume_step` and later ones are dropped from the files that are there

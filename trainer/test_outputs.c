@@ -443,6 +443,10 @@ static void expect_row(void *user, const struct metrics_row *row)
 
 static void check_places(struct place *place, struct place *expected, bool floats)
 {
+    if (!place->found || !expected->found) {
+        fail_msg("nothing was found");
+        return;
+    }
     qsort(place->found, place->count, sizeof(*place->found), order_found);
     qsort(expected->found, expected->count, sizeof(*expected->found), order_found);
     assert_int_equal(place->count, expected->count);
@@ -499,7 +503,7 @@ static void make_killed(struct killed *killed, const struct settings *settings)
 static void test_cut_anywhere(void **state)
 {
     struct settings *settings = make_settings("mtllm");
-    struct killed killed;
+    struct killed killed = {0};
     (void)state;
 
     srand(7);
@@ -525,8 +529,9 @@ static void test_cut_anywhere(void **state)
             /* Every byte near the end, where a kill cuts; elsewhere some. */
             end += killed.files[which].length - end > 40 ? 1 + (size_t)rand() % 500 : 1;
         }
-        free(killed.files[which].data);
     }
+    free(killed.files[0].data);
+    free(killed.files[1].data);
     free(killed.metrics.data);
     settings_destroy(settings);
 }

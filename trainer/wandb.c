@@ -303,13 +303,13 @@ static void write_run(struct wandb *w, const struct wandb_options *options)
     end_record(w, run);
 }
 
-static void write_config(struct wandb *w, const json_t *config)
+static void write_config(struct wandb *w, json_t *config)
 {
     size_t record = begin_record(w, RECORD_CONFIG);
     const char *name;
     json_t *value;
 
-    json_object_foreach((json_t *)config, name, value)
+    json_object_foreach(config, name, value)
     {
         char *json = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(15));
 

@@ -17,8 +17,8 @@ struct wandb;
 struct wandb_options {
     const struct settings *settings;
     const char *run_directory;
-    const json_t *config; /* object: name to value */
-    int64_t resume_step;  /* from where the run goes on */
+    json_t *config;      /* object: name to value */
+    int64_t resume_step; /* from where the run goes on */
 };
 
 /* Begin the run, or go on with it: history of `resume_step` and later ones is cut away, and so is

@@ -209,7 +209,7 @@ static void put_yaml(FILE *stream, const char *json)
     }
 }
 
-static char *config_text(const json_t *config)
+static char *config_text(json_t *config)
 {
     char *text = NULL;
     const char *name;
@@ -219,7 +219,7 @@ static char *config_text(const json_t *config)
 
     if (!stream)
         return NULL;
-    json_object_foreach((json_t *)config, name, value)
+    json_object_foreach(config, name, value)
     {
         char *json = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(15));
 
@@ -264,7 +264,7 @@ static char *metadata_text(void)
     return text;
 }
 
-int wandb_directory_describe(const struct wandb_directory *directory, const json_t *config,
+int wandb_directory_describe(const struct wandb_directory *directory, json_t *config,
                              struct error *error)
 {
     char *texts[] = {config_text(config), metadata_text()};

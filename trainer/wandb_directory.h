@@ -43,7 +43,7 @@ int wandb_directory_open(struct wandb_directory *directory, const char *run_dire
 
 /* files/config.yaml, of an object of any values, and files/wandb-metadata.json, about this process.
  */
-int wandb_directory_describe(const struct wandb_directory *directory, const json_t *config,
+int wandb_directory_describe(const struct wandb_directory *directory, json_t *config,
                              struct error *error);
 
 /* Replace files/NAME. Returns 0, or an errno. */
