@@ -363,14 +363,17 @@ static bool keep_record(void *user, const unsigned char *record, size_t length)
     const unsigned char *at = record, *end = record + length;
     struct wandb *w = user;
     struct protobuf_field field;
+    bool is_run = false;
     int64_t step;
 
     while (protobuf_next(&at, end, &field)) {
         if (field.number == RECORD_EXIT || field.number == RECORD_FINAL ||
             field.number == RECORD_FOOTER)
             return false;
-        if (field.number == RECORD_RUN && field.bytes)
+        if (field.number == RECORD_RUN && field.bytes) {
             w->start_time = integer_inside(&field, RUN_START_TIME, TIMESTAMP_SECONDS);
+            is_run = true;
+        }
         if (field.number != RECORD_HISTORY || !field.bytes)
             continue;
         step = integer_inside(&field, HISTORY_STEP, STEP_NUM);
@@ -379,6 +382,9 @@ static bool keep_record(void *user, const unsigned char *record, size_t length)
             return false;
         w->had_step = step;
     }
+    /* Without the run, which comes first, W&B takes no other record. */
+    if (w->records == 0 && !is_run)
+        return false;
     w->records++;
     return true;
 }
