@@ -197,7 +197,12 @@ static int copy_events(FILE *from, FILE *to, struct cut *cut)
     return failed ? -1 : 0;
 }
 
-/* Not beside the file under a name like its own: every such name is read. */
+/* What a file is replaced by; a name unlike those that are read. */
+static int replacement_path(char path[DISK_PATH_SIZE], const char *directory, struct error *error)
+{
+    return disk_path(path, error, "%s/cut-back.tmp", directory);
+}
+
 static int replace_file(FILE *from, const char *path, const char *directory, struct cut *cut,
                         struct error *error)
 {
@@ -205,7 +210,7 @@ static int replace_file(FILE *from, const char *path, const char *directory, str
     FILE *to;
     int result;
 
-    if (disk_path(beside, error, "%s/cut-back.tmp", directory) < 0)
+    if (replacement_path(beside, directory, error) < 0)
         return -1;
     rewind(from);
     to = fopen(beside, "we");
@@ -248,10 +253,12 @@ static int cut_files(struct tensorboard *t, const struct tensorboard_options *op
                      struct error *error)
 {
     struct cut cut = {.resume_step = options->resume_step};
+    char left_over[DISK_PATH_SIZE];
     struct disk_names names;
-    int result = disk_list(options->directory, &names, error);
+    int result = 0;
 
-    if (result < 0)
+    if (replacement_path(left_over, options->directory, error) < 0 ||
+        disk_unlink(left_over, error) < 0 || disk_list(options->directory, &names, error) < 0)
         return -1;
     do {
         cut.last_step = -1;
