@@ -114,9 +114,14 @@ plain_losses() {
 }
 
 @test "asked for in the middle of a run: it has all of it; begun anew: nothing of before" {
+    # With a metric of the site's, too.
+    cc -std=c11 -O2 -shared -fPIC -I"$source_dir/trainer" -o metric.so \
+        "$source_dir/examples/metric.c" -lm
+    run="$run --metrics-plugin=metric.so"
     train 1 $model $run --steps=10 --tensorboard=no --wandb=no > log 2>&1
     [ ! -e run/tensorboard ] && [ ! -e run/wandb ]
     train 1 $model $run --steps=15 > log 2>&1
+    [ "$(grep -c '"sure":' run/metrics.jsonl)" = 2 ]
     check run tensorboard wandb
     before=$(readlink run/wandb/latest-run)
     train 1 $model $run --steps=8 --resume=never > log 2>&1

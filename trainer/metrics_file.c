@@ -207,15 +207,39 @@ static void add_dataset(struct metrics_row *row, struct metrics_dataset *dataset
                                  number_of(json_object_get(seen, "epochs"))};
 }
 
-/* What metrics_format_json() wrote; it wrote null for numbers that are not finite. `datasets` has
- * room for those of the row. */
-static void row_from_json(struct metrics_row *row, struct metrics_dataset *datasets, json_t *object)
+static bool is_in_table(const char *name)
+{
+    int id = 0;
+
+    while (id < METRIC_COUNT && strcmp(metric_table[id].name, name) != 0)
+        id++;
+    return id < METRIC_COUNT;
+}
+
+/* Numbers of a validation that are not in the table are the site's. */
+static void add_custom(struct metrics_row *row, struct metrics_custom *custom, json_t *object)
+{
+    const char *name;
+    json_t *value;
+
+    json_object_foreach(object, name, value)
+    {
+        if ((json_is_number(value) || json_is_null(value)) && !is_in_table(name))
+            custom[row->custom_count++] = (struct metrics_custom){name, number_of(value)};
+    }
+}
+
+/* What metrics_format_json() wrote; it wrote null for numbers that are not finite. `datasets` and
+ * `custom` have room for those of the row. */
+static void row_from_json(struct metrics_row *row, struct metrics_dataset *datasets,
+                          struct metrics_custom *custom, json_t *object)
 {
     json_t *value;
     const char *name;
 
     *row = (struct metrics_row){.eval = json_string_value(json_object_get(object, "eval")),
-                                .datasets = datasets};
+                                .datasets = datasets,
+                                .custom = custom};
     for (int id = 0; id < METRIC_COUNT; id++) {
         value = json_object_get(object, metric_table[id].name);
         if (value)
@@ -225,26 +249,30 @@ static void row_from_json(struct metrics_row *row, struct metrics_dataset *datas
     {
         add_dataset(row, datasets, name, value);
     }
+    if (row->eval)
+        add_custom(row, custom, object);
 }
 
 static int show_line(const char *line, size_t length,
                      void (*see)(void *user, const struct metrics_row *row), void *user)
 {
     json_t *object = json_loadb(line, length, 0, NULL);
-    size_t count = json_object_size(json_object_get(object, "datasets"));
-    struct metrics_dataset *datasets = calloc(count + 1, sizeof(*datasets));
+    size_t sets = json_object_size(json_object_get(object, "datasets"));
+    struct metrics_dataset *datasets = calloc(sets + 1, sizeof(*datasets));
+    struct metrics_custom *custom = calloc(json_object_size(object) + 1, sizeof(*custom));
     struct metrics_row row;
+    int result = -1;
 
-    if (datasets) {
-        row_from_json(&row, datasets, object);
+    if (datasets && custom) {
+        row_from_json(&row, datasets, custom, object);
         if (row.present[METRIC_STEP])
             see(user, &row);
+        result = 0;
     }
     json_decref(object);
-    if (!datasets)
-        return -1;
     free(datasets);
-    return 0;
+    free(custom);
+    return result;
 }
 
 int metrics_replay(const char *path, void (*see)(void *user, const struct metrics_row *row),

@@ -242,6 +242,7 @@ static double random_number(void)
 static void write_row(struct metrics_outputs *outputs, int64_t step, const char *eval)
 {
     static const struct metrics_dataset datasets[] = {{"/data/web", 1e9, 0.25}, {"books", 3, 1.5}};
+    struct metrics_custom custom[] = {{"site_score", random_number()}, {"other", 0.1}};
     struct metrics_row row = {.eval = eval};
 
     for (int id = 0; id < METRIC_COUNT; id++)
@@ -253,6 +254,10 @@ static void write_row(struct metrics_outputs *outputs, int64_t step, const char 
     if (!eval && step % 3 == 0) {
         row.datasets = datasets;
         row.dataset_count = 2;
+    }
+    if (eval) {
+        row.custom = custom;
+        row.custom_count = 2;
     }
     metrics_outputs_write(outputs, &row);
 }
