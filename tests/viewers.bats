@@ -157,6 +157,14 @@ END
     train 1 $model $run --steps=10 --wandb-project=mine > log 2>&1
     [ "$(ls run/wandb)" = latest-run ]
     check run wandb
+    # Two starts that are two W&B runs.
+    rm -rf run
+    WANDB_RESUME=never train 1 $model $run --steps=2 > log 2>&1
+    before=$(readlink run/wandb/latest-run)
+    WANDB_RESUME=never train 1 $model $run --steps=4 > log 2>&1
+    [ -d "run/wandb/$before" ] && [ "$(readlink run/wandb/latest-run)" != "$before" ]
+    rm -r "run/wandb/$before"
+    check run wandb
     rm -rf run
     WANDB_MODE=disabled train 1 $model $run --steps=2 > log 2>&1
     [ ! -e run/wandb ]

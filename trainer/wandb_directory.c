@@ -80,10 +80,20 @@ static const char *id_of_name(const char *path)
                : NULL;
 }
 
+/* Is it the run with this id that goes on? */
+static bool id_is_wanted(const char *id)
+{
+    const char *wanted = getenv("WANDB_RUN_ID"), *resume = getenv("WANDB_RESUME");
+
+    if (wanted && *wanted)
+        return strcmp(id, wanted) == 0;
+    return !resume || strcmp(resume, "never") != 0;
+}
+
 /* The directory that ROOT/latest-run names, whether it is still there or not. */
 static bool follow_link(struct wandb_directory *directory, const char *root)
 {
-    const char *wanted = getenv("WANDB_RUN_ID"), *resume = getenv("WANDB_RESUME"), *id;
+    const char *id;
     char link[DISK_PATH_SIZE], target[DISK_PATH_SIZE];
     struct error unused;
     ssize_t length;
@@ -91,11 +101,11 @@ static bool follow_link(struct wandb_directory *directory, const char *root)
     if (disk_path(link, &unused, "%s/latest-run", root) < 0)
         return false;
     length = readlink(link, target, sizeof(target) - 1);
-    if (length <= 0 || (resume && strcmp(resume, "never") == 0))
+    if (length <= 0)
         return false;
     target[length] = '\0';
     id = id_of_name(target);
-    if (!id || (wanted && *wanted && strcmp(id, wanted) != 0))
+    if (!id || !id_is_wanted(id))
         return false;
     if ((size_t)snprintf(directory->id, sizeof(directory->id), "%s", id) >= sizeof(directory->id))
         return false;
