@@ -35,6 +35,7 @@ cppcheck)
     ;;
 clang-tidy)
     mapfile -t flags < <(make -s --no-print-directory -C "$build" show-compiler-flags)
+    flags+=("-I$root/trainer") # where an installed mtllm-metric.h comes from
     # One process a file, on all cores; what it says without being asked is left out.
     # shellcheck disable=SC2016
     files '*.c' | sed "s|^|$root/|" | (cd "$build" && xargs -P "$(nproc)" -n 1 bash -c '

@@ -42,7 +42,8 @@ struct observation {
     struct training *training;
     const struct batch *batch;
     const struct token_results *results; /* of this rank's rows; [microbatches, rows] */
-    struct logits *logits;               /* NULL: nobody wants them */
+    bool collects;                       /* logits, which somebody wants */
+    struct logits logits;
     double *sums;
 };
 
@@ -70,7 +71,7 @@ static void give_tokens(const struct observation *o, int64_t microbatch)
                                .positions = batch->positions + at,
                                .loss = o->results->loss + of_results,
                                .argmax = o->results->best + of_results,
-                               .logits = o->logits ? logits_of(o->logits, microbatch) : NULL,
+                               .logits = o->collects ? logits_of(&o->logits, microbatch) : NULL,
                            });
 }
 
@@ -86,7 +87,7 @@ static void see(void *user, int64_t microbatch, int64_t row, int64_t rows, const
         (void)stage->kernels->stream_sync(stage->stream, &error);
         give_tokens(o, microbatch - 1);
     }
-    logits_see(o->logits, microbatch, row, rows, values);
+    logits_see(&o->logits, microbatch, row, rows, values);
 }
 
 /* Adds this rank's part to the sums. */
@@ -96,7 +97,7 @@ static int evaluate_batch(struct observation *o, struct error *error)
     struct stage *stage = &t->stage;
     const struct kernels *k = stage->kernels;
     struct pipeline_observer observer = {
-        .results = *o->results, .see = o->logits ? see : NULL, .user = o};
+        .results = *o->results, .see = o->collects ? see : NULL, .user = o};
     double loss = 0;
 
     k->zero(stage->stream, stage->loss_sum, sizeof(double));
@@ -104,7 +105,7 @@ static int evaluate_batch(struct observation *o, struct error *error)
     k->to_host(stage->stream, &loss, stage->loss_sum, sizeof(loss));
     if (k->stream_sync(stage->stream, error) < 0)
         return -1;
-    for (int64_t m = o->logits ? o->batch->microbatches - 1 : 0; m < o->batch->microbatches; m++)
+    for (int64_t m = o->collects ? o->batch->microbatches - 1 : 0; m < o->batch->microbatches; m++)
         give_tokens(o, m);
     if (!observes(t))
         return 0;
@@ -118,13 +119,12 @@ static int evaluate_with_logits(struct observation *o, const char *dump_path, st
 {
     struct training *t = o->training;
     struct error trouble = {0};
-    struct logits logits;
     struct dump dump;
-    int result = logits_open(&logits, t, dump_path ? t->microbatches : 1, error);
+    int result = logits_open(&o->logits, t, dump_path ? t->microbatches : 1, error);
 
-    o->logits = &logits;
+    o->collects = true;
     if (result == 0 && dump_path) {
-        result = dump_open(&dump, t, &logits, dump_path, error);
+        result = dump_open(&dump, t, &o->logits, dump_path, error);
         if (result < 0)
             (void)dump_close(&dump, &trouble);
     }
@@ -135,7 +135,7 @@ static int evaluate_with_logits(struct observation *o, const char *dump_path, st
     }
     if (dump_path && result == 0)
         result = dump_close(&dump, error);
-    logits_close(&logits);
+    logits_close(&o->logits);
     return result;
 }
 

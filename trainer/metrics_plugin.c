@@ -195,36 +195,44 @@ static void warn(const struct metrics_plugin *plugin)
                              plugin->trouble);
 }
 
+static struct metrics_plugin *create(const char *path, struct error *error)
+{
+    struct metrics_plugin *plugin;
+
+    if (access(path, R_OK) < 0) {
+        error_set(error, EXIT_STATUS_CONFIGURATION, "metrics-plugin=%s: cannot read: %s", path,
+                  strerror(errno));
+        return NULL;
+    }
+    plugin = calloc(1, sizeof(*plugin));
+    if (plugin)
+        plugin->path = realpath(path, NULL); /* dlopen() looks elsewhere for a mere name */
+    if (plugin && plugin->path)
+        return plugin;
+    metrics_plugin_close(plugin);
+    error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    return NULL;
+}
+
 int metrics_plugin_open(struct metrics_plugin **result, const char *path, struct team *team,
                         bool observes, int64_t capacity, int64_t vocabulary, int64_t patience_s,
                         struct error *error)
 {
     struct metrics_plugin *plugin;
     struct metric_description description = {0};
-    int status = 0;
 
     *result = NULL;
     if (!path)
         return 0;
-    if (access(path, R_OK) < 0)
-        status = error_set(error, EXIT_STATUS_CONFIGURATION, "metrics-plugin=%s: cannot read: %s",
-                           path, strerror(errno));
-    plugin = calloc(1, sizeof(*plugin));
-    if (plugin) {
-        *plugin = (struct metrics_plugin){
-            .team = team,
-            .capacity = capacity,
-            .vocabulary = vocabulary,
-            .patience_s = patience_s,
-        };
-        plugin->path = realpath(path, NULL); /* dlopen() looks elsewhere for a mere name */
-    }
-    if (status == 0 && (!plugin || !plugin->path))
-        status = error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-    if (team_agree(team, status, error) < 0) {
+    plugin = create(path, error);
+    if (team_agree(team, plugin ? 0 : -1, error) < 0 || !plugin) {
         metrics_plugin_close(plugin);
         return -1;
     }
+    plugin->team = team;
+    plugin->capacity = capacity;
+    plugin->vocabulary = vocabulary;
+    plugin->patience_s = patience_s;
     if ((observes || comm_rank(team->world) == 0) && start_host(plugin) &&
         receive(plugin, &description, sizeof(description)) && description.trouble[0])
         note(plugin, "%s", description.trouble);
@@ -264,7 +272,7 @@ void metrics_plugin_add(struct metrics_plugin *plugin, const struct mtllm_metric
         .logits = logits,
     };
     size_t words = (size_t)tokens->count * 4;
-    struct metric_answer answer;
+    struct metric_answer answer = {0};
 
     if (plugin->trouble[0] || !map_memory(plugin))
         return;
@@ -288,7 +296,7 @@ void metrics_plugin_add(struct metrics_plugin *plugin, const struct mtllm_metric
 static int take_values(struct metrics_plugin *plugin)
 {
     struct metric_request request = {.kind = METRIC_REQUEST_VALUES};
-    struct metric_answer answer;
+    struct metric_answer answer = {0};
     int count = 0;
 
     memcpy(request.sums, plugin->sums, sizeof(request.sums));

@@ -94,15 +94,18 @@ static double measure(const struct world *world, struct stage *stage, struct tea
 
     for (int step = -1; step < STEPS; step++) {
         struct error error = {0};
-        double start_s, end_s, sums[1];
+        double start_s, end_s, sums[1], parts[TIME_PARTS];
 
         comm_barrier(stage->groups->world);
-        stage->waited_s = owed_s = 0;
+        owed_s = 0;
         start_s = now_s();
+        timeline_begin(stage->timeline);
         pipeline_train(stage, batch);
+        timeline_end(stage->timeline);
         end_s = now_s();
         comm_barrier(stage->groups->world); /* a step is as long as its longest rank's */
-        sums[0] = (stage->waited_s + now_s() - end_s) / (now_s() - start_s);
+        timeline_read(stage->timeline, parts);
+        sums[0] = (parts[TIME_PIPELINE] + now_s() - end_s) / (now_s() - start_s);
         check(world, team_sum(team, sums, 1, &error), &error);
         if (step >= 0)
             shares += sums[0] / world->size / STEPS;
