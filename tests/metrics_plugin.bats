@@ -39,9 +39,14 @@ agree() {
         END { exit bad || NR < 2 }'
 }
 
-@test "the example: one rank and eight, in the file and on the console" {
+@test "the example: one rank and eight, in every place" {
     compile "$source_dir/examples/metric.c"
-    train 1 $model $run --metrics-plugin=metric.so > log 2>&1
+    train 1 $model $run --metrics-plugin=metric.so --tensorboard=yes --wandb=yes > log 2>&1
+    for name in sure entropy; do
+        grep -a "val/valid/$name" run/tensorboard/events.out.tfevents.*
+        grep -a "val/valid/$name" run/wandb/latest-run/run-*.wandb
+        mtllm-report --svg=list run | grep -w "$name"
+    done
     sure=$(value sure) entropy=$(value entropy)
     grep -E 'validation loss at iteration 4 .* sure: [0-9.E+-]+ \| entropy: [0-9.E+-]+ \|' log
     # An untrained model is about as unsure as one can be: ln 259 is 5.56.
