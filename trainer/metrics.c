@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <jansson.h>
+
 const struct metric metric_table[METRIC_COUNT] = {
 #define METRIC(id, name, group, unit, decimals, over_steps, help)                                  \
     [METRIC_##id] = {name, group, unit, decimals, over_steps, help},
@@ -108,8 +110,13 @@ static void append(struct text *text, const char *format, ...)
         text->used = text->size - 1;
 }
 
+/* JSON has UTF-8 alone; paths may be anything. */
 static void append_string(struct text *text, const char *string)
 {
+    json_t *json = json_string(string);
+    bool is_utf8 = json != NULL;
+
+    json_decref(json);
     append(text, "\"");
     for (; *string; string++) {
         if (*string == '"' || *string == '\\')
@@ -117,7 +124,7 @@ static void append_string(struct text *text, const char *string)
         else if ((unsigned char)*string < 0x20)
             append(text, "\\u%04x", (unsigned)*string);
         else
-            append(text, "%c", *string);
+            append(text, "%c", is_utf8 || (unsigned char)*string < 0x80 ? *string : '?');
     }
     append(text, "\"");
 }

@@ -307,6 +307,7 @@ static void test_datasets(void **state)
         snprintf(names[i], sizeof(names[i]), "a \"b\"\\\n\x01/%d", i);
         datasets[i] = (struct metrics_dataset){names[i], 1e12 + i, 0.25 * i};
     }
+    snprintf(names[0], sizeof(names[0]), "no UTF-8: \xc3(\xff");
     unlink("datasets.jsonl");
     metrics = open_metrics("datasets.jsonl", 0);
     metrics_set(&row, METRIC_STEP, 1);
@@ -315,11 +316,12 @@ static void test_datasets(void **state)
     stream = fopen("datasets.jsonl", "r");
     assert_non_null(stream);
     assert_non_null(fgets(line, sizeof(line), stream));
-    assert_null(fgets(names[0], sizeof(names[0]), stream));
+    assert_null(fgets(names[1], sizeof(names[1]), stream));
     fclose(stream);
     object = json_loads(line, JSON_REJECT_DUPLICATES, NULL);
     assert_non_null(object);
     assert_int_equal(json_object_size(json_object_get(object, "datasets")), COUNT);
+    assert_non_null(json_object_get(json_object_get(object, "datasets"), "no UTF-8: ?(?"));
     last = json_object_get(json_object_get(object, "datasets"), names[COUNT - 1]);
     assert_int_equal(json_integer_value(json_object_get(last, "tokens")), 1000000000299);
     assert_true(json_number_value(json_object_get(last, "epochs")) == 74.75);
