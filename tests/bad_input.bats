@@ -34,7 +34,8 @@ refused() {
     [[ "$said" == *"$text"* ]]
     # What a run directory may hold before the first step, and nothing else.
     left=$(find . -type f ! -path ./out ! -path ./err ! -name settings.ini ! -name lock \
-        ! -path './given*' ! -path './run/data-cache/*.order' ! \( -name metrics.jsonl -empty \))
+        ! -name starts.jsonl ! -path './given*' ! -path './run/data-cache/*.order' \
+        ! \( -name metrics.jsonl -empty \))
     [ -z "$left" ] || { echo "left: $left"; false; }
 }
 
