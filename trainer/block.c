@@ -328,7 +328,7 @@ static const void *output_backward(struct stage *stage, int64_t layer, enum tens
                                  weight_of(stage, weight, layer), piece.count, width, n->hidden,
                                  false);
     }
-    return stage_gathered(stage, gradient, STAGE_WHOLE_GRADIENT);
+    return stage_whole(stage, gradient, STAGE_WHOLE_GRADIENT);
 }
 
 /* From the gradient of the MLP's output to that of its first product's, scratch.dwide. Returns the

@@ -306,7 +306,9 @@ void stage_gather_begin(struct stage *stage, const void *shard, enum stage_whole
 /* Wait for the pieces, in this order: the first row of piece `i`. */
 const void *stage_gathered_piece(struct stage *stage, const void *shard, enum stage_whole which,
                                  int i, struct piece_of_rows *piece);
-/* Wait for all: whole. */
+/* All of it, after the last piece. */
+const void *stage_whole(const struct stage *stage, const void *shard, enum stage_whole which);
+/* Wait for all at once: whole. */
 const void *stage_gathered(struct stage *stage, const void *shard, enum stage_whole which);
 /* Both. */
 const void *stage_gather(struct stage *stage, const void *shard, enum stage_whole which);

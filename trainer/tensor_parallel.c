@@ -96,14 +96,21 @@ static void *shard_of(const struct stage *stage, const void *whole, int rank)
     return (char *)whole + (size_t)rank * shard_bytes(stage);
 }
 
-static void wait_for(struct stage *stage, int part, struct ranks ranks)
+/* What ranks have put into a part, and, unless it is NULL, what `stream` does. A mark of time holds
+ * up the stream that computes a little, so there are none where nothing is waited for. */
+static void wait_for(struct stage *stage, int part, struct ranks ranks, struct stream *stream)
 {
-    enum time_part doing = stage_communicates(stage, stage->stream);
+    enum time_part doing;
 
+    if (!stream && ranks.end - ranks.first == 1 && ranks.first == stage->place.tp)
+        return;
+    doing = timeline_enter(stage->timeline, TIME_COMMUNICATION);
     profile_begin(stage->profile, PROFILE_COMPUTE, "tp wait");
     for (int rank = ranks.first; rank < ranks.end; rank++)
         if (rank != stage->place.tp)
             comm_window_wait(stage->window, part, rank, stage->stream);
+    if (stream)
+        stage->kernels->stream_wait(stage->stream, stream);
     profile_end(stage->profile);
     timeline_enter(stage->timeline, doing);
 }
@@ -170,12 +177,10 @@ const void *stage_gathered_piece(struct stage *stage, const void *shard, enum st
     }
     ranks = half(stage, i == 0);
     *piece = rows_of(stage, ranks);
-    wait_for(stage, which, ranks);
+    /* With the last one the shard has left, too, and all is there. */
+    wait_for(stage, which, ranks, i > 0 ? stage->gathers : NULL);
     if (i == 0 && stage->layout->tp == 2)
         return shard;
-    /* The shard has left, too. */
-    if (i > 0)
-        stage_wait_for(stage, stage->gathers);
     return shard_of(stage, stage->scratch.whole[which], ranks.first);
 }
 
@@ -184,9 +189,15 @@ const void *stage_gathered(struct stage *stage, const void *shard, enum stage_wh
     if (!stage->sequence_parallel)
         return shard;
     if (stage->window)
-        wait_for(stage, which, (struct ranks){0, stage->layout->tp});
-    stage_wait_for(stage, stage->gathers);
+        wait_for(stage, which, (struct ranks){0, stage->layout->tp}, stage->gathers);
+    else
+        stage_wait_for(stage, stage->gathers);
     return stage->scratch.whole[which];
+}
+
+const void *stage_whole(const struct stage *stage, const void *shard, enum stage_whole which)
+{
+    return stage->sequence_parallel ? stage->scratch.whole[which] : shard;
 }
 
 const void *stage_gather(struct stage *stage, const void *shard, enum stage_whole which)
@@ -247,10 +258,11 @@ void stage_sum_end(struct stage *stage, void *shard)
 {
     if (stage->layout->tp == 1)
         return;
-    stage_wait_for(stage, stage->sums);
-    if (!stage->window)
+    if (!stage->window) {
+        stage_wait_for(stage, stage->sums);
         return;
-    wait_for(stage, WINDOW_SUM, (struct ranks){0, stage->layout->tp});
+    }
+    wait_for(stage, WINDOW_SUM, (struct ranks){0, stage->layout->tp}, stage->sums);
     comm_window_sum(stage->window, WINDOW_SUM, shard,
                     shard_of(stage, stage->scratch.parts, stage->place.tp),
                     stage->sizes.shard_rows * stage->sizes.hidden, stage->stream);
