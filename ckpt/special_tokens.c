@@ -34,6 +34,12 @@ static void mark_piece(void *user, const struct hf_piece *piece)
         mark(user, piece->text, piece->id);
 }
 
+/* -1, no token's: it is no number. */
+static int64_t id_of(const json_t *id)
+{
+    return json_is_integer(id) ? json_integer_value(id) : -1;
+}
+
 /* NULL: there is none, or it is no JSON. */
 static json_t *parse(const struct kept_files *files, const char *name)
 {
@@ -60,15 +66,18 @@ void special_tokens_mark(uint8_t *template_tokens, int64_t vocab_size,
         (void)hf_sentencepiece_pieces(pieces->bytes, pieces->size, mark_piece, (void *)&marks);
     json_array_foreach(json_object_get(tokenizer, "added_tokens"), i, token)
     {
-        mark_described(&marks, token, json_integer_value(json_object_get(token, "id")));
+        mark_described(&marks, token, id_of(json_object_get(token, "id")));
     }
     json_object_foreach(decoder, text, token)
     {
-        mark_described(&marks, token, strtoll(text, NULL, 10));
+        char *end;
+        long long id = strtoll(text, &end, 10);
+
+        mark_described(&marks, token, end > text && !*end ? id : -1);
     }
     json_object_foreach(added, text, token)
     {
-        mark(&marks, text, json_integer_value(token));
+        mark(&marks, text, id_of(token));
     }
     json_decref(tokenizer);
     json_decref(config);

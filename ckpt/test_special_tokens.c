@@ -41,13 +41,17 @@ static void test_files(void **state)
         "{\"added_tokens\": [{\"id\": 1, \"content\": \"<s>\", \"special\": true},"
         " {\"id\": 2, \"content\": \"    \", \"special\": false},"
         " {\"id\": 3, \"content\": \"<|im_start|>\", \"special\": true},"
+        " {\"content\": \"no id\", \"special\": true},"
+        " {\"id\": \"2\", \"content\": \"no number\", \"special\": true},"
         " {\"id\": 12, \"content\": \"x\", \"special\": true},"
         " {\"id\": -1, \"content\": \"y\", \"special\": true}]}");
     check(&files, "010300000000");
     put(&files, "tokenizer_config.json",
         "{\"added_tokens_decoder\": {\"5\": {\"content\": \"</s>\", \"special\": true},"
+        " \"7x\": {\"content\": \"no number\", \"special\": true},"
         " \"6\": {\"content\": \"word\", \"special\": false}}}");
-    put(&files, "added_tokens.json", "{\"<|im_end|>\": 9, \"<pad>\": 11, \"<far>\": 4000000}");
+    put(&files, "added_tokens.json",
+        "{\"<|im_end|>\": 9, \"<pad>\": 11, \"<far>\": 4000000, \"no\": []}");
     check(&files, "010301000301");
     put(&files, "tokenizer.json", "{\"added_tokens\": [{\"id\": 1, \"spec");
     check(&files, "000001000301");

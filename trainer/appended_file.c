@@ -45,11 +45,9 @@ void appended_file_close(struct appended_file *file)
 
 void appended_file_lose(struct appended_file *file, int reason)
 {
-    file->lost++;
-    if (!file->warned)
+    if (file->lost++ == 0)
         log_warning_any_rank("%s: cannot write: %s; training goes on without these records",
                              file->path, strerror(reason));
-    file->warned = true;
 }
 
 bool appended_file_write(struct appended_file *file, const void *record, size_t length)

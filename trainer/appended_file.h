@@ -13,10 +13,9 @@
 struct appended_file {
     int descriptor;
     char *path;
-    int64_t size; /* bytes; of a device 0 */
+    int64_t size; /* bytes; of a device those written */
     int64_t lost; /* records that could not be written */
-    bool warned;
-    bool torn; /* holds part of a record behind `size` */
+    bool torn;    /* holds part of a record behind `size` */
 };
 
 /* Open `path` to append to, made when missing; with `fresh` it must be missing.

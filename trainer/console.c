@@ -83,11 +83,12 @@ void console_step(const struct metrics_row *row)
     double done = console.steps > 0 ? row->values[METRIC_STEP] / (double)console.steps : 1;
     bool last = row->values[METRIC_STEP] >= (double)console.steps;
     int filled = (int)(BAR_COLUMNS * (done < 1 ? done : 1));
-    int room = terminal_columns() - BAR_COLUMNS - 3;
+    int room;
     char state[256], bar[BAR_COLUMNS + 1];
 
     if (!console.bar || (now_s() - console.drawn_s < 0.1 && !last))
         return;
+    room = terminal_columns() - BAR_COLUMNS - 3;
     memset(bar, '=', BAR_COLUMNS);
     bar[BAR_COLUMNS] = '\0';
     format_state(row, state, sizeof(state));

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -130,8 +131,8 @@ static double command_deadline(struct job_comment *comment, double start_s)
     return deadline_s;
 }
 
-/* Without this process's descriptors, with the signals that it blocks, its output into a pipe. */
-static int spawn(char *const *arguments, int output, pid_t *pid)
+/* Without this process's descriptors, with the signals that it blocks. */
+static int spawn(char *const *arguments, int output, int errors, pid_t *pid)
 {
     posix_spawn_file_actions_t files;
     posix_spawnattr_t attributes;
@@ -148,7 +149,7 @@ static int spawn(char *const *arguments, int output, pid_t *pid)
     }
     if ((code = posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0)) == 0 &&
         (code = posix_spawn_file_actions_adddup2(&files, output, 1)) == 0 &&
-        (code = posix_spawn_file_actions_adddup2(&files, output, 2)) == 0 &&
+        (code = posix_spawn_file_actions_adddup2(&files, errors, 2)) == 0 &&
         (code = posix_spawn_file_actions_addclosefrom_np(&files, 3)) == 0 &&
         (code = posix_spawnattr_setsigmask(&attributes, &none)) == 0 &&
         (code = posix_spawnattr_setsigdefault(&attributes, &all)) == 0 &&
@@ -196,21 +197,24 @@ static bool read_until_end(struct job_comment *comment, int input, pid_t pid, in
     return false;
 }
 
-/* Returns 0 when it succeeded; its output, without the newline at its end, or what went wrong, is
- * in `output`. */
+/* Returns 0 when it succeeded; what it wrote to standard output, without the newline at its end, or
+ * what went wrong, is in `output`. */
 static int run_command(struct job_comment *comment, char *const *arguments, char *output,
                        size_t size)
 {
-    int ends[2], status = 0, code;
+    int ends[2], status = 0, code, errors = memfd_create("errors", MFD_CLOEXEC);
     size_t length;
+    bool good;
     pid_t pid;
 
     output[0] = '\0';
-    if (pipe2(ends, O_CLOEXEC) < 0) {
+    if (errors < 0 || pipe2(ends, O_CLOEXEC) < 0) {
         snprintf(output, size, "%s", strerror(errno));
+        if (errors >= 0)
+            close(errors);
         return -1;
     }
-    code = spawn(arguments, ends[1], &pid);
+    code = spawn(arguments, ends[1], errors, &pid);
     close(ends[1]);
     if (code != 0) {
         snprintf(output, size, "%s: %s", arguments[0], strerror(code));
@@ -222,10 +226,17 @@ static int run_command(struct job_comment *comment, char *const *arguments, char
         code = ETIMEDOUT;
     }
     close(ends[0]);
+    good = code == 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    if (code == 0 && !good) {
+        ssize_t count = pread(errors, output, size - 1, 0);
+
+        output[count > 0 ? count : 0] = '\0';
+    }
+    close(errors);
     length = strlen(output);
     if (length > 0 && output[length - 1] == '\n')
         output[length - 1] = '\0';
-    return code == 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -1;
+    return good ? 0 : -1;
 }
 
 static int learn_own(struct job_comment *comment, char *output, size_t size)

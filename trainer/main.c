@@ -109,6 +109,7 @@ int main(int argc, char **argv)
     if (has_word(argc, argv, "--print-settings"))
         return print_settings(argc, argv);
     signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is then an error of write() */
+    signal(SIGCHLD, SIG_DFL); /* ignored by who started this, nobody would see how children end */
     /* Signals are blocked before PMIx, OpenMP and BLAS start threads that would catch them. */
     if (stop_open(&stop, &error) < 0 || world_open(&world, &error) < 0) {
         status = error_print(&error);

@@ -132,10 +132,13 @@ failed:
 /* What is shown at once and what is read back from metrics.jsonl is to be the same. */
 void metrics_outputs_write(struct metrics_outputs *outputs, const struct metrics_row *row)
 {
-    struct metrics_dataset *datasets = calloc((size_t)row->dataset_count + 1, sizeof(*datasets));
+    struct metrics_dataset *datasets;
     struct metrics_row rounded = *row;
 
     metrics_write(outputs->metrics, row);
+    if (!outputs->tensorboard && !outputs->wandb)
+        return;
+    datasets = calloc((size_t)row->dataset_count + 1, sizeof(*datasets));
     for (int id = 0; id < METRIC_COUNT; id++)
         rounded.values[id] = metrics_round(row->values[id], metric_table[id].decimals);
     for (int i = 0; datasets && i < row->dataset_count; i++)

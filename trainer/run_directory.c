@@ -108,8 +108,8 @@ void run_directory_close(struct run_directory *run)
 
 int run_directory_set_aside(struct run_directory *run, struct error *error)
 {
-    static const char *const outputs[] = {"metrics.jsonl", "starts.jsonl", "tensorboard", "wandb",
-                                          ".wandb"};
+    static const char *const outputs[] = {"metrics.jsonl", "starts.jsonl", "profile",
+                                          "tensorboard",   "wandb",        ".wandb"};
     char aside[PATH_MAX + 32], from[PATH_MAX + 64], to[PATH_MAX + 64];
 
     for (int i = 1; i < 10000; i++) {

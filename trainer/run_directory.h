@@ -27,8 +27,8 @@ int run_directory_open(struct run_directory *run, const struct settings *setting
                        struct error *error);
 void run_directory_close(struct run_directory *run);
 
-/* Move checkpoints, metrics and starts of an earlier run out of the way, to ckpt.N, and what is for
- * TensorBoard and W&B: --resume=never starts anew but destroys nothing. */
+/* Move checkpoints, metrics, starts and profiles of an earlier run out of the way, to ckpt.N, and
+ * what is for TensorBoard and W&B: --resume=never starts anew but destroys nothing. */
 int run_directory_set_aside(struct run_directory *run, struct error *error);
 
 /* By rank 0: append to PATH/starts.jsonl that the trainer begins to train, with `step` updates made

@@ -111,7 +111,8 @@ static void make_command(const char *name, const char *body)
     assert_int_equal(chmod(path, 0755), 0);
 }
 
-static const char squeue[] = "[ -s $comment ] && cat $comment || echo '(null)'";
+static const char squeue[] =
+    "echo 'squeue: error: retrying' >&2; [ -s $comment ] && cat $comment || echo '(null)'";
 static const char scontrol[] = "echo \"$@\" >> $calls; printf '%s\\n' \"${3#Comment=}\" > $comment";
 
 static void begin(const char *comment)

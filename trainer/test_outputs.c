@@ -151,6 +151,30 @@ static bool keep_all(void *user, const unsigned char *record, size_t length)
     return true;
 }
 
+/* No record gets in front of the header that there was no room for. */
+static void check_no_room_to_begin(void)
+{
+    struct wandb_file file;
+    struct rlimit limit, old;
+    struct error error;
+    size_t seen = 0;
+
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    limit = old;
+    limit.rlim_cur = 0;
+    (void)unlink("begun");
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    assert_int_equal(wandb_file_open(&file, "begun", keep_all, &seen, &error), -1);
+    assert_int_equal(error.status, EXIT_STATUS_IO);
+    wandb_file_close(&file);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(wandb_file_open(&file, "begun", keep_all, &seen, &error), 0);
+        wandb_file_close(&file);
+    }
+}
+
 /* Records of many lengths, so that blocks end at every place in and between them; each is found
  * again, and of a file that is cut off all whole ones. */
 static void test_wandb_file(void **state)
@@ -188,7 +212,16 @@ static void test_wandb_file(void **state)
         written += record.length;
         wandb_file_close(&file);
     }
-    assert_int_equal(truncate("framing", file.file.size), 0);
+    /* One byte short: the last record is gone, and what was before it stays. */
+    bytes = read_bytes("framing");
+    assert_int_equal(truncate("framing", (off_t)bytes.length - 1), 0);
+    free(bytes.data);
+    seen = 0;
+    assert_int_equal(wandb_file_open(&file, "framing", keep_all, &seen, &error), 0);
+    assert_true(record.length > 0);
+    assert_int_equal(seen, 3 + written - record.length);
+    wandb_file_close(&file);
+    check_no_room_to_begin();
     write_bytes("other", "something else", 14);
     assert_int_equal(wandb_file_open(&file, "other", keep_all, &seen, &error), -1);
     assert_int_equal(error.status, EXIT_STATUS_DATA);

@@ -113,8 +113,10 @@ int wandb_file_open(struct wandb_file *file, const char *path,
         return error_set_errno(error, "%s: cannot replace", path);
     if (appended_file_open(&file->file, path, end == 0, error) < 0)
         return -1;
-    if (end == 0)
-        (void)appended_file_write(&file->file, file_header, sizeof(file_header));
+    /* Records behind no header would be nobody's. */
+    if (end == 0 && !appended_file_write(&file->file, file_header, sizeof(file_header)))
+        return error_set(error, EXIT_STATUS_IO, "%s: cannot begin it; the next start tries again",
+                         path);
     return 0;
 }
 
