@@ -4,17 +4,19 @@
 #
 # usage: tests/bench/gpu.sh [BUILD_DIRECTORY] [PART...]
 #
-#   PART   kernels, tinyllama-1.1b, llama-2-7b, two-gpus, llama-3-8b; all of them by default
+#   PART   kernels, tinyllama-1.1b, llama-2-7b, viewers, two-gpus, llama-3-8b; all of them by default
 #
 # The table at the end: tokens/s of the median step, the ratio to PyTorch's (bar 1.0), memory in
 # use, and seconds from the start of the process to the end of the first step (bar 5). Without
-# PyTorch (python3 with torch) ours stand alone. two-gpus has Llama-2-7B's shape on one GPU and on
-# two: data, tensor, pipeline and context parallel; llama-3-8b that model on as many as fit it.
+# PyTorch (python3 with torch) ours stand alone. viewers has TinyLlama with --tensorboard, --wandb and
+# a line a step, and with none of them. two-gpus has Llama-2-7B's shape on one GPU (the mean of two:
+# cards differ) and on two: data, tensor, pipeline and context parallel; llama-3-8b that model on as
+# many as fit it.
 set -u
 source_dir=$(cd "$(dirname "$0")/../.." && pwd)
 build_dir=$(cd "${1:-.}" && pwd)
 shift
-parts=${*:-kernels tinyllama-1.1b llama-2-7b two-gpus llama-3-8b}
+parts=${*:-kernels tinyllama-1.1b llama-2-7b viewers two-gpus llama-3-8b}
 export MTLLM_MODELS="$source_dir/etc/models" MTLLM_CONF=/dev/null
 export MTLLM_MODULES=${MTLLM_MODULES:-$build_dir}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -85,14 +87,33 @@ on_two() {
         }' >> "$work/table"
 }
 
+# By turns: a GPU gets slower as it gets warm. Bar 0.99.
+viewers() {
+    local switch with=() without=()
+    for switch in yes no no yes; do
+        measure 1 24 --model=tinyllama-1.1b --micro-batch-size=4 --global-batch-size=16 \
+            --tensorboard=$switch --wandb=$switch \
+            --log-every="$([ $switch = yes ] && echo 1 || echo 1000)" || return
+        if [ $switch = yes ]; then with+=("$ours"); else without+=("$ours"); fi
+    done
+    echo "${with[*]} ${without[*]}" | awk '{
+        printf "TensorBoard, W&B and log on: %.0f %.0f tokens/s, off: %.0f %.0f, ratio %.4f (bar 0.99)\n",
+            $1, $2, $3, $4, ($1 + $2) / ($3 + $4)
+    }' >> "$work/table"
+}
+
 # Bars, times one GPU: dp 1.95, tp with sequence parallelism 1.75, pp 1.75.
 two_gpus() {
-    local one
+    local one card cards=()
     [ "$(nvidia-smi -L | wc -l)" -ge 2 ] || { echo "two-gpus: skipped: there are not two"; return; }
-    measure 1 12 --model=llama-2-7b --micro-batch-size=1 --global-batch-size=8 \
-        --optimizer-state=bf16 $save_memory || return
-    one=$ours
-    printf '%-34s %9.0f tokens/s, %.1f GiB\n' "llama-2-7b, one GPU" "$one" "$used" >> "$work/table"
+    for card in 0 1; do
+        CUDA_VISIBLE_DEVICES=$card measure 1 12 --model=llama-2-7b --micro-batch-size=1 \
+            --global-batch-size=8 --optimizer-state=bf16 $save_memory || return
+        cards+=("$ours")
+    done
+    one=$(echo "${cards[*]}" | awk '{ print ($1 + $2) / 2 }')
+    printf '%-34s %9.0f tokens/s (%.0f, %.0f), %.1f GiB\n' "llama-2-7b, one GPU" "$one" \
+        "${cards[@]}" "$used" >> "$work/table"
     on_two "dp=2, 8 microbatches each" llama-2-7b "$one" --dp=2 --global-batch-size=16 $save_memory
     on_two "dp=2, zero=0" llama-2-7b "$one" --dp=2 --global-batch-size=16 --zero=0 $save_memory
     on_two "tp=2, 8 microbatches" llama-2-7b "$one" --tp=2 --global-batch-size=8
@@ -150,6 +171,9 @@ for part in $parts; do
         "$build_dir/tests/make_tokens" "$work/data" 32000 6000 1
         against_peer "$part" --micro-batch-size=1 --global-batch-size=8 --optimizer-state=bf16 \
             $save_memory ;;
+    viewers)
+        "$build_dir/tests/make_tokens" "$work/data" 32000 6000 1
+        viewers ;;
     two-gpus)
         "$build_dir/tests/make_tokens" "$work/data" 32000 6000 1
         two_gpus ;;
