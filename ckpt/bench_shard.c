@@ -4,21 +4,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "ckpt/checkpoint.h"
 #include "ckpt/disk.h"
+#include "core/clock.h"
 
 enum { PIECES = 64, MOST_ROUNDS = 99, CHUNK = 1 << 20 };
-
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 static double plain_s(const char *directory, const char *bytes, size_t size, struct error *error)
 {
@@ -28,7 +20,7 @@ static double plain_s(const char *directory, const char *bytes, size_t size, str
 
     if (disk_path(path, error, "%s/plain", directory) < 0)
         return -1;
-    begun = now_s();
+    begun = clock_now_s(CLOCK_MONOTONIC);
     fd = open(path, O_CREAT | O_TRUNC | O_WRONLY, 0666);
     if (fd < 0)
         return error_set_errno(error, "%s", path);
@@ -43,7 +35,7 @@ static double plain_s(const char *directory, const char *bytes, size_t size, str
     }
     if (fsync(fd) < 0 || close(fd) < 0)
         return error_set_errno(error, "%s", path);
-    begun = now_s() - begun;
+    begun = clock_now_s(CLOCK_MONOTONIC) - begun;
     return unlink(path) < 0 ? error_set_errno(error, "%s", path) : begun;
 }
 
@@ -68,10 +60,10 @@ static double shard_s(const char *directory, const char *bytes, size_t size, str
                                               .data = bytes + used};
         used += elements * 4;
     }
-    begun = now_s();
+    begun = clock_now_s(CLOCK_MONOTONIC);
     if (checkpoint_write_shard(directory, 1, 0, pieces, PIECES, error) < 0)
         return -1;
-    begun = now_s() - begun;
+    begun = clock_now_s(CLOCK_MONOTONIC) - begun;
     return checkpoint_clean(directory, error) < 0 ? -1 : begun;
 }
 

@@ -3,8 +3,9 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "core/clock.h"
 
 #define INTERVAL_S 0.2
 
@@ -13,14 +14,6 @@ static volatile sig_atomic_t stop_signal;
 static void remember(int number)
 {
     stop_signal = number;
-}
-
-static double now_s(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 void progress_begin(struct progress *progress, int64_t total_bytes)
@@ -39,7 +32,7 @@ void progress_begin(struct progress *progress, int64_t total_bytes)
     *progress = (struct progress){
         .shown = isatty(STDERR_FILENO),
         .total_bytes = total_bytes,
-        .start_s = now_s(),
+        .start_s = clock_now_s(CLOCK_MONOTONIC),
     };
 }
 
@@ -54,7 +47,7 @@ int progress_add(struct progress *progress, int64_t bytes, struct error *error)
     progress->done_bytes += bytes;
     if (!progress->shown)
         return 0;
-    now = now_s();
+    now = clock_now_s(CLOCK_MONOTONIC);
     if (now - progress->printed_s < INTERVAL_S)
         return 0;
     progress->printed_s = now;

@@ -3,6 +3,7 @@ noinst_LTLIBRARIES += core/libcore.la core/libcore_without_inih.la
 
 core_libcore_without_inih_la_SOURCES = \
 	core/batch_ramp.c core/batch_ramp.h \
+	core/clock.h \
 	core/dtype.c core/dtype.h \
 	core/error.c core/error.h \
 	core/layout.c core/layout.h \

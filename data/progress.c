@@ -5,27 +5,21 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/clock.h"
+
 enum { BAR_COLUMNS = 20 };
-
-static double now_s(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 void progress_begin(struct progress *progress, int64_t total_bytes, int64_t done_bytes)
 {
     *progress = (struct progress){.enabled = isatty(STDERR_FILENO) != 0,
                                   .total_bytes = total_bytes,
                                   .begun_bytes = done_bytes,
-                                  .started_s = now_s()};
+                                  .started_s = clock_now_s(CLOCK_MONOTONIC)};
 }
 
 double progress_elapsed_s(const struct progress *progress)
 {
-    return now_s() - progress->started_s;
+    return clock_now_s(CLOCK_MONOTONIC) - progress->started_s;
 }
 
 static void format_time(char *text, size_t size, double seconds)
@@ -41,7 +35,7 @@ static void format_time(char *text, size_t size, double seconds)
 
 void progress_update(struct progress *progress, int64_t bytes, int64_t documents)
 {
-    double now = now_s(), elapsed = now - progress->started_s;
+    double now = clock_now_s(CLOCK_MONOTONIC), elapsed = now - progress->started_s;
     double rate = elapsed > 0 ? (double)(bytes - progress->begun_bytes) / elapsed : 0;
     char bar[BAR_COLUMNS + 1], left[32];
 

@@ -11,8 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "core/clock.h"
 #include "kernels/kernels.h"
 
 enum {
@@ -44,14 +44,6 @@ struct bench {
     double step_s, step_flops, product_s; /* of a whole training step, added up */
 };
 
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 static void *allocate(const struct kernels *k, int64_t elements)
 {
     void *buffer = k->allocate((size_t)elements * sizeof(float));
@@ -82,11 +74,11 @@ static double sgemm_rate(const struct kernels *k, int n, int runs)
     double best_s = INFINITY;
 
     for (int run = 0; run <= runs; run++) {
-        double begin_s = now_s();
+        double begin_s = clock_now_s(CLOCK_MONOTONIC);
 
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, n, n, n, 1, a, n, b, n, 0, c, n);
         if (run > 0) /* the first one wakes the threads */
-            best_s = fmin(best_s, now_s() - begin_s);
+            best_s = fmin(best_s, clock_now_s(CLOCK_MONOTONIC) - begin_s);
     }
     k->release(a);
     k->release(b);
@@ -102,10 +94,10 @@ static double sgemm_rate(const struct kernels *k, int n, int runs)
         double best_s = INFINITY;                                                                  \
                                                                                                    \
         for (int repeat = 0; repeat < REPEATS; repeat++) {                                         \
-            double begin_s = now_s();                                                              \
+            double begin_s = clock_now_s(CLOCK_MONOTONIC);                                         \
                                                                                                    \
             call;                                                                                  \
-            best_s = fmin(best_s, now_s() - begin_s);                                              \
+            best_s = fmin(best_s, clock_now_s(CLOCK_MONOTONIC) - begin_s);                         \
         }                                                                                          \
         report(bench, name, (double)(flops), (double)(bytes), calls, best_s);                      \
     } while (0)

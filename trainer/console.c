@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/log.h"
 
 enum { BAR_COLUMNS = 24 };
@@ -18,14 +18,6 @@ static struct {
     int64_t steps;
     double drawn_s;
 } console = {.lines = true};
-
-static double now_s(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 static void clear_bar(void)
 {
@@ -86,7 +78,7 @@ void console_step(const struct metrics_row *row)
     int room;
     char state[256], bar[BAR_COLUMNS + 1];
 
-    if (!console.bar || (now_s() - console.drawn_s < 0.1 && !last))
+    if (!console.bar || (clock_now_s(CLOCK_MONOTONIC) - console.drawn_s < 0.1 && !last))
         return;
     room = terminal_columns() - BAR_COLUMNS - 3;
     memset(bar, '=', BAR_COLUMNS);
@@ -95,7 +87,7 @@ void console_step(const struct metrics_row *row)
     fprintf(stderr, "\r[%s%.*s%s%*s]%.*s\033[K", console.colour ? "\033[32m" : "", filled, bar,
             console.colour ? "\033[0m" : "", BAR_COLUMNS - filled, "", room > 0 ? room : 0, state);
     console.shown = true;
-    console.drawn_s = now_s();
+    console.drawn_s = clock_now_s(CLOCK_MONOTONIC);
 }
 
 void console_line(const struct metrics_row *row)

@@ -5,7 +5,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "core/clock.h"
 
 enum { BATCHES = 2 }; /* one computed with, one being read */
 
@@ -27,14 +28,6 @@ struct feed {
     bool reading, stopping;
     struct error error; /* of batch number `read`; status 0: none */
 };
-
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 /* The caller holds batch given - 1 and no other. */
 static bool has_work(const struct feed *feed)
@@ -156,7 +149,7 @@ void feed_begin(struct feed *feed, const struct dataset *dataset, int64_t first,
 
 int feed_next(struct feed *feed, struct batch **batch, double *waited_s, struct error *error)
 {
-    double start_s = now_s();
+    double start_s = clock_now_s(CLOCK_MONOTONIC);
     bool waited = false;
     int result = 0;
 
@@ -174,6 +167,6 @@ int feed_next(struct feed *feed, struct batch **batch, double *waited_s, struct 
         pthread_cond_broadcast(&feed->changed);
     }
     pthread_mutex_unlock(&feed->mutex);
-    *waited_s = waited ? now_s() - start_s : 0;
+    *waited_s = waited ? clock_now_s(CLOCK_MONOTONIC) - start_s : 0;
     return result;
 }

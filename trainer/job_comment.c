@@ -21,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/log.h"
 
 #define SEPARATOR " | " /* between the user's comment and ours */
@@ -39,9 +40,7 @@ struct job_comment {
     bool closing;
     double deadline_s; /* of everything, once closing */
     /* The training loop's. */
-    struct metrics_row row; /* of the last step */
-    int64_t first_step;     /* of this process; 0: none so far */
-    double first_s;         /* when it was over */
+    struct metrics_row row; /* of the last step; empty: none so far */
     /* The thread's. */
     char own[JOB_COMMENT_BYTES]; /* of the user */
     bool own_known;
@@ -49,41 +48,18 @@ struct job_comment {
     bool warned;
 };
 
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 /* --- text ------------------------------------------------------------------------------------- */
 
-/* "45s", "12m", "3h12m", "2d03h" */
-static void format_duration(double seconds, char *text, size_t size)
-{
-    long long minutes = (long long)(seconds / 60), hours = minutes / 60;
-
-    if (seconds < 60)
-        snprintf(text, size, "%.0fs", floor(seconds));
-    else if (minutes < 60)
-        snprintf(text, size, "%lldm", minutes);
-    else if (hours < 24)
-        snprintf(text, size, "%lldh%02lldm", hours, minutes % 60);
-    else
-        snprintf(text, size, "%lldd%02lldh", hours / 24, hours % 24);
-}
-
-void job_comment_format(const struct metrics_row *row, int64_t steps, double remaining_s,
-                        const char *state, char *text, size_t size)
+void job_comment_format(const struct metrics_row *row, int64_t steps, const char *state, char *text,
+                        size_t size)
 {
     double loss = row->values[METRIC_LOSS];
     char mfu[32] = "", eta[48] = "", duration[32];
 
     if (row->present[METRIC_MFU])
         snprintf(mfu, sizeof(mfu), " %.0f%% MFU", 100 * row->values[METRIC_MFU]);
-    if (remaining_s >= 0 && remaining_s < 1e10) {
-        format_duration(remaining_s, duration, sizeof(duration));
+    if (!*state && row->present[METRIC_ETA_S]) {
+        metrics_format_duration(row->values[METRIC_ETA_S], duration, sizeof(duration));
         snprintf(eta, sizeof(eta), " ETA %s", duration);
     }
     snprintf(text, size, "%s%sstep %.0f/%lld loss %.*f%s%s", state, *state ? " " : "",
@@ -165,11 +141,11 @@ static int spawn(char *const *arguments, int output, int errors, pid_t *pid)
 static bool read_until_end(struct job_comment *comment, int input, pid_t pid, int *status,
                            char *output, size_t size)
 {
-    double start_s = now_s();
+    double start_s = clock_now_s(CLOCK_MONOTONIC);
     size_t used = 0;
     bool open = true;
 
-    while (now_s() < command_deadline(comment, start_s)) {
+    while (clock_now_s(CLOCK_MONOTONIC) < command_deadline(comment, start_s)) {
         /* Looked at once more when it has ended, for what it wrote last. */
         bool ended = waitpid(pid, status, WNOHANG) == pid;
         struct pollfd wanted = {.fd = open ? input : -1, .events = POLLIN};
@@ -296,7 +272,7 @@ static void wait_until(struct job_comment *comment, double until_s)
     struct timespec until = {.tv_sec = (time_t)until_s};
 
     until.tv_nsec = (long)((until_s - (double)until.tv_sec) * 1e9);
-    while (!comment->closing && now_s() < until_s)
+    while (!comment->closing && clock_now_s(CLOCK_MONOTONIC) < until_s)
         pthread_cond_timedwait(&comment->changed, &comment->mutex, &until);
 }
 
@@ -317,7 +293,7 @@ static void *write_comments(void *argument)
         strcpy(text, comment->text);
         comment->text[0] = '\0';
         pthread_mutex_unlock(&comment->mutex);
-        start_s = now_s();
+        start_s = clock_now_s(CLOCK_MONOTONIC);
         result = write_comment(comment, text, output, sizeof(output));
         note_result(comment, result, output);
         pthread_mutex_lock(&comment->mutex);
@@ -358,39 +334,26 @@ int job_comment_open(struct job_comment **result, const char *job, int64_t steps
 }
 
 /* The newest text takes the place of one that nobody has written yet. */
-static void leave_text(struct job_comment *comment, double remaining_s, const char *state)
+static void leave_text(struct job_comment *comment, const char *state)
 {
     pthread_mutex_lock(&comment->mutex);
-    job_comment_format(&comment->row, comment->steps, remaining_s, state, comment->text,
-                       sizeof(comment->text));
+    job_comment_format(&comment->row, comment->steps, state, comment->text, sizeof(comment->text));
     pthread_cond_signal(&comment->changed);
     pthread_mutex_unlock(&comment->mutex);
 }
 
 void job_comment_step(struct job_comment *comment, const struct metrics_row *row)
 {
-    int64_t step = (int64_t)row->values[METRIC_STEP];
-    double remaining_s = -1, now = now_s();
-
     if (!comment)
         return;
     comment->row = *row;
-    /* By the time between steps, so with validations and checkpoints, the first step aside: it is
-     * slower than the others. */
-    if (comment->first_step == 0) {
-        comment->first_step = step;
-        comment->first_s = now;
-    } else {
-        remaining_s = (double)(comment->steps - step) * (now - comment->first_s) /
-                      (double)(step - comment->first_step);
-    }
-    leave_text(comment, remaining_s, "");
+    leave_text(comment, "");
 }
 
 void job_comment_end(struct job_comment *comment, const char *state)
 {
-    if (comment && comment->first_step > 0)
-        leave_text(comment, -1, state);
+    if (comment && comment->row.present[METRIC_STEP])
+        leave_text(comment, state);
 }
 
 void job_comment_close(struct job_comment *comment)
@@ -399,7 +362,7 @@ void job_comment_close(struct job_comment *comment)
         return;
     pthread_mutex_lock(&comment->mutex);
     comment->closing = true;
-    comment->deadline_s = now_s() + comment->times->last_s;
+    comment->deadline_s = clock_now_s(CLOCK_MONOTONIC) + comment->times->last_s;
     pthread_cond_signal(&comment->changed);
     pthread_mutex_unlock(&comment->mutex);
     pthread_join(comment->thread, NULL);

@@ -17,10 +17,10 @@
 
 enum { JOB_COMMENT_BYTES = 1024 }; /* the longest that Slurm takes, with its end */
 
-/* "step 1200/5000 loss 2.31 41% MFU ETA 3h12m", of a training step's row; MFU where the row has it.
- * remaining_s < 0: not known. `state` stands in front: "", "done", "stopped". */
-void job_comment_format(const struct metrics_row *row, int64_t steps, double remaining_s,
-                        const char *state, char *text, size_t size);
+/* "step 1200/5000 loss 2.31 41% MFU ETA 3h12m", of a training step's row; MFU and ETA where the row
+ * has them. `state` stands in front: "", or "done" or "stopped", and then there is no ETA. */
+void job_comment_format(const struct metrics_row *row, int64_t steps, const char *state, char *text,
+                        size_t size);
 
 /* What of a job's comment is its user's: all of it before a text of ours, which an earlier start of
  * the job left. size >= JOB_COMMENT_BYTES. */

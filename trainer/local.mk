@@ -13,6 +13,7 @@ trainer_libtrainer_la_SOURCES = \
 	trainer/outlier.c trainer/outlier.h \
 	trainer/pipeline_order.c trainer/pipeline_order.h \
 	trainer/protobuf.c trainer/protobuf.h \
+	trainer/replacement.c trainer/replacement.h \
 	trainer/schedule.c trainer/schedule.h \
 	trainer/stop.c trainer/stop.h \
 	trainer/tensorboard.c trainer/tensorboard.h \

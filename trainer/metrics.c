@@ -230,15 +230,17 @@ static void append_fields(struct text *text, const struct field *fields, size_t 
 
 void metrics_format_duration(double seconds, char *text, size_t size)
 {
-    int64_t whole = seconds < 1e12 ? (int64_t)(seconds + 0.5) : (int64_t)1e12;
+    long long whole = seconds < 1e12 ? (long long)(seconds + 0.5) : (long long)1e12;
+    long long minutes = whole / 60, hours = minutes / 60;
 
     if (whole < 60)
-        snprintf(text, size, "%llds", (long long)whole);
-    else if (whole < 3600)
-        snprintf(text, size, "%lldm%02llds", (long long)(whole / 60), (long long)(whole % 60));
+        snprintf(text, size, "%llds", whole);
+    else if (hours == 0)
+        snprintf(text, size, "%lldm%02llds", minutes, whole % 60);
+    else if (hours < 24)
+        snprintf(text, size, "%lldh%02lldm", hours, minutes % 60);
     else
-        snprintf(text, size, "%lldh%02lldm", (long long)(whole / 3600),
-                 (long long)(whole / 60 % 60));
+        snprintf(text, size, "%lldd%02lldh", hours / 24, hours % 24);
 }
 
 void metrics_format_console(const struct metrics_row *row, int64_t steps, char *bytes, size_t size)

@@ -186,7 +186,7 @@ double metrics_round(double value, int decimals);
 /* The line for people, in Megatron's words and order: scripts that read its logs go on reading
  * ours. `steps`: of the whole training. */
 void metrics_format_console(const struct metrics_row *row, int64_t steps, char *text, size_t size);
-/* "3h12m", "12m05s", "42s" of seconds. */
+/* "2d03h", "3h12m", "12m05s", "42s" of seconds. */
 void metrics_format_duration(double seconds, char *text, size_t size);
 
 #endif

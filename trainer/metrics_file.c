@@ -2,19 +2,16 @@
 #include "trainer/metrics.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <libgen.h>
-#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <jansson.h>
 
 #include "trainer/appended_file.h"
+#include "trainer/replacement.h"
 
 struct metrics {
     struct appended_file file;
@@ -78,45 +75,18 @@ static int64_t copy_lines(FILE *from, FILE *to, int64_t resume_step, struct metr
     return dropped;
 }
 
-static int sync_directory_of(const char *path)
-{
-    char *copy = strdup(path);
-    int directory = copy ? open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    int result = directory < 0 ? -1 : fsync(directory);
-
-    if (directory >= 0)
-        close(directory);
-    free(copy);
-    return result;
-}
-
 /* Replace the file by one without the lines that do not stay. */
 static int rewrite(FILE *from, const char *path, int64_t resume_step, struct error *error)
 {
-    char beside[PATH_MAX];
-    FILE *to = NULL;
-    int result = -1;
+    struct replacement file;
+    int result = 0;
 
-    if (snprintf(beside, sizeof(beside), "%s.tmp", path) >= (int)sizeof(beside))
-        return error_set(error, EXIT_STATUS_IO, "%s: the path is too long", path);
+    if (replacement_open(&file, path, NULL, error) < 0)
+        return -1;
     rewind(from);
-    to = fopen(beside, "we");
-    if (!to || copy_lines(from, to, resume_step, NULL) < 0 || fflush(to) != 0 ||
-        fsync(fileno(to)) < 0) {
-        error_set_errno(error, "%s: cannot write", beside);
-        goto out;
-    }
-    if (rename(beside, path) < 0 || sync_directory_of(path) < 0) {
-        error_set_errno(error, "%s: cannot replace", path);
-        goto out;
-    }
-    result = 0;
-out:
-    if (to && fclose(to) != 0 && result == 0)
-        result = error_set_errno(error, "%s: cannot write", path);
-    if (result < 0)
-        unlink(beside);
-    return result;
+    if (copy_lines(from, file.stream, resume_step, NULL) < 0)
+        result = error_set_errno(error, "%s: cannot be copied", path);
+    return replacement_close(&file, result, true, error);
 }
 
 static int cut_back(const char *path, int64_t resume_step, struct metrics_past *past,

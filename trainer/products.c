@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/log.h"
+#include "trainer/replacement.h"
 
 enum { PATH_BYTES = PATH_MAX + 64, MOST_BYTES = 1 << 20 };
 
@@ -44,24 +45,14 @@ void products_adopt(const struct kernels *kernels, const struct run_directory *r
     free(text);
 }
 
-/* Beside its name, then renamed: a record is whole or the one before. */
 static int write_record(const char *path, const char *text, struct error *error)
 {
-    char beside[PATH_BYTES + 8];
-    FILE *file;
-    bool written;
+    struct replacement file;
 
-    snprintf(beside, sizeof(beside), "%s.tmp", path);
-    file = fopen(beside, "w");
-    if (!file)
-        return error_set_errno(error, "cannot write %s", beside);
-    written = fputs(text, file) >= 0 && fflush(file) == 0 && fsync(fileno(file)) == 0;
-    if (fclose(file) != 0 || !written || rename(beside, path) != 0) {
-        error_set_errno(error, "cannot write %s", path);
-        (void)unlink(beside);
+    if (replacement_open(&file, path, NULL, error) < 0)
         return -1;
-    }
-    return 0;
+    fputs(text, file.stream);
+    return replacement_close(&file, 0, true, error);
 }
 
 int products_record(const struct kernels *kernels, const struct run_directory *run, int rank,

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "trainer/profile.h"
+#include "trainer/replacement.h"
 
 static const struct {
     const char *category, *lane;
@@ -99,36 +100,22 @@ static int append_part(FILE *stream, const char *path, struct error *error)
 
 int profile_join_parts(const char *path, const char *prefix, int ranks, struct error *error)
 {
-    char part[PATH_MAX], temporary[PATH_MAX];
-    int result = 0;
-    FILE *stream;
+    char part[PATH_MAX];
+    struct replacement file;
+    int result = replacement_open(&file, path, NULL, error);
 
-    snprintf(temporary, sizeof(temporary), "%s.tmp", path);
-    stream = fopen(temporary, "we");
-    if (!stream)
-        result = error_set_errno(error, "%s", temporary);
-    else
-        fputs("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n", stream);
+    if (file.stream)
+        fputs("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n", file.stream);
     for (int rank = 0; rank < ranks; rank++) {
         snprintf(part, sizeof(part), "%s%d", prefix, rank);
         if (result == 0 && rank > 0)
-            fputs(",\n", stream);
+            fputs(",\n", file.stream);
         if (result == 0)
-            result = append_part(stream, part, error);
+            result = append_part(file.stream, part, error);
         (void)unlink(part);
     }
-    if (stream) {
-        struct error trouble = {0};
-
-        fputs("\n]}\n", stream);
-        if (finish(stream, temporary, &trouble) < 0 && result == 0) {
-            *error = trouble;
-            result = -1;
-        }
-        if (result == 0 && rename(temporary, path) < 0)
-            result = error_set_errno(error, "%s", path);
-        if (result < 0)
-            (void)unlink(temporary);
-    }
-    return result;
+    if (!file.stream)
+        return -1;
+    fputs("\n]}\n", file.stream);
+    return replacement_close(&file, result, false, error);
 }

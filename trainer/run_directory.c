@@ -12,7 +12,9 @@
 
 #include <jansson.h>
 
+#include "core/clock.h"
 #include "core/log.h"
+#include "trainer/replacement.h"
 
 void run_directory_name(struct run_directory *run, const struct settings *settings,
                         const struct world *world)
@@ -67,23 +69,14 @@ static int take_lock(struct run_directory *run, struct error *error)
 static int write_settings(const struct run_directory *run, const struct settings *settings,
                           struct error *error)
 {
-    char path[PATH_MAX + 16], temporary[PATH_MAX + 24];
-    FILE *stream;
-    int failed;
+    char path[PATH_MAX + 16];
+    struct replacement file;
 
     snprintf(path, sizeof(path), "%s/settings.ini", run->path);
-    snprintf(temporary, sizeof(temporary), "%s.tmp", path);
-    stream = fopen(temporary, "w");
-    if (!stream)
-        return error_set_errno(error, "cannot write %s", temporary);
-    failed = settings_write(settings, stream);
-    failed |= fclose(stream);
-    if (failed || rename(temporary, path) != 0) {
-        error_set_errno(error, "cannot write %s", path);
-        unlink(temporary);
+    if (replacement_open(&file, path, NULL, error) < 0)
         return -1;
-    }
-    return 0;
+    (void)settings_write(settings, file.stream);
+    return replacement_close(&file, 0, false, error);
 }
 
 int run_directory_open(struct run_directory *run, const struct settings *settings,
@@ -135,15 +128,13 @@ void run_directory_record_start(const struct run_directory *run, const struct wo
                                 int64_t step, const char *layout)
 {
     const char *restart = getenv("MTLLM_RESTART_COUNT");
-    struct timespec now;
     json_t *start;
     FILE *stream;
     int failed;
 
-    clock_gettime(CLOCK_REALTIME, &now);
-    start = json_pack("{s:f, s:I, s:i, s:s, s:s}", "time",
-                      (double)now.tv_sec + 1e-9 * (double)now.tv_nsec, "step", (json_int_t)step,
-                      "ranks", world->size, "layout", layout, "version", MTLLM_VERSION);
+    start = json_pack("{s:f, s:I, s:i, s:s, s:s}", "time", clock_now_s(CLOCK_REALTIME), "step",
+                      (json_int_t)step, "ranks", world->size, "layout", layout, "version",
+                      MTLLM_VERSION);
     if (*world->job)
         json_object_set_new(start, "job", json_string(world->job));
     if (restart)

@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "core/clock.h"
 #include "core/log.h"
 
 enum phase { PHASE_IDLE, PHASE_WRITING, PHASE_COMMITTING };
@@ -43,14 +43,6 @@ struct saver {
     pthread_cond_t copied_condition;
     bool copied; /* the state is in the staging memory; under the mutex */
 };
-
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 static const enum checkpoint_kind kinds[] = {CHECKPOINT_WEIGHT, CHECKPOINT_MASTER,
                                              CHECKPOINT_EXP_AVG, CHECKPOINT_EXP_AVG_SQ};
@@ -272,7 +264,7 @@ static void *write_shard(void *user)
 
 void saver_release_state(struct saver *saver)
 {
-    double start_s = now_s();
+    double start_s = clock_now_s(CLOCK_MONOTONIC);
 
     if (saver->phase != PHASE_WRITING)
         return;
@@ -280,7 +272,7 @@ void saver_release_state(struct saver *saver)
     while (!saver->copied)
         pthread_cond_wait(&saver->copied_condition, &saver->mutex);
     pthread_mutex_unlock(&saver->mutex);
-    saver->held_s += now_s() - start_s;
+    saver->held_s += clock_now_s(CLOCK_MONOTONIC) - start_s;
 }
 
 static void *commit(void *user)
@@ -321,7 +313,7 @@ int saver_start(struct saver *saver, const struct checkpoint_state *state, struc
     const struct stage *stage = saver->stage;
 
     assert(saver->phase == PHASE_IDLE);
-    saver->started_s = now_s();
+    saver->started_s = clock_now_s(CLOCK_MONOTONIC);
     join_memory(saver);
     if (saver_check_memory(saver, error) < 0)
         return -1;
@@ -335,7 +327,7 @@ int saver_start(struct saver *saver, const struct checkpoint_state *state, struc
     saver->copied = false;
     if (start_thread(saver, write_shard, error) < 0)
         return -1;
-    saver->held_s = now_s() - saver->started_s;
+    saver->held_s = clock_now_s(CLOCK_MONOTONIC) - saver->started_s;
     return 0;
 }
 
@@ -376,7 +368,8 @@ static enum saver_event end_commit(struct saver *saver, bool failed)
         return SAVER_FAILED;
     saver->saved_step = saver->state.step;
     log_info("checkpoint of step %lld: saved in %.3f s, the step was held %.4f s",
-             (long long)saver->state.step, now_s() - saver->started_s, saver->held_s);
+             (long long)saver->state.step, clock_now_s(CLOCK_MONOTONIC) - saver->started_s,
+             saver->held_s);
     return SAVER_SAVED;
 }
 

@@ -9,8 +9,10 @@
 #include <unistd.h>
 
 #include "ckpt/disk.h"
+#include "core/clock.h"
 #include "trainer/appended_file.h"
 #include "trainer/protobuf.h"
+#include "trainer/replacement.h"
 
 /* Field numbers, by message. */
 enum {
@@ -49,14 +51,6 @@ struct tensorboard {
     enum metrics_names names;
     int64_t had_step, last_step; /* the last one of the files before; of all */
 };
-
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_REALTIME, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 /* --- TFRecord -------------------------------------------------------------------------------- */
 
@@ -207,25 +201,16 @@ static int replace_file(FILE *from, const char *path, const char *directory, str
                         struct error *error)
 {
     char beside[DISK_PATH_SIZE];
-    FILE *to;
-    int result;
+    struct replacement file;
+    int result = 0;
 
-    if (replacement_path(beside, directory, error) < 0)
+    if (replacement_path(beside, directory, error) < 0 ||
+        replacement_open(&file, path, beside, error) < 0)
         return -1;
     rewind(from);
-    to = fopen(beside, "we");
-    if (!to)
-        return error_set_errno(error, "%s: cannot write", beside);
-    result = copy_events(from, to, cut);
-    if (result < 0 || fflush(to) != 0 || fsync(fileno(to)) < 0)
-        result = error_set_errno(error, "%s: cannot write", beside);
-    if (fclose(to) != 0 && result == 0)
-        result = error_set_errno(error, "%s: cannot write", beside);
-    if (result == 0)
-        result = disk_rename(beside, path, error);
-    if (result < 0)
-        unlink(beside);
-    return result;
+    if (copy_events(from, file.stream, cut) < 0)
+        result = error_set_errno(error, "%s: cannot be copied", path);
+    return replacement_close(&file, result, true, error);
 }
 
 static int cut_file(const char *directory, const char *name, struct cut *cut, struct error *error)
@@ -361,7 +346,7 @@ static void put_session_start(struct protobuf *event, json_t *hyperparameters)
     {
         put_hyperparameter(&content, name, value);
     }
-    protobuf_double(&content, START_TIME, now_s());
+    protobuf_double(&content, START_TIME, clock_now_s(CLOCK_REALTIME));
     protobuf_end(&content, start);
     put_hparams(event, "_hparams_/session_start_info", &content);
     event->failed |= content.failed;
@@ -374,7 +359,7 @@ static void put_session_end(struct protobuf *event)
     size_t end = protobuf_begin(&content, HPARAMS_SESSION_END);
 
     protobuf_integer(&content, END_STATUS, STATUS_SUCCESS);
-    protobuf_double(&content, END_TIME, now_s());
+    protobuf_double(&content, END_TIME, clock_now_s(CLOCK_REALTIME));
     protobuf_end(&content, end);
     put_hparams(event, "_hparams_/session_end_info", &content);
     event->failed |= content.failed;
@@ -411,18 +396,18 @@ static int write_head(struct tensorboard *t, const struct tensorboard_options *o
 
     if (!settings)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-    begin_event(t, now_s(), 0);
+    begin_event(t, clock_now_s(CLOCK_REALTIME), 0);
     protobuf_text(&t->event, EVENT_FILE_VERSION, "brain.Event:2");
     write_event(t);
     if (options->resume_step > 0) {
         /* A TensorBoard that is watching drops what it has read of this step and later ones. */
-        begin_event(t, now_s(), options->resume_step);
+        begin_event(t, clock_now_s(CLOCK_REALTIME), options->resume_step);
         inside = protobuf_begin(&t->event, EVENT_SESSION_LOG);
         protobuf_integer(&t->event, SESSION_STATUS, SESSION_LOG_START);
         protobuf_end(&t->event, inside);
         write_event(t);
     }
-    begin_event(t, now_s(), options->resume_step);
+    begin_event(t, clock_now_s(CLOCK_REALTIME), options->resume_step);
     inside = protobuf_begin(&t->event, EVENT_SUMMARY);
     put_text(&t->event, "settings/text_summary", settings);
     put_session_start(&t->event, options->hyperparameters);
@@ -487,7 +472,9 @@ void tensorboard_write(struct tensorboard *t, const struct metrics_row *row)
 
     if (step <= t->had_step)
         return;
-    begin_event(t, row->present[METRIC_TIME] ? row->values[METRIC_TIME] : now_s(), step);
+    begin_event(t,
+                row->present[METRIC_TIME] ? row->values[METRIC_TIME] : clock_now_s(CLOCK_REALTIME),
+                step);
     summary = protobuf_begin(&t->event, EVENT_SUMMARY);
     metrics_scalars(row, t->names, put_scalar, &t->event);
     protobuf_end(&t->event, summary);
@@ -502,7 +489,7 @@ void tensorboard_close(struct tensorboard *t, bool complete)
     if (complete) {
         size_t summary;
 
-        begin_event(t, now_s(), t->last_step < 0 ? 0 : t->last_step);
+        begin_event(t, clock_now_s(CLOCK_REALTIME), t->last_step < 0 ? 0 : t->last_step);
         summary = protobuf_begin(&t->event, EVENT_SUMMARY);
         put_session_end(&t->event);
         protobuf_end(&t->event, summary);

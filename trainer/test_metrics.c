@@ -333,9 +333,9 @@ static void test_duration(void **state)
     static const struct {
         double seconds;
         const char *text;
-    } cases[] = {
-        {0.4, "0s"},     {59.4, "59s"},    {59.6, "1m00s"},     {3599, "59m59s"},
-        {3600, "1h00m"}, {11539, "3h12m"}, {360000, "100h00m"}, {INFINITY, "277777777h46m"}};
+    } cases[] = {{0.4, "0s"},       {59.4, "59s"},    {59.6, "1m00s"},
+                 {3599, "59m59s"},  {3600, "1h00m"},  {11539, "3h12m"},
+                 {86399, "23h59m"}, {93600, "1d02h"}, {INFINITY, "11574074d01h"}};
     char text[32];
     (void)state;
 

@@ -8,8 +8,8 @@
 
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
+#include "core/clock.h"
 #include "core/log.h"
 #include "trainer/console.h"
 #include "trainer/device.h"
@@ -39,14 +39,6 @@ struct step {
     bool passed_over;      /* none was to be made: skip-steps */
     enum stop_reason stop;
 };
-
-static double now_s(clockid_t clock)
-{
-    struct timespec time;
-
-    clock_gettime(clock, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 /* The next batch, its weights scaled to the mean loss of the global batch. */
 static int next_batch(struct training *t, struct step *step, struct batch **batch,
@@ -99,7 +91,7 @@ static int compute(struct training *t, struct step *step, double sums[SUM_COUNT]
     k->to_host(stage->stream, &loss, stage->loss_sum, sizeof(loss));
     if (k->stream_sync(stage->stream, error) < 0)
         return -1;
-    step->computed_s = now_s(CLOCK_MONOTONIC);
+    step->computed_s = clock_now_s(CLOCK_MONOTONIC);
     timeline_read(stage->timeline, &sums[SUM_PARTS]);
     if (stage->last && t->place.tp == 0)
         sums[SUM_LOSS] = loss;
@@ -118,7 +110,7 @@ static void tell_saver_event(const struct training *t, enum saver_event event)
 /* One update. A gradient that is not finite changes nothing but the count of skipped steps. */
 static int run_step(struct training *t, struct step *step, struct error *error)
 {
-    double sums[SUM_COUNT] = {0}, start_s = now_s(CLOCK_MONOTONIC), end_s;
+    double sums[SUM_COUNT] = {0}, start_s = clock_now_s(CLOCK_MONOTONIC), end_s;
     enum stop_reason reason = stop_requested(t->stop);
     int64_t updates = t->progress.step - t->progress.skipped;
     int memory, result;
@@ -152,10 +144,10 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     if (step->skipped) {
         t->progress.skipped++;
     } else {
-        double held_s = now_s(CLOCK_MONOTONIC);
+        double held_s = clock_now_s(CLOCK_MONOTONIC);
 
         saver_release_state(t->saver);
-        step->checkpoint_s = now_s(CLOCK_MONOTONIC) - held_s;
+        step->checkpoint_s = clock_now_s(CLOCK_MONOTONIC) - held_s;
         profile_begin(t->stage.profile, PROFILE_COMPUTE, "optimizer");
         optimizer_update(&t->optimizer, &t->stage, step->lr,
                          weight_decay_at(&t->decay, t->progress.trained_samples), updates + 1,
@@ -170,7 +162,7 @@ static int run_step(struct training *t, struct step *step, struct error *error)
     t->progress.step++;
     t->progress.samples += step->batch;
     t->progress.tokens += step->tokens;
-    end_s = now_s(CLOCK_MONOTONIC);
+    end_s = clock_now_s(CLOCK_MONOTONIC);
     step->seconds = end_s - start_s;
     step->optimizer_s = end_s - step->computed_s - step->checkpoint_s;
     step->checkpoint_s += t->saving_s;
@@ -231,7 +223,7 @@ static void set_outliers(struct training *t, const struct step *step, struct met
  * process is slower than others; of the later ones the last twenty count most. */
 static double time_left(struct training *t)
 {
-    double now = now_s(CLOCK_MONOTONIC), seconds = now - t->reported_s;
+    double now = clock_now_s(CLOCK_MONOTONIC), seconds = now - t->reported_s;
     int64_t steps = t->progress.step - t->start_step - 1;
     double share = steps > 1 ? 1.0 / (double)(steps < 20 ? steps : 20) : 1;
 
@@ -243,7 +235,7 @@ static double time_left(struct training *t)
 /* Memory hardly changes, and to ask a GPU takes a little. */
 static double memory_gib(struct training *t)
 {
-    double now = now_s(CLOCK_MONOTONIC);
+    double now = clock_now_s(CLOCK_MONOTONIC);
 
     if (t->memory_gib == 0 || now - t->memory_read_s > 10) {
         t->memory_gib = device_memory_used(t->stage.kernels) / (1 << 30);
@@ -284,7 +276,7 @@ static void report_step(struct training *t, const struct step *step)
     set_outliers(t, step, &row);
     metrics_set(&row, METRIC_MEMORY_GIB, memory_gib(t));
     metrics_set(&row, METRIC_ETA_S, time_left(t));
-    metrics_set(&row, METRIC_TIME, now_s(CLOCK_REALTIME));
+    metrics_set(&row, METRIC_TIME, clock_now_s(CLOCK_REALTIME));
     metrics_set(&row, METRIC_SKIPPED, (double)t->progress.skipped);
     training_count_data(t);
     if (is_line) {
@@ -321,7 +313,7 @@ static void report_evaluation(struct training *t, const struct evaluation_set *s
         metrics_set(&row, METRIC_COUNT_INSTRUCT_MASK, sums->answers / (double)sums->sequences);
     }
     metrics_set(&row, METRIC_TOKENS, (double)t->progress.tokens);
-    metrics_set(&row, METRIC_TIME, now_s(CLOCK_REALTIME));
+    metrics_set(&row, METRIC_TIME, clock_now_s(CLOCK_REALTIME));
     row.custom = sums->custom;
     row.custom_count = sums->custom_count;
     if (t->metrics)
@@ -332,7 +324,7 @@ static void report_evaluation(struct training *t, const struct evaluation_set *s
 /* Begin to save, after the save before it. */
 static int save(struct training *t, struct error *error)
 {
-    double start_s = now_s(CLOCK_MONOTONIC);
+    double start_s = clock_now_s(CLOCK_MONOTONIC);
     int result;
 
     profile_begin(t->stage.profile, PROFILE_HOST, "checkpoint");
@@ -343,7 +335,7 @@ static int save(struct training *t, struct error *error)
     }
     result = saver_start(t->saver, &t->progress, error);
     profile_end(t->stage.profile);
-    t->saving_s += now_s(CLOCK_MONOTONIC) - start_s;
+    t->saving_s += clock_now_s(CLOCK_MONOTONIC) - start_s;
     return result;
 }
 
@@ -483,7 +475,7 @@ int training_run(struct training *t, struct error *error)
         return -1;
     if (t->world->rank == 0)
         console_open(t->steps);
-    t->reported_s = now_s(CLOCK_MONOTONIC);
+    t->reported_s = clock_now_s(CLOCK_MONOTONIC);
     feed_begin(t->feed, t->dataset, t->progress.samples, t->steps - t->progress.step);
     while (stop == STOP_NONE) {
         struct step step;

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/log.h"
 #include "trainer/metrics_scalars.h"
 #include "trainer/wandb_directory.h"
@@ -63,14 +64,6 @@ struct wandb {
     size_t latest_count, latest_next;
     double summary_time; /* when it was written */
 };
-
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_REALTIME, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 /* --- records --------------------------------------------------------------------------------- */
 
@@ -158,7 +151,7 @@ static void write_summary_file(struct wandb *w, const struct metrics_scalar *of_
     char *text = NULL;
     size_t size;
     FILE *stream = open_memstream(&text, &size);
-    int failed = ENOMEM;
+    struct error error;
 
     if (!stream)
         return;
@@ -166,10 +159,9 @@ static void write_summary_file(struct wandb *w, const struct metrics_scalar *of_
     write_members(stream, w->latest, w->latest_count);
     write_members(stream, of_step, STEP_SCALARS);
     fprintf(stream, "\"_wandb\": {}}\n");
-    if (fclose(stream) == 0)
-        failed = wandb_directory_write(&w->directory, "wandb-summary.json", text);
-    if (failed)
-        appended_file_lose(&w->file.file, failed);
+    if (fclose(stream) != 0 ||
+        wandb_directory_write(&w->directory, "wandb-summary.json", text, &error) < 0)
+        appended_file_lose(&w->file.file, errno);
     free(text);
 }
 
@@ -185,7 +177,7 @@ static void write_summary(struct wandb *w)
         put_number(&w->record, UPDATE, &scalars[i]);
     end_record(w, summary);
     write_summary_file(w, scalars);
-    w->summary_time = now_s();
+    w->summary_time = clock_now_s(CLOCK_REALTIME);
 }
 
 /* Write the step that is waiting for the next one. */
@@ -194,7 +186,7 @@ static void flush(struct wandb *w, bool summary)
     if (w->step < 0)
         return;
     write_history(w);
-    if (summary || fabs(now_s() - w->summary_time) >= SUMMARY_INTERVAL_S)
+    if (summary || fabs(clock_now_s(CLOCK_REALTIME) - w->summary_time) >= SUMMARY_INTERVAL_S)
         write_summary(w);
     protobuf_clear(&w->items);
     w->step = -1;
@@ -239,7 +231,8 @@ void wandb_write(struct wandb *w, const struct metrics_row *row)
     if (step > w->had_step && step != w->step) {
         flush(w, false);
         w->step = step;
-        w->step_time = row->present[METRIC_TIME] ? row->values[METRIC_TIME] : now_s();
+        w->step_time =
+            row->present[METRIC_TIME] ? row->values[METRIC_TIME] : clock_now_s(CLOCK_REALTIME);
     }
     metrics_scalars(row, METRICS_NAMES_MTLLM, put_scalar, w);
 }
@@ -335,7 +328,7 @@ static void write_files(struct wandb *w)
 
 static void write_end(struct wandb *w)
 {
-    double runtime = now_s() - (double)w->start_time;
+    double runtime = clock_now_s(CLOCK_REALTIME) - (double)w->start_time;
     size_t record = begin_record(w, RECORD_EXIT);
 
     protobuf_integer(&w->record, EXIT_CODE, 0);

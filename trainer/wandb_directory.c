@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "core/log.h"
+#include "trainer/replacement.h"
 
 enum { ID_LENGTH = 8 };
 
@@ -177,25 +178,16 @@ int wandb_directory_open(struct wandb_directory *directory, const char *run_dire
 }
 
 int wandb_directory_write(const struct wandb_directory *directory, const char *name,
-                          const char *text)
+                          const char *text, struct error *error)
 {
-    char path[DISK_PATH_SIZE + 32], beside[DISK_PATH_SIZE + 40];
-    FILE *stream;
-    int failed;
+    char path[DISK_PATH_SIZE + 32];
+    struct replacement file;
 
     snprintf(path, sizeof(path), "%s/files/%s", directory->path, name);
-    snprintf(beside, sizeof(beside), "%s.tmp", path);
-    stream = fopen(beside, "we");
-    if (!stream)
-        return errno;
-    failed = fputs(text, stream) < 0 ? errno : 0;
-    if (fclose(stream) != 0 && !failed)
-        failed = errno;
-    if (!failed && rename(beside, path) != 0)
-        failed = errno;
-    if (failed)
-        unlink(beside);
-    return failed;
+    if (replacement_open(&file, path, NULL, error) < 0)
+        return -1;
+    fputs(text, file.stream);
+    return replacement_close(&file, 0, false, error);
 }
 
 /* JSON is YAML, but for numbers such as 1e-5 and 1.5e20, which YAML 1.1 takes for text: it wants a
@@ -282,11 +274,9 @@ int wandb_directory_describe(const struct wandb_directory *directory, json_t *co
     int result = 0;
 
     for (int i = 0; i < 2; i++) {
-        int failed = texts[i] ? wandb_directory_write(directory, names[i], texts[i]) : ENOMEM;
-
-        errno = failed;
-        if (failed && result == 0)
-            result = error_set_errno(error, "%s/files/%s: cannot write", directory->path, names[i]);
+        if (result == 0)
+            result = texts[i] ? wandb_directory_write(directory, names[i], texts[i], error)
+                              : error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
         free(texts[i]);
     }
     return result;

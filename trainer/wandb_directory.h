@@ -46,8 +46,8 @@ int wandb_directory_open(struct wandb_directory *directory, const char *run_dire
 int wandb_directory_describe(const struct wandb_directory *directory, json_t *config,
                              struct error *error);
 
-/* Replace files/NAME. Returns 0, or an errno. */
+/* Replace files/NAME. Error: EXIT_STATUS_IO, also in errno. */
 int wandb_directory_write(const struct wandb_directory *directory, const char *name,
-                          const char *text);
+                          const char *text, struct error *error);
 
 #endif

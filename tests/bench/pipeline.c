@@ -14,6 +14,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "core/clock.h"
 #include "trainer/batch.h"
 #include "trainer/optimizer.h"
 #include "trainer/pipeline.h"
@@ -22,20 +23,12 @@
 enum { LAYERS_A_STAGE = 4, LENGTH = 4, STEPS = 4 };
 static const double flops_a_second = 1.6e8;
 
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 /* What a sleep was too long or too short, the next one makes up for. */
 static double owed_s;
 
 static void take_time(int64_t rows, int64_t in, int64_t out)
 {
-    double start_s = now_s();
+    double start_s = clock_now_s(CLOCK_MONOTONIC);
 
     owed_s += 2.0 * (double)(rows * in * out) / flops_a_second;
     if (owed_s > 0) {
@@ -43,7 +36,7 @@ static void take_time(int64_t rows, int64_t in, int64_t out)
 
         nanosleep(&time, NULL);
     }
-    owed_s -= now_s() - start_s;
+    owed_s -= clock_now_s(CLOCK_MONOTONIC) - start_s;
 }
 
 static void forward(struct stream *stream, void *y, const void *x, const void *w, int64_t rows,
@@ -98,14 +91,15 @@ static double measure(const struct world *world, struct stage *stage, struct tea
 
         comm_barrier(stage->groups->world);
         owed_s = 0;
-        start_s = now_s();
+        start_s = clock_now_s(CLOCK_MONOTONIC);
         timeline_begin(stage->timeline);
         pipeline_train(stage, batch);
         timeline_end(stage->timeline);
-        end_s = now_s();
+        end_s = clock_now_s(CLOCK_MONOTONIC);
         comm_barrier(stage->groups->world); /* a step is as long as its longest rank's */
         timeline_read(stage->timeline, parts);
-        sums[0] = (parts[TIME_PIPELINE] + now_s() - end_s) / (now_s() - start_s);
+        sums[0] = (parts[TIME_PIPELINE] + clock_now_s(CLOCK_MONOTONIC) - end_s) /
+                  (clock_now_s(CLOCK_MONOTONIC) - start_s);
         check(world, team_sum(team, sums, 1, &error), &error);
         if (step >= 0)
             shares += sums[0] / world->size / STEPS;

@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "data/dataset.h"
 #include "data/random.h"
@@ -27,14 +28,6 @@ struct bench {
     const char *directory;
     char prefix[300], cache[300];
 };
-
-static double now_s(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 static int fail(const char *what)
 {
@@ -133,7 +126,7 @@ static int start(const struct bench *bench, const char *name, bool fill)
         .eod = -1,
         .cache = bench->cache,
     };
-    double begin = now_s(), opened, ordered, read;
+    double begin = clock_now_s(CLOCK_MONOTONIC), opened, ordered, read;
     struct data_source source = {0};
     struct dataset *dataset = NULL;
     struct error error = {0};
@@ -141,13 +134,13 @@ static int start(const struct bench *bench, const char *name, bool fill)
 
     if (data_source_open(&source, bench->prefix, &error) < 0)
         return error_print(&error);
-    opened = now_s();
+    opened = clock_now_s(CLOCK_MONOTONIC);
     if (dataset_open(&dataset, &source, DATASET_TRAIN, &options, &error) < 0)
         return error_print(&error);
-    ordered = now_s();
+    ordered = clock_now_s(CLOCK_MONOTONIC);
     if (read_first(bench, dataset, &error) < 0)
         return error_print(&error);
-    read = now_s();
+    read = clock_now_s(CLOCK_MONOTONIC);
     getrusage(RUSAGE_SELF, &usage);
     printf("%-12s %.2f s: files %.2f, order %.2f, first row %.4f; %" PRId64
            " samples; peak of all pages %ld MiB, ",
