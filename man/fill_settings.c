@@ -7,6 +7,7 @@
  * @KEYS@ a list of the keys of ini files with what values they take, for mtllm.conf(5); a line
  * @METRICS@ a list of the keys of metrics.jsonl, by group. */
 #include <ctype.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,7 +111,8 @@ static void write_list(void (*write_item)(const struct setting *))
     }
 }
 
-static void write_metrics(void)
+/* Returns -1 for a metric of a group that has no title here. */
+static int write_metrics(void)
 {
     static const struct {
         const char *name, *title;
@@ -123,22 +125,27 @@ static void write_metrics(void)
 #undef METRIC
     };
 
+    size_t count = sizeof(metrics) / sizeof(*metrics), written = 0;
+
     for (size_t g = 0; g < sizeof(groups) / sizeof(*groups); g++) {
         printf(".Ss %s\n.Bl -tag -width Ds\n", groups[g].title);
-        for (size_t i = 0; i < sizeof(metrics) / sizeof(*metrics); i++) {
+        for (size_t i = 0; i < count; i++) {
             if (strcmp(metrics[i].group, groups[g].name) != 0)
                 continue;
             printf(".It Cm %s%s%s\n", metrics[i].name, *metrics[i].unit ? " Pq " : "",
                    metrics[i].unit);
             write_sentence(metrics[i].help);
+            written++;
         }
         puts(".El");
     }
+    return written == count ? 0 : -1;
 }
 
 int main(void)
 {
     char line[4096];
+    bool failed = false;
 
     while (fgets(line, sizeof(line), stdin)) {
         if (strcmp(line, "@OPTIONS@\n") == 0)
@@ -146,9 +153,9 @@ int main(void)
         else if (strcmp(line, "@KEYS@\n") == 0)
             write_list(write_key);
         else if (strcmp(line, "@METRICS@\n") == 0)
-            write_metrics();
+            failed |= write_metrics() < 0;
         else
             fputs(line, stdout);
     }
-    return ferror(stdin) || fflush(stdout) != 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+    return failed || ferror(stdin) || fflush(stdout) != 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }

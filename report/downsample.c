@@ -51,3 +51,10 @@ double smooth(const double *y, size_t count, size_t at, size_t reach)
         }
     return finite > 0 ? sum / (double)finite : NAN;
 }
+
+int compare_numbers(const void *a, const void *b)
+{
+    double one = *(const double *)a, other = *(const double *)b;
+
+    return one < other ? -1 : one > other;
+}

@@ -30,4 +30,7 @@ size_t bucket_index(double x, double from, double to, size_t bucket_count);
  * noise. Values that are not finite have no part in it; NAN where there is no other. */
 double smooth(const double *y, size_t count, size_t at, size_t reach);
 
+/* For qsort(): finite doubles, ascending. */
+int compare_numbers(const void *a, const void *b);
+
 #endif

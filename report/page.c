@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "report/downsample.h"
 #include "report/markup.h"
 #include "report/ticks.h"
 
@@ -80,13 +81,6 @@ static double last_finite(const struct history_records *records, const char *met
     return NAN;
 }
 
-static int compare_numbers(const void *a, const void *b)
-{
-    double one = *(const double *)a, other = *(const double *)b;
-
-    return one < other ? -1 : one > other;
-}
-
 /* NAN without finite values. */
 static double median(const struct history_records *records, const char *metric)
 {
@@ -118,15 +112,9 @@ static double last_loss(const struct run *run)
 {
     const struct history_records *records = &run->history.training;
     const double *loss = history_find(records, "loss");
-    size_t reach = charts_smooth_reach(records->count), finite = 0;
-    double sum = 0;
+    size_t count = records->count;
 
-    for (size_t i = records->count; loss && i-- > 0 && records->count - i <= reach + 1;)
-        if (isfinite(loss[i])) {
-            sum += loss[i];
-            finite++;
-        }
-    return finite > 0 ? sum / (double)finite : NAN;
+    return loss && count > 0 ? smooth(loss, count, count - 1, charts_smooth_reach(count)) : NAN;
 }
 
 /* The records of the set that stands for all: "valid" if there is one. NULL without any. */

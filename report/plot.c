@@ -54,13 +54,6 @@ static void stack(struct plot *plot)
         }
 }
 
-static int compare_numbers(const void *a, const void *b)
-{
-    double one = *(const double *)a, other = *(const double *)b;
-
-    return one < other ? -1 : one > other;
-}
-
 struct range {
     double least, most, median;
 };

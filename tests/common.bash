@@ -14,6 +14,14 @@ common_setup() {
     cd "$BATS_TEST_TMPDIR" || return 1
 }
 
+# What a test that failed has left.
+teardown() {
+    local pid
+    for pid in $(trainer_pids); do
+        kill -KILL "$pid" 2>/dev/null || true
+    done
+}
+
 # train RANKS ARGUMENT...: mtllm-train on that many ranks.
 train() {
     local ranks=$1

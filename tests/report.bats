@@ -19,13 +19,6 @@ setup() {
     common_setup
 }
 
-teardown() {
-    local pid
-    for pid in $(trainer_pids); do
-        kill -KILL "$pid" 2>/dev/null || true
-    done
-}
-
 # make_history RUN STEPS: what a run of that many steps leaves, with three restarts, a spike of the
 # loss, and a loss that was not finite.
 make_history() {
@@ -119,7 +112,6 @@ PYTHON
 picture() {
     local page=$1 width=$2 height=$3 colour=$4
     shift 4
-    command -v chromium >/dev/null || skip "chromium is not installed"
     HOME=$PWD timeout 120 chromium --headless --no-sandbox --disable-gpu --hide-scrollbars \
         --disable-dev-shm-usage --user-data-dir="$PWD/chromium" "$@" \
         --window-size="$width,$height" --screenshot="$PWD/picture.png" "file://$page" >chromium.log 2>&1

@@ -18,13 +18,6 @@ setup() {
     common_setup
 }
 
-teardown() {
-    local pid
-    for pid in $(trainer_pids); do
-        kill -KILL "$pid" 2>/dev/null || true
-    done
-}
-
 # The uninterrupted run that others are compared with, once a file.
 uninterrupted() {
     local directory="$BATS_FILE_TMPDIR/uninterrupted"

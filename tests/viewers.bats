@@ -30,13 +30,6 @@ setup() {
     unset ${!WANDB_*}
 }
 
-teardown() {
-    local pid
-    for pid in $(trainer_pids); do
-        kill -KILL "$pid" 2>/dev/null || true
-    done
-}
-
 # viewers SCRIPT ARGUMENT...: a script in viewers/, which says what the arguments are.
 viewers() {
     local script=$1
