@@ -439,7 +439,7 @@ header() {
 }
 
 @test "JSON that would fill the memory is refused" {
-    deep=$(printf '%0100000d' 0)
+    deep=$(yes '[' | head -n 100000 | tr -d '\n')
     # In the address space that a small model takes, and little more; sanitizers need terabytes.
     limit='ulimit -v 600000'
     bash -c "$limit"'; exec "$@"' limited "$build/hf-to-h5" --version >version 2>&1 || limit=:
@@ -454,19 +454,19 @@ header() {
     }
     model llama-mha fp32 1
     cp -r hf plain
-    header "{\"a\":${deep//0/[}}" 0
+    header "{\"a\":$deep}" 0
     check "hf/model.safetensors: not a safetensors header: maximum parsing depth reached near '['"
     header "{\"a\":[$(wide 2000000)0]}" 0
     check "hf/model.safetensors: not a safetensors header: holds more than"
     rm hf/model.safetensors
-    echo "{\"weight_map\":{},\"metadata\":${deep//0/[}}" >hf/model.safetensors.index.json
+    echo "{\"weight_map\":{},\"metadata\":$deep}" >hf/model.safetensors.index.json
     check "hf/model.safetensors.index.json:1: maximum parsing depth"
     { echo '{"weight_map":{},"metadata":['; wide 5000000; echo ']}'; } >hf/model.safetensors.index.json
     check "hf/model.safetensors.index.json:2: holds more than"
     truncate -s 100M hf/model.safetensors.index.json
     check "hf/model.safetensors.index.json: 104857600 bytes, more than"
     rm hf/model.safetensors.index.json
-    echo "{\"model_type\":\"llama\",\"a\":${deep//0/[}}" >hf/config.json
+    echo "{\"model_type\":\"llama\",\"a\":$deep}" >hf/config.json
     check "hf/config.json:1: maximum parsing depth"
     { echo '{"model_type":"llama","a":['; wide 2000000; echo ']}'; } >hf/config.json
     check "hf/config.json:2: holds more than"
@@ -475,7 +475,7 @@ header() {
     rm -rf hf
     mv plain hf
     # Where it is only carried along it does no harm: nobody parses it.
-    echo "${deep//0/[}" >hf/generation_config.json
+    echo "$deep" >hf/generation_config.json
     { echo '['; wide 1000000; echo ']'; } >hf/tokenizer.json
     hf_to_h5 hf run
     h5_to_hf run out

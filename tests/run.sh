@@ -128,12 +128,15 @@ configure_and_make() {
     make -C "$directory" -j "$jobs"
 }
 
+# Units at once; what takes all cores by itself, or servers, one after the other.
 make_check() { # DIR TARGET [TEST...]
     local directory=$1 target=$2
     shift 2
     make -C "$directory" -j "$jobs" check-programs || return 1
     if [ $# -gt 0 ]; then
         make -C "$directory" check TESTS="$*"
+    elif [ "$target" = check-unit ]; then
+        make -C "$directory" -j "$jobs" check-unit
     else
         make -C "$directory" "$target"
     fi

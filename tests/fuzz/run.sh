@@ -181,28 +181,40 @@ END
     done
 }
 
+# --- run: as many targets at a time as there are cores -----------------------------------------------
 # The files that the fuzzer writes for the readers, in memory where that can be.
-FUZZ_DIRECTORY=$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d)
-export FUZZ_DIRECTORY
-trap 'rm -rf "$FUZZ_DIRECTORY"' EXIT
+scratch=$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
-# --- run -------------------------------------------------------------------------------------------
+fuzz() { # TARGET
+    local corpus=corpus options
+    export FUZZ_DIRECTORY=$scratch/$1
+    rm -rf "$1/seeds"
+    mkdir -p "$1/seeds" "$1/corpus" "$FUZZ_DIRECTORY"
+    cd "$1"
+    seeds "$1"
+    ../readers --target="$1" --accept seeds/* > seeds.log 2>&1 || { cat seeds.log; return 1; }
+    [ "$seed" = 0 ] || { corpus=fixed; rm -rf fixed; mkdir fixed; }
+    options=(-max_total_time="$seconds" -seed="$seed" -dict="$source/tests/fuzz/words.dict")
+    # Little that is compressed can be much, and a frame may ask for 2 GiB in which to look back.
+    options+=(-malloc_limit_mb=4096 -max_len="$([ "$1" = corpus ] && echo 1024 || echo 65536)")
+    options+=(-timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=1)
+    ../readers --target="$1" "${options[@]}" "$corpus" seeds > fuzz.log 2>&1 ||
+        { tail -n 60 fuzz.log; echo "fuzz: $1: see $PWD" >&2; return 1; }
+    tail -n 400 fuzz.log | grep -a ' cov: ' | tail -n 1
+    grep -a 'inputs, .* accepted' fuzz.log
+}
+
+status=0 running=0
 for target in $targets; do
-    rm -rf "$target/seeds" "${FUZZ_DIRECTORY:?}"/*
-    mkdir -p "$target/seeds" "$target/corpus"
-    (
-        cd "$target"
-        corpus=corpus
-        seeds "$target"
-        ../readers --target="$target" --accept seeds/* > seeds.log 2>&1 || { cat seeds.log; exit 1; }
-        [ "$seed" = 0 ] || { corpus=fixed; rm -rf fixed; mkdir fixed; }
-        options=(-max_total_time="$seconds" -seed="$seed" -dict="$source/tests/fuzz/words.dict")
-        # Little that is compressed can be much, and a frame may ask for 2 GiB in which to look back.
-        options+=(-malloc_limit_mb=4096 -max_len="$([ "$target" = corpus ] && echo 1024 || echo 65536)")
-        options+=(-timeout=20 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=1)
-        ../readers --target="$target" "${options[@]}" "$corpus" seeds > fuzz.log 2>&1 ||
-            { tail -n 60 fuzz.log; echo "fuzz: $target: see $PWD" >&2; exit 1; }
-        tail -n 400 fuzz.log | grep -a ' cov: ' | tail -n 1
-        grep -a 'inputs, .* accepted' fuzz.log
-    )
+    if [ $running = "$(nproc)" ]; then
+        wait -n || status=1
+        running=$((running - 1))
+    fi
+    (set -e; fuzz "$target") &
+    running=$((running + 1))
 done
+for ((; running > 0; running--)); do
+    wait -n || status=1
+done
+exit $status
