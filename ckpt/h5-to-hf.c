@@ -5,6 +5,7 @@
 #include "ckpt/hf_export.h"
 #include "ckpt/hf_options.h"
 #include "core/error.h"
+#include "core/standard_streams.h"
 
 static const char usage[] =
     "Usage: h5-to-hf [OPTION]... CHECKPOINT OUT_DIR\n"
@@ -66,8 +67,10 @@ int main(int argc, char **argv)
 {
     struct hf_export export = {.dtype = -1, .shard_bytes = 5000000000};
     struct error error = {0};
-    int rc = parse(argc, argv, &export, &error);
+    int rc;
 
+    standard_streams_open();
+    rc = parse(argc, argv, &export, &error);
     if (rc == 0)
         rc = hf_export(&export, &error);
     return rc < 0 ? error_print(&error) : EXIT_STATUS_OK;

@@ -5,6 +5,7 @@
 #include "ckpt/hf_import.h"
 #include "ckpt/hf_options.h"
 #include "core/error.h"
+#include "core/standard_streams.h"
 
 static const char usage[] =
     "Usage: hf-to-h5 [OPTION]... HF_DIR OUT\n"
@@ -78,8 +79,10 @@ int main(int argc, char **argv)
 {
     struct hf_import import = {.dtype = -1};
     struct error error = {0};
-    int rc = parse(argc, argv, &import, &error);
+    int rc;
 
+    standard_streams_open();
+    rc = parse(argc, argv, &import, &error);
     if (rc == 0)
         rc = hf_import(&import, &error);
     return rc < 0 ? error_print(&error) : EXIT_STATUS_OK;

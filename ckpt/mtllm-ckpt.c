@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "ckpt/command.h"
+#include "core/standard_streams.h"
 
 static const char usage[] = "Usage: mtllm-ckpt COMMAND [OPTION]... DIR...\n"
                             "Look at the checkpoints of mtllm.\n"
@@ -44,8 +45,10 @@ static int run(int argc, char **argv, struct error *error)
 int main(int argc, char **argv)
 {
     struct error error = {0};
-    int status = run(argc, argv, &error);
+    int status;
 
+    standard_streams_open();
+    status = run(argc, argv, &error);
     if (fflush(stdout) != 0 && status >= 0)
         status = error_set_errno(&error, "cannot print the answer");
     return status < 0 ? error_print(&error) : status;

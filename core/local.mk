@@ -11,6 +11,7 @@ core_libcore_without_inih_la_SOURCES = \
 	core/model.c core/model.h \
 	core/rope.c core/rope.h \
 	core/settings.c core/settings.def core/settings.h \
+	core/standard_streams.c core/standard_streams.h \
 	core/token_names.c core/token_names.h
 core_libcore_without_inih_la_CFLAGS = $(AM_CFLAGS) $(INIH_CFLAGS)
 core_libcore_la_SOURCES =

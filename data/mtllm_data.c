@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/standard_streams.h"
 #include "data/commands.h"
 
 static const struct command *const commands[] = {&command_tokenize, &command_info, &command_show,
@@ -60,6 +61,7 @@ int main(int argc, char **argv)
     struct error error = {0};
     int result = 0;
 
+    standard_streams_open();
     if (argc < 2)
         result = error_set(&error, EXIT_STATUS_USAGE,
                            "no command; there are tokenize, info, show, merge and split"

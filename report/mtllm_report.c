@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "core/log.h"
+#include "core/standard_streams.h"
 #include "report/page.h"
 
 enum { RUNS_MOST = 32 };
@@ -215,8 +216,10 @@ int main(int argc, char **argv)
 {
     struct options options = {0};
     struct error error = {0};
-    int result = read_options(&options, argc, argv, &error);
+    int result;
 
+    standard_streams_open();
+    result = read_options(&options, argc, argv, &error);
     if (result == 0)
         result = report(&options, &error);
     return result < 0 ? error_print(&error) : EXIT_STATUS_OK;

@@ -126,6 +126,19 @@ agree() {
     agree run/metrics.jsonl 0
 }
 
+@test "a validation that is not made again stays" {
+    # At step 8 one set was validated and the test data evaluated; then the run is made longer.
+    run_on 1 --micro-batch-size=8 --steps=8 --eval-interval=4 --valid-data="text=../text" --run-dir=run
+    jq -cs 'map(select(.step == 8))' run/metrics.jsonl > before
+    run_on 1 --micro-batch-size=8 --steps=12 --eval-interval=6 --run-dir=run
+    jq -cs 'map(select(.step == 8))' run/metrics.jsonl | cmp - before
+    jq -es 'map(select(.eval) | "\(.eval)-\(.step)") == ["text-4", "text-8", "test-8",
+        "text-12", "chat-12", "test-12"]' run/metrics.jsonl
+    # One that is made again is there once.
+    run_on 1 --micro-batch-size=8 --steps=12 --eval-interval=6 --run-dir=run
+    jq -es 'map(select(.eval and .step == 12) | .eval) == ["text", "chat", "test"]' run/metrics.jsonl
+}
+
 @test "updates that are not finite: said once, counted, also after a resume" {
     train 1 $model --data=../text --steps=0 --run-dir=begin > log 2>&1
     h5-to-hf begin finite
@@ -191,6 +204,20 @@ in_terminal() {
     in_terminal TERM=xterm NO_COLOR= "$command=d > lines"
     grep -c '^ iteration ' lines | grep -x 20
     grep '20/20  loss' shown
+}
+
+@test "standard streams that are closed, or whose reader is gone: the training goes on without" {
+    local command
+    command="mtllm-train $(echo $model $run) --data=../text --valid-data=../text --steps=20 \
+        --test=no --micro-batch-size=8 --run-dir"
+    # No file gets the number of one of them, and with it the text.
+    bash -c "$command=a <&- >&- 2>&-"
+    [ "$(steps_seen a/metrics.jsonl)" = 20 ]
+    ! grep -rE 'mtllm-train: |iteration ' a || false
+    # Both read by head, which is gone after a line.
+    bash -c "set -o pipefail; { $command=b 2>&1; echo \$? > status; } | head -n 1"
+    [ "$(cat status)" = 0 ]
+    [ "$(steps_seen b/metrics.jsonl)" = 20 ] && [ -e b/ckpt/latest ]
 }
 
 @test "validation sets that make no sense" {

@@ -5,6 +5,7 @@
 
 #include "core/log.h"
 #include "core/settings.h"
+#include "core/standard_streams.h"
 #include "trainer/metric_host.h"
 #include "trainer/training.h"
 
@@ -96,6 +97,7 @@ int main(int argc, char **argv)
     struct error error = {0};
     int status;
 
+    standard_streams_open();
     if (argc == 3 && strcmp(argv[1], METRIC_HOST_OPTION) == 0)
         return metric_host(argv[2]);
     if (has_word(argc, argv, "--help")) {
@@ -108,6 +110,7 @@ int main(int argc, char **argv)
     }
     if (has_word(argc, argv, "--print-settings"))
         return print_settings(argc, argv);
+    signal(SIGPIPE, SIG_IGN); /* tee may be gone: what it read is no reason to stop */
     signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is then an error of write() */
     signal(SIGCHLD, SIG_DFL); /* ignored by who started this, nobody would see how children end */
     /* Signals are blocked before PMIx, OpenMP and BLAS start threads that would catch them. */
