@@ -139,6 +139,15 @@ static int evaluate_with_logits(struct observation *o, const char *dump_path, st
     return result;
 }
 
+bool evaluation_is_due(const struct training *t, const struct evaluation_set *set)
+{
+    int64_t interval = setting_integer(t->settings, SETTING_EVAL_INTERVAL);
+
+    if (set->split == DATASET_TEST)
+        return t->progress.step >= t->steps;
+    return interval > 0 && t->progress.step > 0 && t->progress.step % interval == 0;
+}
+
 /* The first sample of this step's evaluation: validations follow each other through the data. */
 static int64_t first_sample(const struct training *t, const struct evaluation_set *set)
 {

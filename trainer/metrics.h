@@ -152,11 +152,17 @@ struct metrics_past {
     int64_t nonfinite; /* steps */
 };
 
-/* Open `path` to append to, made when missing. Lines of steps after `resume_step` are dropped, and
- * of validations from it on: they will be run again; so are lines that are no JSON object with a
- * step, such as the last line of a run that was killed. The file is replaced as a whole or stays as
- * it is. Error: EXIT_STATUS_IO. */
-int metrics_open(struct metrics **metrics, const char *path, int64_t resume_step,
+/* From where a run goes on. */
+struct metrics_resume {
+    int64_t step;
+    const char *const *again; /* names of the validations it makes of that step, NULL behind them */
+};
+
+/* Open `path` to append to, made when missing. Lines are dropped that will be made again, those of
+ * steps after `resume` and of its validations, and lines that are no JSON object with a step, such
+ * as the last line of a run that was killed. The file is replaced as a whole or stays as it is.
+ * Error: EXIT_STATUS_IO. */
+int metrics_open(struct metrics **metrics, const char *path, const struct metrics_resume *resume,
                  struct error *error);
 void metrics_close(struct metrics *metrics); /* NULL is nothing */
 /* Of the lines that the file had when it was opened, and that stayed. */

@@ -31,24 +31,32 @@ static void remember_step(struct metrics_past *past, const json_t *object)
     past->nonfinite = json_integer_value(json_object_get(object, "nonfinite"));
 }
 
-/* Is this a line of metrics of a step, or of a validation, that will not be run again? A run that
- * goes on from a step validates there first, if it is time. A step that stays is remembered in
- * `past`, unless that is NULL. */
-static bool line_stays(const char *line, size_t length, int64_t resume_step,
+static bool is_made_again(const char *eval, const char *const *again)
+{
+    while (*again && strcmp(*again, eval) != 0)
+        again++;
+    return *again;
+}
+
+/* Is this a line of metrics of a step, or of a validation, that will not be run again? A step that
+ * stays is remembered in `past`, unless that is NULL. */
+static bool line_stays(const char *line, size_t length, const struct metrics_resume *resume,
                        struct metrics_past *past)
 {
     json_t *object, *step;
-    int64_t last = resume_step;
+    const char *eval;
+    int64_t last = resume->step;
     bool stays;
 
     if (length == 0 || line[length - 1] != '\n')
         return false;
     object = json_loadb(line, length, 0, NULL);
     step = json_object_get(object, "step");
-    if (json_object_get(object, "eval"))
+    eval = json_string_value(json_object_get(object, "eval"));
+    if (eval && is_made_again(eval, resume->again))
         last--;
     stays = json_is_integer(step) && json_integer_value(step) <= last;
-    if (stays && past && !json_object_get(object, "eval"))
+    if (stays && past && !eval)
         remember_step(past, object);
     json_decref(object);
     return stays;
@@ -56,7 +64,8 @@ static bool line_stays(const char *line, size_t length, int64_t resume_step,
 
 /* Copies the lines that stay to `to` (NULL: only counts). Returns how many do not, -1 on an
  * error. */
-static int64_t copy_lines(FILE *from, FILE *to, int64_t resume_step, struct metrics_past *past)
+static int64_t copy_lines(FILE *from, FILE *to, const struct metrics_resume *resume,
+                          struct metrics_past *past)
 {
     char *line = NULL;
     size_t capacity = 0;
@@ -64,7 +73,7 @@ static int64_t copy_lines(FILE *from, FILE *to, int64_t resume_step, struct metr
     int64_t dropped = 0;
 
     while ((length = getline(&line, &capacity, from)) > 0) {
-        if (!line_stays(line, (size_t)length, resume_step, past))
+        if (!line_stays(line, (size_t)length, resume, past))
             dropped++;
         else if (to && fwrite(line, (size_t)length, 1, to) != 1)
             break;
@@ -76,7 +85,8 @@ static int64_t copy_lines(FILE *from, FILE *to, int64_t resume_step, struct metr
 }
 
 /* Replace the file by one without the lines that do not stay. */
-static int rewrite(FILE *from, const char *path, int64_t resume_step, struct error *error)
+static int rewrite(FILE *from, const char *path, const struct metrics_resume *resume,
+                   struct error *error)
 {
     struct replacement file;
     int result = 0;
@@ -84,13 +94,13 @@ static int rewrite(FILE *from, const char *path, int64_t resume_step, struct err
     if (replacement_open(&file, path, NULL, error) < 0)
         return -1;
     rewind(from);
-    if (copy_lines(from, file.stream, resume_step, NULL) < 0)
+    if (copy_lines(from, file.stream, resume, NULL) < 0)
         result = error_set_errno(error, "%s: cannot be copied", path);
     return replacement_close(&file, result, true, error);
 }
 
-static int cut_back(const char *path, int64_t resume_step, struct metrics_past *past,
-                    struct error *error)
+static int cut_back(const char *path, const struct metrics_resume *resume,
+                    struct metrics_past *past, struct error *error)
 {
     struct stat status;
     FILE *from;
@@ -104,17 +114,17 @@ static int cut_back(const char *path, int64_t resume_step, struct metrics_past *
         return error_set_errno(error, "%s: cannot read", path);
     /* A device has no past. */
     if (fstat(fileno(from), &status) == 0 && S_ISREG(status.st_mode)) {
-        dropped = copy_lines(from, NULL, resume_step, past);
+        dropped = copy_lines(from, NULL, resume, past);
         if (dropped < 0)
             result = error_set_errno(error, "%s: cannot read", path);
         else if (dropped > 0)
-            result = rewrite(from, path, resume_step, error);
+            result = rewrite(from, path, resume, error);
     }
     fclose(from);
     return result;
 }
 
-int metrics_open(struct metrics **result, const char *path, int64_t resume_step,
+int metrics_open(struct metrics **result, const char *path, const struct metrics_resume *resume,
                  struct error *error)
 {
     struct metrics *metrics = calloc(1, sizeof(*metrics));
@@ -122,7 +132,7 @@ int metrics_open(struct metrics **result, const char *path, int64_t resume_step,
     *result = NULL;
     if (!metrics)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
-    if (cut_back(path, resume_step, &metrics->past, error) < 0 ||
+    if (cut_back(path, resume, &metrics->past, error) < 0 ||
         appended_file_open(&metrics->file, path, false, error) < 0) {
         free(metrics);
         return -1;

@@ -60,7 +60,7 @@ static void open_tensorboard(struct metrics_outputs *outputs,
         .names = strcmp(names, "megatron") == 0     ? METRICS_NAMES_MEGATRON
                  : strcmp(names, "torchtitan") == 0 ? METRICS_NAMES_TORCHTITAN
                                                     : METRICS_NAMES_MTLLM,
-        .resume_step = options->resume_step,
+        .resume_step = options->resume.step,
         .settings = options->settings_text,
         .hyperparameters = settings,
     };
@@ -79,7 +79,7 @@ static void open_wandb(struct metrics_outputs *outputs,
         .settings = options->settings,
         .run_directory = options->run_directory,
         .config = settings,
-        .resume_step = options->resume_step,
+        .resume_step = options->resume.step,
     };
     struct error trouble = {0};
 
@@ -111,7 +111,7 @@ int metrics_outputs_open(struct metrics_outputs **result,
         error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
         goto failed;
     }
-    if (metrics_open(&outputs->metrics, options->metrics, options->resume_step, error) < 0)
+    if (metrics_open(&outputs->metrics, options->metrics, &options->resume, error) < 0)
         goto failed;
     if (setting_boolean(options->settings, SETTING_TENSORBOARD))
         open_tensorboard(outputs, options, settings);

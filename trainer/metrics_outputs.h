@@ -16,10 +16,10 @@ struct metrics_outputs;
 struct metrics_outputs_options {
     const struct settings *settings;
     const char *run_directory;
-    const char *metrics;       /* the path of metrics.jsonl */
-    const char *settings_text; /* as settings_write() has it */
-    const char *model_config;  /* config.json */
-    int64_t resume_step;       /* from where the run goes on; later rows are dropped */
+    const char *metrics;          /* the path of metrics.jsonl */
+    const char *settings_text;    /* as settings_write() has it */
+    const char *model_config;     /* config.json */
+    struct metrics_resume resume; /* later rows are dropped */
 };
 
 /* Error: EXIT_STATUS_IO, of metrics.jsonl alone. */

@@ -24,10 +24,11 @@
 
 static struct metrics *open_metrics(const char *path, int64_t resume_step)
 {
+    static const char *const again[] = {"valid", NULL};
     struct metrics *metrics;
     struct error error = {0};
 
-    if (metrics_open(&metrics, path, resume_step, &error) < 0)
+    if (metrics_open(&metrics, path, &(struct metrics_resume){resume_step, again}, &error) < 0)
         fail_msg("%s", error.text);
     return metrics;
 }
@@ -131,7 +132,8 @@ static void test_line(void **state)
     metrics_close(NULL);
 }
 
-/* Killed in the middle of the line of step 5; the newest checkpoint is of step 3. */
+/* Killed in the middle of the line of step 5; the newest checkpoint is of step 3, of which there is
+ * an evaluation that is not made again. */
 static void test_resume(void **state)
 {
     struct metrics *metrics;
@@ -140,12 +142,13 @@ static void test_resume(void **state)
 
     write_file("resume.jsonl", "{\"step\":1}\n{\"eval\":\"valid\",\"step\":1}\n{\"step\":3}\n"
                                "{\"eval\":\"valid\",\"step\":3}\n"
+                               "{\"eval\":\"test\",\"step\":3}\n"
                                "{\"step\":4}\nnonsense\n{\"loss\":1}\n{\"step\":2.5}\n{\"step\":");
     metrics = open_metrics("resume.jsonl", 3);
     write_step(metrics, 4);
     metrics_close(metrics);
-    check_file("resume.jsonl",
-               "{\"step\":1}\n{\"eval\":\"valid\",\"step\":1}\n{\"step\":3}\n{\"step\":4}\n");
+    check_file("resume.jsonl", "{\"step\":1}\n{\"eval\":\"valid\",\"step\":1}\n{\"step\":3}\n"
+                               "{\"eval\":\"test\",\"step\":3}\n{\"step\":4}\n");
     assert_int_not_equal(access("resume.jsonl.tmp", F_OK), 0);
     /* Nothing to drop: the file is not written again. */
     assert_int_equal(stat("resume.jsonl", &before), 0);
@@ -172,7 +175,7 @@ static void test_unwritable(void **state)
         struct metrics *metrics;
         struct error error = {0};
 
-        assert_int_equal(metrics_open(&metrics, paths[i], 0, &error), -1);
+        assert_int_equal(metrics_open(&metrics, paths[i], &(struct metrics_resume){0}, &error), -1);
         assert_null(metrics);
         assert_int_equal(error.status, EXIT_STATUS_IO);
         assert_non_null(strstr(error.text, paths[i]));

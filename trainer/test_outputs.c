@@ -248,13 +248,14 @@ static struct settings *make_settings(const char *names)
 
 static struct metrics_outputs *open_outputs(const struct settings *settings, int64_t resume_step)
 {
+    static const char *const again[] = {"valid", NULL};
     struct metrics_outputs_options options = {
         .settings = settings,
         .run_directory = "run",
         .metrics = "run/metrics.jsonl",
         .settings_text = "lr = 1e-5\n",
         .model_config = "{\"hidden_size\":8}",
-        .resume_step = resume_step,
+        .resume = {resume_step, again},
     };
     struct metrics_outputs *outputs;
     struct error error = {0};

@@ -376,7 +376,7 @@ static int evaluate_sets(struct training *t, enum dataset_split split, enum stop
         struct evaluation evaluation;
         int result;
 
-        if (set->split != split)
+        if (set->split != split || !evaluation_is_due(t, set))
             continue;
         profile_begin(t->stage.profile, PROFILE_HOST, "evaluation");
         result = evaluate(t, set, NULL, &evaluation, error);
@@ -460,7 +460,6 @@ static int evaluate_only(struct training *t, struct error *error)
 
 int training_run(struct training *t, struct error *error)
 {
-    int64_t eval_interval = setting_integer(t->settings, SETTING_EVAL_INTERVAL);
     int64_t save_interval = setting_integer(t->settings, SETTING_SAVE_INTERVAL);
     enum stop_reason stop = STOP_NONE;
     int status;
@@ -484,8 +483,7 @@ int training_run(struct training *t, struct error *error)
         if (profile_step(t->profile, t->progress.step + 1, error) < 0)
             return -1;
         /* Also where a run goes on that was stopped while it validated. */
-        if (eval_interval > 0 && t->progress.step > 0 && t->progress.step % eval_interval == 0 &&
-            evaluate_sets(t, DATASET_VALID, &stop, error) < 0)
+        if (evaluate_sets(t, DATASET_VALID, &stop, error) < 0)
             return -1;
         if (stop != STOP_NONE || t->progress.step >= t->steps)
             break;

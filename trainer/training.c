@@ -378,16 +378,25 @@ static int open_plugin(struct training *t, struct error *error)
 
 static int open_metrics(struct training *t, struct error *error)
 {
+    const char **again = calloc((size_t)t->evaluation_set_count + 1, sizeof(*again));
     struct metrics_outputs_options options = {
         .settings = t->settings,
         .run_directory = t->run.path,
         .metrics = t->run.metrics,
         .settings_text = t->progress.settings,
         .model_config = t->progress.config,
-        .resume_step = t->progress.step,
+        .resume = {t->progress.step, again},
     };
+    int count = 0, result;
 
-    return metrics_outputs_open(&t->metrics, &options, error);
+    if (!again)
+        return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
+    for (int i = 0; i < t->evaluation_set_count; i++)
+        if (evaluation_is_due(t, &t->evaluation_sets[i]))
+            again[count++] = t->evaluation_sets[i].name;
+    result = metrics_outputs_open(&t->metrics, &options, error);
+    free(again);
+    return result;
 }
 
 /* What rank 0 tells the outside. */

@@ -140,6 +140,9 @@ struct evaluation {
     bool stopped; /* asked to stop before it was over: no result */
 };
 
+/* Is the set evaluated on at this step? The test set is when the run is complete. */
+bool evaluation_is_due(const struct training *training, const struct evaluation_set *set);
+
 /* Evaluate on a set: the batches of a validation set that belong to this step, or the first of the
  * test set. With `dump` the first batch's tokens, targets, masks and logits are written to that
  * file. Collective. */
