@@ -65,13 +65,14 @@ spans_nest() {
 
 @test "tensor and context parallel ranks; a checkpoint and a validation between the steps" {
     train 4 $arguments --tp=2 --cp=2 --sequence-parallel=yes --steps=3 --run-dir=run --profile=2:9 \
-        --save-interval=2 --eval-interval=2 --eval-steps=1
+        --save-interval=2 --eval-interval=2 --eval-steps=1 > log 2>&1
     trace=run/profile/step-00000002.json
     spans_nest $trace
     for name in "tp gather" "tp sum" "cp exchange" "gradient sum" checkpoint evaluation; do
         events "map(select(.name == \"$name\") | .pid) | unique == [0, 1, 2, 3]" $trace
     done
     events 'map(.args.step) | unique == [2, 3]' $trace
+    grep "profile of steps 2 to 3: $trace" log
 }
 
 @test "one step by one rank; a run that goes on behind it records nothing" {
@@ -81,7 +82,14 @@ spans_nest() {
     train 1 $arguments --steps=4 --run-dir=run --profile=2
     [ ! -e run/profile ]
     train 1 $arguments --steps=6 --run-dir=run --profile=3:4
-    events 'map(select(.name == "step") | .args.step) == [5, 6]' run/profile/step-00000003.json
+    events 'map(select(.name == "step") | .args.step) == [5, 6]' run/profile/step-00000005.json
+    # Two parts of a range, of two starts, are two files; none is one without a step.
+    for start in 1 2; do
+        train 1 $arguments --steps=8 --run-dir=run --profile=5:5
+        [ "$(ls -A run/profile | tail -n 1)" = step-00000007.json ]
+    done
+    events 'map(select(.name == "step") | .args.step) == [5, 6]' run/profile/step-00000005.json
+    events 'map(select(.name == "step") | .args.step) == [7, 8]' run/profile/step-00000007.json
 }
 
 @test "a run that is stopped leaves the steps that it made" {
@@ -114,4 +122,9 @@ spans_nest() {
     run train 2 $arguments --steps=6 --run-dir=run --profile=7
     [[ $output == *"mtllm-train: profile=7: the run has 6 steps"* ]]
     [ "$(grep -c 'the run has' <<< "$output")" = 1 ]
+    # Before anything is moved or made.
+    train 1 $arguments --steps=2 --run-dir=complete
+    run train 1 $arguments --steps=2 --run-dir=complete --resume=never --profile=3
+    [ "$status" = 64 ]
+    [ -e complete/ckpt/latest ] && [ ! -e complete/ckpt.1 ]
 }

@@ -341,8 +341,22 @@ int profile_step(struct profile *profile, int64_t step, struct error *error)
         profile->done = true;
         return 0;
     }
-    if (!profile->stage->profile && step >= profile->range.first && begin(profile, error) < 0)
-        return -1;
+    if (!profile->stage->profile && step >= profile->range.first) {
+        profile->range.first = step;
+        if (begin(profile, error) < 0)
+            return -1;
+    }
     profile->step = step;
+    return 0;
+}
+
+int profile_finish(struct profile *profile, int64_t last, struct error *error)
+{
+    if (!profile || !profile->stage->profile)
+        return 0;
+    profile->step = last;
+    if (last >= profile->range.first)
+        return end(profile, error);
+    profile->stage->profile = NULL;
     return 0;
 }

@@ -64,10 +64,12 @@ int profile_open(struct profile **profile, const struct profile_range *range, co
                  struct error *error);
 void profile_close(struct profile *profile); /* NULL is nothing, here and below */
 
-/* Before step `step` begins: recording begins with the first step of the range, and ends, with the
- * file, before the first after it. INT64_MAX: there are no more steps. Collective. A file that
- * cannot be written is a warning. Error: the device's. */
+/* Before step `step` begins: recording begins with the first step of the range, or the first behind
+ * it that is made, and ends, with the file, before the first after the range. Collective. A file
+ * that cannot be written is a warning. Error: the device's. */
 int profile_step(struct profile *profile, int64_t step, struct error *error);
+/* There are no steps after `last`: recording ends, if it has begun. Otherwise as profile_step(). */
+int profile_finish(struct profile *profile, int64_t last, struct error *error);
 
 /* --- clocks (profile_clock.c) ------------------------------------------------------------------
  */

@@ -500,7 +500,7 @@ int training_run(struct training *t, struct error *error)
             save(t, error) < 0)
             return -1;
     }
-    if (profile_step(t->profile, INT64_MAX, error) < 0)
+    if (profile_finish(t->profile, t->progress.step, error) < 0)
         return -1;
     status = finish(t, stop, error);
     if (status >= 0)

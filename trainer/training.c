@@ -409,15 +409,22 @@ static int open_reports(struct training *t, struct error *error)
     return job_comment_open(&t->comment, t->world->job, t->steps, &job_comment_times, error);
 }
 
+static int check_profile(const struct training *t, int64_t steps, struct error *error)
+{
+    if (t->profiled.first <= steps)
+        return 0;
+    return error_set(error, EXIT_STATUS_USAGE, "profile=%s: the run has %lld steps",
+                     setting_text(t->settings, SETTING_PROFILE), (long long)steps);
+}
+
 static int open_profile(struct training *t, struct error *error)
 {
     char directory[PATH_MAX];
 
     if (t->profiled.first == 0)
         return 0;
-    if (t->profiled.first > t->steps)
-        return error_set(error, EXIT_STATUS_USAGE, "profile=%s: the run has %lld steps",
-                         setting_text(t->settings, SETTING_PROFILE), (long long)t->steps);
+    if (check_profile(t, t->steps, error) < 0)
+        return -1;
     snprintf(directory, sizeof(directory), "%s/profile", t->run.path);
     return profile_open(&t->profile, &t->profiled, directory, &t->stage, &t->team, t->world, error);
 }
@@ -458,8 +465,11 @@ static int settle_job(struct training *t, struct error *error)
         return error_set(error, EXIT_STATUS_USAGE,
                          "--steps: say how many steps to train for, or on how many samples with "
                          "--train-samples");
-    if (setting_is_set(t->settings, SETTING_PROFILE))
-        return profile_range_parse(&t->profiled, setting_text(t->settings, SETTING_PROFILE), error);
+    if (setting_is_set(t->settings, SETTING_PROFILE) &&
+        profile_range_parse(&t->profiled, setting_text(t->settings, SETTING_PROFILE), error) < 0)
+        return -1;
+    if (setting_is_set(t->settings, SETTING_STEPS) && !eval_only)
+        return check_profile(t, setting_integer(t->settings, SETTING_STEPS), error);
     return 0;
 }
 
