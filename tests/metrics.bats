@@ -171,10 +171,10 @@ agree() {
         "$BATS_FILE_TMPDIR/one-rank/log" | grep -x 4
 }
 
-# in_terminal NAME=VALUE... COMMAND: with a terminal of 100 columns for output and messages.
+# in_terminal NAME=VALUE... COMMAND: with a terminal of $columns (100) for output and messages.
 in_terminal() {
     local command=${*: -1}
-    env "${@:1:$#-1}" script -qec "stty cols 100; $command" shown > /dev/null < /dev/null
+    env "${@:1:$#-1}" script -qec "stty cols ${columns:-100}; $command" shown > /dev/null < /dev/null
 }
 
 @test "a bar on a terminal, no colour where it is not wanted, lines where there is no bar" {
@@ -191,6 +191,9 @@ in_terminal() {
     ! tr '\r' '\n' < shown | sed 's/\x1b\[[0-9;]*[mK]//g' | grep -E '^\[.*(validation|mtllm-train)' || false
     # As wide as the terminal at most.
     tr '\r' '\n' < shown | sed 's/\x1b\[[0-9;]*[mK]//g' | awk '/^\[/ && length > 99 { exit 1 }'
+    columns=20 in_terminal TERM=xterm NO_COLOR=1 "$command=narrow"
+    tr '\r' '\n' < shown | sed 's/\x1b\[K//g' | grep -x '\[=*\]'
+    tr '\r' '\n' < shown | sed 's/\x1b\[K//g' | awk '/^\[/ && length > 19 { exit 1 }'
 
     in_terminal TERM=xterm NO_COLOR=1 "$command=b"
     ! grep -F $'\033[32m' shown || false
@@ -223,11 +226,17 @@ in_terminal() {
 @test "validation sets that make no sense" {
     local data
     for data in "a=../text a=../chat:two sets have the name a" "test=../text:test is the name of" \
-        "a=:names no data" "a=../text b=../none:none"; do
+        "a=:names no data" "a=../text b=../none:none" \
+        "v1.2=../text:NAME of letters, digits, _ and -" \
+        "a=../text é=../text:NAME of letters, digits, _ and -"; do
         status=0
         train 1 $model $run --data=../text --test=no --steps=1 --valid-data="${data%%:*}" \
             --run-dir=none > log 2>&1 || status=$?
         [ $status != 0 ] && [ $status -lt 80 ]
         grep -e "valid-data.*${data#*:}" log
     done
+    # Space is no part of it.
+    train 1 $model $run --data=../text --test=no --steps=1 --eval-interval=1 --run-dir=space \
+        --valid-data=" a=../text   b=../chat "
+    jq -es 'map(.eval // empty) == ["a", "b"]' space/metrics.jsonl
 }

@@ -74,18 +74,21 @@ void console_step(const struct metrics_row *row)
 {
     double done = console.steps > 0 ? row->values[METRIC_STEP] / (double)console.steps : 1;
     bool last = row->values[METRIC_STEP] >= (double)console.steps;
-    int filled = (int)(BAR_COLUMNS * (done < 1 ? done : 1));
-    int room;
+    int columns, filled, room;
     char state[256], bar[BAR_COLUMNS + 1];
 
     if (!console.bar || (clock_now_s(CLOCK_MONOTONIC) - console.drawn_s < 0.1 && !last))
         return;
-    room = terminal_columns() - BAR_COLUMNS - 3;
+    /* A line that is full would be two. */
+    room = terminal_columns() - 3;
+    columns = room < 0 ? 0 : room < BAR_COLUMNS ? room : BAR_COLUMNS;
+    room -= columns;
+    filled = (int)(columns * (done < 1 ? done : 1));
     memset(bar, '=', BAR_COLUMNS);
     bar[BAR_COLUMNS] = '\0';
     format_state(row, state, sizeof(state));
     fprintf(stderr, "\r[%s%.*s%s%*s]%.*s\033[K", console.colour ? "\033[32m" : "", filled, bar,
-            console.colour ? "\033[0m" : "", BAR_COLUMNS - filled, "", room > 0 ? room : 0, state);
+            console.colour ? "\033[0m" : "", columns - filled, "", room > 0 ? room : 0, state);
     console.shown = true;
     console.drawn_s = clock_now_s(CLOCK_MONOTONIC);
 }

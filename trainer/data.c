@@ -114,9 +114,11 @@ static int settle_options(struct training *t, struct dataset_options *options, c
 static int open_source(struct data_source *source, enum setting_id id, const char *text,
                        struct error *error)
 {
-    return data_source_open(source, text, error) < 0
-               ? error_prefix(error, "%s: ", setting_table[id].name)
-               : 0;
+    if (data_source_open(source, text, error) == 0)
+        return 0;
+    if (id == SETTING_VALID_DATA && strchr(text, '='))
+        error_prefix(error, "not NAME=PREFIX with a NAME of letters, digits, _ and -, and ");
+    return error_prefix(error, "%s: ", setting_table[id].name);
 }
 
 /* Once, whoever wants a share of it. */
@@ -201,16 +203,14 @@ static int add_named_sets(struct training *t, char *text, const struct dataset_o
 {
     while (*text) {
         size_t length = evaluation_set_name(text);
-        char *name = text, *data = text + length + 1, *end = data;
+        char *name = text, *data = text + length + 1, *end;
 
         /* Up to the word that begins the next one. */
         do {
-            end += strcspn(end, " \t\n");
-            end += strspn(end, " \t\n");
-        } while (*end && evaluation_set_name(end) == 0);
-        text = end;
-        if (*end)
-            end[-1] = '\0';
+            end = text + strcspn(text, " \t\n");
+            text = end + strspn(end, " \t\n");
+        } while (*text && evaluation_set_name(text) == 0);
+        *end = '\0';
         name[length] = '\0';
         for (int i = 0; i < t->evaluation_set_count; i++)
             if (strcmp(t->evaluation_sets[i].name, name) == 0)

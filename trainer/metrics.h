@@ -6,6 +6,7 @@
 #ifndef MTLLM_TRAINER_METRICS_H
 #define MTLLM_TRAINER_METRICS_H
 
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -128,7 +129,7 @@ struct metrics_row {
 static inline void metrics_set(struct metrics_row *row, enum metric_id id, double value)
 {
     row->present[id] = true;
-    row->values[id] = value;
+    row->values[id] = isnan(value) ? NAN : value; /* whose sign nobody wants to see */
 }
 
 /* Several steps as one row, for a console line every few steps. Starts from zeros. */

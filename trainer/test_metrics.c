@@ -256,6 +256,12 @@ static void test_console(void **state)
                               " instruct accuracy value: 2.500000E-01 |"
                               " count loss mask value: 7.000000E+00 |"
                               " count instruct mask value: 3.000000E+00 |");
+    /* A NaN has no sign, whatever it came from. */
+    row = (struct metrics_row){.eval = "valid"};
+    metrics_set(&row, METRIC_STEP, 5);
+    metrics_set(&row, METRIC_LOSS, copysign(NAN, -1));
+    metrics_format_console(&row, 100, text, sizeof(text));
+    assert_string_equal(text, " validation loss at iteration 5 | lm loss value: NAN |");
     metrics_format_console(&row, 100, text, 20);
     assert_string_equal(text, " validation loss at");
 }
