@@ -15,7 +15,7 @@ void log_set_clear(void (*clear)(void));
 /* Called with every line, newline included, one at a time whatever threads speak; NULL: nothing,
  * and then no call goes on. What is called may say nothing itself. */
 void log_set_copy(void (*copy)(void *user, const char *line, size_t length), void *user);
-/* Hand on a line, with its newline, that is said elsewhere: on standard output, by a bar. */
+/* Hand on a line, with its newline, that is no message: one of standard output. */
 void log_copy_line(const char *line);
 void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -119,7 +119,7 @@ plain_losses() {
     # A line comes here first, and a kill can be between.
     [ "$(grep -cvE "$earlier" log.1)" = "$(wc -l < $output_log)" ] || tail -n 1 $output_log >> log.1
     train_in_background log.2 1 $model $run --steps=100000
-    wait_for 60 reached run/metrics.jsonl $(($(newest_step run) + 20))
+    wait_for 60 grep -q 'consumed samples' log.2
     kill -TERM $(trainer_pids)
     wait "$run_pid" || status=$?
     [ $status = 75 ]
