@@ -1,4 +1,5 @@
 #include "core/error.h"
+
 #undef error_set
 #undef error_set_errno
 #undef error_prefix
@@ -8,6 +9,8 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "core/log.h"
 
 /* Names in messages come from files that somebody else may have made: none may begin a second line
  * or speak to the terminal. */
@@ -75,6 +78,6 @@ int error_prefix(struct error *error, const char *format, ...)
 
 int error_print(const struct error *error)
 {
-    fprintf(stderr, "%s: %s\n", program_invocation_short_name, error->text);
+    log_error("%s", error->text);
     return error->status;
 }

@@ -1,11 +1,13 @@
 /* Guards: settings resolve in the documented order and refuse what is wrong by name; presets have
- * the published sizes; layouts refuse what does not divide; 16-bit floats convert exactly. */
+ * the published sizes; layouts refuse what does not divide; 16-bit floats convert exactly;
+ * every line that is said is handed on. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +16,7 @@
 
 #include "core/dtype.h"
 #include "core/layout.h"
+#include "core/log.h"
 #include "core/model.h"
 #include "core/rope.h"
 #include "core/settings.h"
@@ -500,6 +503,39 @@ static void test_token_names(void **state)
     token_names_destroy(&names);
 }
 
+static void append_copy(void *user, const char *line, size_t length)
+{
+    strncat(user, line, length);
+}
+
+/* What is said and what is handed on, by the order; a message is cut, its newline is not. */
+static void test_log_copy(void **state)
+{
+    char copies[4096] = "", expected[4096], path[2500];
+    struct error error = {0};
+    (void)state;
+
+    memset(path, 'x', sizeof(path));
+    path[sizeof(path) - 1] = '\0';
+    log_set_copy(append_copy, copies);
+    log_info("one");
+    log_warning("two: %d", 2);
+    log_copy_line(" three |\n");
+    error_set(&error, EXIT_STATUS_IO, "four");
+    assert_int_equal(error_print(&error), EXIT_STATUS_IO);
+    log_set_enabled(false);
+    log_info("unsaid");
+    log_warning_any_rank("%s", path);
+    log_set_enabled(true);
+    log_set_copy(NULL, NULL);
+    log_info("five");
+    log_copy_line("six\n");
+    snprintf(expected, sizeof(expected),
+             "%1$s: one\n%1$s: warning: two: 2\n three |\n%1$s: four\n%1$s: warning: %2$.2047s\n",
+             program_invocation_short_name, path);
+    assert_string_equal(copies, expected);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -510,6 +546,7 @@ int main(void)
         cmocka_unit_test(test_unknown_preset),  cmocka_unit_test(test_flops),
         cmocka_unit_test(test_layout),          cmocka_unit_test(test_stages),
         cmocka_unit_test(test_dtype),           cmocka_unit_test(test_token_names),
+        cmocka_unit_test(test_log_copy),
     };
     char directory[] = "/tmp/mtllm-test-core-XXXXXX", models[4096];
 

@@ -48,6 +48,13 @@ warnings() {
     grep -c 'warning: ' "$1" || true
 }
 
+# lines FILE...: those of the console.
+lines() {
+    grep -hE '^ (iteration|validation loss) ' "$@"
+}
+
+output_log=run/wandb/latest-run/files/output.log
+
 # What the training makes without any of it, once a file.
 plain_losses() {
     local directory="$BATS_FILE_TMPDIR/plain"
@@ -79,21 +86,93 @@ plain_losses() {
 @test "three requeues: still one W&B run, no step twice" {
     local i status
     for i in 1 2 3; do
-        train_in_background log 2 $model $run --steps=100000
+        train_in_background log.$i 2 $model $run --steps=100000
         wait_for 60 reached run/metrics.jsonl $(($(newest_step run) + 20))
         kill -TERM $(trainer_pids)
         status=0
         wait "$run_pid" || status=$?
-        [ $status = 75 ] || { cat log; return 1; }
-        [ "$(grep -c 'wandb sync' log)" = 0 ]
+        [ $status = 75 ] || { cat log.$i; return 1; }
+        [ "$(grep -c 'wandb sync' log.$i)" = 0 ]
     done
-    train 2 $model $run --steps=$(($(newest_step run) + 10)) > log 2>&1
+    train 2 $model $run --steps=$(($(newest_step run) + 10)) > log.4 2>&1
     check run tensorboard wandb
-    # And wandb uploads it.
-    viewers sync.py "$(readlink -f run/wandb/latest-run)" > uploaded
-    [ "$(tail -n 1 uploaded)" = "exit 0" ]
-    paste -d' ' <(head -n -1 uploaded) <(losses run/metrics.jsonl) |
+    diff <(lines log.?) <(lines $output_log)
+    # And wandb uploads it, and begins output.log anew, without its last newline.
+    cp $output_log said
+    viewers sync.py "$(readlink -f run/wandb/latest-run)" uploaded > steps
+    diff said uploaded.lines
+    diff <(lines said) <(lines uploaded/output.log)
+    [ "$(tail -n 1 steps)" = "exit 0" ]
+    paste -d' ' <(head -n -1 steps) <(losses run/metrics.jsonl) |
         awk '$1 != $3 || $2 != $4 { print; bad = 1 } END { exit bad || NR < 40 }'
+}
+
+@test "output.log: all that is said, over a kill -9, a requeue and an error" {
+    local status=0
+    # Before the W&B run is open, and the shell's own.
+    local earlier='mtllm-train: (memory: |resuming from )| Killed '
+    train_in_background log.1 1 $model $run --steps=100000 --save-interval=50
+    wait_for 60 reached run/metrics.jsonl 130
+    kill -KILL $(trainer_pids) || kill -KILL $run_pid
+    wait "$run_pid" || true
+    wait_for 20 eval '[ -z "$(trainer_pids)" ]'
+    # A line comes here first, and a kill can be between.
+    [ "$(grep -cvE "$earlier" log.1)" = "$(wc -l < $output_log)" ] || tail -n 1 $output_log >> log.1
+    train_in_background log.2 1 $model $run --steps=100000
+    wait_for 60 grep -q 'consumed samples' log.2
+    kill -TERM $(trainer_pids)
+    wait "$run_pid" || status=$?
+    [ $status = 75 ]
+    status=0
+    SLURM_JOB_END_TIME=$(date +%s) train 1 $model $run --steps=100000 > log.3 2>&1 || status=$?
+    [ $status = 78 ] || { cat log.3; return 1; }
+    train 1 $model $run --steps=$(($(newest_step run) + 10)) > log.4 2>&1
+    grep 'no step was possible' $output_log
+    diff <(grep -hvE "$earlier" log.?) $output_log
+    [ "$(lines $output_log | wc -l)" -gt 40 ]
+    check run wandb
+    # W&B leaves it without its last newline.
+    truncate -s -1 $output_log
+    train 1 $model $run --steps=$(($(newest_step run) + 10)) > log.5 2>&1
+    diff <(grep -hvE "$earlier" log.?) $output_log
+}
+
+@test "output.log has the lines where a terminal shows a bar" {
+    local command
+    command="mtllm-train $(echo $model $run) --steps=40"
+    TERM=xterm script -qec "$command" shown > /dev/null < /dev/null
+    grep -q $'\033\[K' shown
+    [ "$(grep -c 'consumed samples' shown)" = 0 ]
+    diff <(seq 7 7 35 && echo 40) <(sed -n 's,^ iteration *\([0-9]*\)/.*,\1,p' $output_log)
+    check run wandb
+}
+
+@test "output.log that cannot be written: one warning, the same losses" {
+    train 1 $model $run --steps=40 --save-interval=20 > log 2>&1
+    rm -r run/ckpt/step-00000040 && cp -a run begun
+    ln -sf /dev/full $output_log
+    train 1 $model $run --steps=40 > log 2>&1
+    [ "$(warnings log)" = 1 ]
+    grep 'warning: .*/files/output.log: cannot write: No space left on device; training goes' log
+    [ "$(grep -c 'records were lost' log)" = 1 ]
+    diff <(plain_losses) <(losses run/metrics.jsonl)
+    rm -r run && cp -a begun run
+    rm $output_log && mkdir $output_log
+    train 1 $model $run --steps=40 > log 2>&1
+    [ "$(warnings log)" = 1 ]
+    grep 'warning: wandb=yes: .*/files/output.log: cannot write: Is a directory; training goes' log
+    diff <(plain_losses) <(losses run/metrics.jsonl)
+    # Removed while it is written.
+    rm -r run
+    train_in_background log 1 $model $run --steps=1000
+    wait_for 60 reached run/metrics.jsonl 20
+    rm $output_log
+    wait "$run_pid"
+    [ "$(warnings log)" = 1 ]
+    grep 'warning: .*/files/output.log: cannot write: No such file or directory; training goes' log
+    train 1 $model $run --steps=1001 > log 2>&1
+    [ "$(warnings log)" = 0 ]
+    check run wandb
 }
 
 @test "Megatron's and torchtitan's names" {
@@ -218,6 +297,8 @@ SCRIPT
     grep 'warning: .*/run-.*.wandb: cannot write: No space left' log
     [ "$(grep -c 'records were lost' log)" = 2 ]
     diff <(plain_losses) <(losses whole/metrics.jsonl)
+    # No line in part.
+    [ "$(grep -cvxFf log "whole/${output_log#run/}")" = 0 ]
     # With room again, the next start writes what is missing.
     rm -rf run && mv whole run
     train 1 $model $run --steps=41 > log 2>&1

@@ -43,37 +43,48 @@ void appended_file_close(struct appended_file *file)
     *file = (struct appended_file){0};
 }
 
-void appended_file_lose(struct appended_file *file, int reason)
+void appended_file_lose_beside(struct appended_file *file, const char *path, int reason)
 {
     if (file->lost++ == 0)
-        log_warning_any_rank("%s: cannot write: %s; training goes on without these records",
-                             file->path, strerror(reason));
+        log_warning_any_rank("%s: cannot write: %s; training goes on without these records", path,
+                             strerror(reason));
+}
+
+void appended_file_lose(struct appended_file *file, int reason)
+{
+    appended_file_lose_beside(file, file->path, reason);
 }
 
 bool appended_file_write(struct appended_file *file, const void *record, size_t length)
 {
+    int reason = appended_file_try(file, record, length);
+
+    if (reason)
+        appended_file_lose(file, reason);
+    return reason == 0;
+}
+
+int appended_file_try(struct appended_file *file, const void *record, size_t length)
+{
     struct stat status = {0};
     ssize_t written;
+    int reason;
 
     /* What is written into a file without a name is lost without an error. */
-    if (fstat(file->descriptor, &status) == 0 && status.st_nlink == 0) {
-        appended_file_lose(file, ENOENT);
-        return false;
-    }
-    if (file->torn && ftruncate(file->descriptor, file->size) < 0) {
-        appended_file_lose(file, errno);
-        return false;
-    }
+    if (fstat(file->descriptor, &status) == 0 && status.st_nlink == 0)
+        return ENOENT;
+    if (file->torn && ftruncate(file->descriptor, file->size) < 0)
+        return errno;
     file->torn = false;
     do
         written = write(file->descriptor, record, length);
     while (written < 0 && errno == EINTR);
     if (written == (ssize_t)length) {
         file->size += (int64_t)length;
-        return true;
+        return 0;
     }
-    appended_file_lose(file, written < 0 ? errno : ENOSPC);
+    reason = written < 0 ? errno : ENOSPC;
     /* Part of a record would spoil the next one. Taking it back needs no space. */
     file->torn = written > 0 && ftruncate(file->descriptor, file->size) < 0;
-    return false;
+    return reason;
 }

@@ -27,7 +27,11 @@ void appended_file_close(struct appended_file *file);
 
 /* Append a record in one write. False: it is lost, and the file as it was. */
 bool appended_file_write(struct appended_file *file, const void *record, size_t length);
+/* As appended_file_write(), but says and counts nothing: 0, or an errno. */
+int appended_file_try(struct appended_file *file, const void *record, size_t length);
 /* A record that could not be written for another reason, an errno: the same warning. */
 void appended_file_lose(struct appended_file *file, int reason);
+/* Likewise something that belongs to the file and goes to `path`. */
+void appended_file_lose_beside(struct appended_file *file, const char *path, int reason);
 
 #endif

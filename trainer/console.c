@@ -97,11 +97,13 @@ void console_line(const struct metrics_row *row)
 {
     char text[2048];
 
+    metrics_format_console(row, console.steps, text, sizeof(text) - 1);
+    strcat(text, "\n");
+    log_copy_line(text);
     if (!console.lines && !row->eval)
         return;
     clear_bar();
-    metrics_format_console(row, console.steps, text, sizeof(text));
     /* A console that is gone is no reason to stop. */
-    (void)!puts(text);
+    (void)!fputs(text, stdout);
     (void)fflush(stdout);
 }

@@ -4,6 +4,7 @@
 #include <libgen.h>
 #include <limits.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,7 @@ enum {
     RECORD_SUMMARY = 3,
     RECORD_CONFIG = 5,
     RECORD_FILES = 6,
+    RECORD_OUTPUT_RAW = 13,
     RECORD_RUN = 17,
     RECORD_EXIT = 18,
     RECORD_FINAL = 20,
@@ -49,10 +51,13 @@ enum { TIMESTAMP_SECONDS = 1 };
 enum { EXIT_CODE = 1, EXIT_RUNTIME = 2 };
 enum { FILES_FILE = 1, FILE_PATH = 1, FILE_POLICY = 2, FILE_TYPE = 3 };
 enum { POLICY_END = 1, TYPE_WANDB = 1 };
+enum { OUTPUT_TYPE = 1, OUTPUT_LINE = 3, STDOUT = 1 };
 
 struct wandb {
     struct wandb_directory directory;
     struct wandb_file file;
+    struct appended_file output; /* files/output.log; threads write to it */
+    atomic_int output_trouble;   /* an errno, until it is said */
     struct protobuf record;
     int64_t records; /* in the file */
     int64_t resume_step, had_step, start_time;
@@ -74,10 +79,20 @@ static size_t begin_record(struct wandb *w, int field)
     return protobuf_begin(&w->record, field);
 }
 
+/* Here, since what copies a line may say nothing itself. */
+static void tell_output_trouble(struct wandb *w)
+{
+    int reason = atomic_exchange(&w->output_trouble, 0);
+
+    if (reason)
+        appended_file_lose_beside(&w->file.file, w->output.path, reason);
+}
+
 static void end_record(struct wandb *w, size_t begun)
 {
     protobuf_end(&w->record, begun);
     w->records += wandb_file_append(&w->file, &w->record);
+    tell_output_trouble(w);
 }
 
 static void put_item(struct protobuf *buffer, int field, const char *key, const char *json)
@@ -316,14 +331,87 @@ static void write_config(struct wandb *w, json_t *config)
 /* What is to be uploaded besides. The other files follow from the records. */
 static void write_files(struct wandb *w)
 {
+    static const char *const names[] = {"wandb-metadata.json", "output.log"};
     size_t files = begin_record(w, RECORD_FILES), file;
 
-    file = protobuf_begin(&w->record, FILES_FILE);
-    protobuf_text(&w->record, FILE_PATH, "wandb-metadata.json");
-    protobuf_integer(&w->record, FILE_POLICY, POLICY_END);
-    protobuf_integer(&w->record, FILE_TYPE, TYPE_WANDB);
-    protobuf_end(&w->record, file);
+    for (int i = 0; i < 2; i++) {
+        file = protobuf_begin(&w->record, FILES_FILE);
+        protobuf_text(&w->record, FILE_PATH, names[i]);
+        protobuf_integer(&w->record, FILE_POLICY, POLICY_END);
+        protobuf_integer(&w->record, FILE_TYPE, TYPE_WANDB);
+        protobuf_end(&w->record, file);
+    }
     end_record(w, files);
+}
+
+static void copy_line(void *user, const char *line, size_t length)
+{
+    struct wandb *w = user;
+    int reason = appended_file_try(&w->output, line, length);
+
+    if (reason)
+        atomic_store(&w->output_trouble, reason);
+}
+
+/* Does the file end within a line? W&B leaves it so where it wrote it anew, and so may a kill. */
+static bool ends_within_line(const char *path)
+{
+    FILE *stream = fopen(path, "re");
+    int last = stream && fseek(stream, -1, SEEK_END) == 0 ? fgetc(stream) : '\n';
+
+    if (stream)
+        fclose(stream);
+    return last != '\n';
+}
+
+/* The run is worth having without it. */
+static void open_output(struct wandb *w)
+{
+    char path[DISK_PATH_SIZE];
+    struct error trouble = {0};
+
+    if (disk_path(path, &trouble, "%s/files/output.log", w->directory.path) < 0 ||
+        appended_file_open(&w->output, path, false, &trouble) < 0) {
+        log_warning_any_rank("wandb=yes: %s; training goes on without it", trouble.text);
+        return;
+    }
+    if (ends_within_line(path))
+        copy_line(w, "\n", 1);
+    log_set_copy(copy_line, w);
+}
+
+static void close_output(struct wandb *w)
+{
+    log_set_copy(NULL, NULL);
+    appended_file_close(&w->output);
+}
+
+/* A record a line of the whole output.log: W&B's page of logs shows these, not the file. They come
+ * last, all at once, because `wandb sync` begins output.log anew from them: with those of one start
+ * alone it would lose the lines of the others. */
+static void write_output(struct wandb *w)
+{
+    FILE *stream = w->output.size > 0 ? fopen(w->output.path, "re") : NULL;
+    char *line = NULL;
+    size_t size = 0;
+    ssize_t length;
+
+    while (stream && (length = getline(&line, &size, stream)) > 0) {
+        json_t *string = json_stringn(line, (size_t)length);
+        size_t record = begin_record(w, RECORD_OUTPUT_RAW);
+
+        /* A path that is not UTF-8 would make all of the file unreadable. */
+        for (char *c = line; !string && *c; c++)
+            if ((unsigned char)*c >= 0x80)
+                *c = '?';
+        json_decref(string);
+        protobuf_integer(&w->record, OUTPUT_TYPE, STDOUT);
+        protobuf_text(&w->record, OUTPUT_LINE, line);
+        end_record(w, record);
+    }
+    free(line);
+    if (stream)
+        fclose(stream);
 }
 
 static void write_end(struct wandb *w)
@@ -360,8 +448,8 @@ static bool keep_record(void *user, const unsigned char *record, size_t length)
     int64_t step;
 
     while (protobuf_next(&at, end, &field)) {
-        if (field.number == RECORD_EXIT || field.number == RECORD_FINAL ||
-            field.number == RECORD_FOOTER)
+        if (field.number == RECORD_OUTPUT_RAW || field.number == RECORD_EXIT ||
+            field.number == RECORD_FINAL || field.number == RECORD_FOOTER)
             return false;
         if (field.number == RECORD_RUN && field.bytes) {
             w->start_time = integer_inside(&field, RUN_START_TIME, TIMESTAMP_SECONDS);
@@ -403,6 +491,7 @@ int wandb_open(struct wandb **result, const struct wandb_options *options, struc
         write_files(w);
     }
     write_config(w, options->config);
+    open_output(w);
     *result = w;
     return 0;
 }
@@ -413,11 +502,14 @@ void wandb_close(struct wandb *w, bool complete)
         return;
     flush(w, true);
     if (complete) {
-        write_end(w);
         if (!wandb_environment_is_true("WANDB_SILENT"))
             log_info("upload the run to W&B with: wandb sync %s", w->directory.path);
+        write_output(w);
+        write_end(w);
     }
+    tell_output_trouble(w);
     wandb_file_close(&w->file);
+    close_output(w);
     protobuf_destroy(&w->record);
     protobuf_destroy(&w->items);
     free(w->latest);

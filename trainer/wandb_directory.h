@@ -1,8 +1,8 @@
 /* Where an offline run of W&B is, and what stands in it beside its records.
  *
  *   RUN/wandb/offline-run-YYYYMMDD_HHMMSS-ID/run-ID.wandb
- *                                            files/config.yaml, wandb-metadata.json,
- *                                                  wandb-summary.json
+ *                                            files/config.yaml, output.log,
+ *                                                  wandb-metadata.json, wandb-summary.json
  *   RUN/wandb/latest-run -> offline-run-...
  *
  * With WANDB_DIR the directory of the run is there instead, and RUN/wandb/latest-run points to it:

@@ -195,6 +195,7 @@ def check_wandb(run, killed):
     assert config["lr"] > 0 and config["model_config"]["model_type"] == "llama", config
     check_summary(run, summary, expected, killed)
     check_files(run, config)
+    check_output(run, records, killed)
 
 
 def print_record(run):
@@ -224,6 +225,15 @@ def check_files(run, config):
         assert {k: v["value"] for k, v in yaml.safe_load(file).items()} == config
     with open(os.path.join(run, "wandb", "latest-run", "files", "wandb-metadata.json")) as file:
         assert json.load(file)["program"] == "mtllm-train"
+
+
+def check_output(run, records, killed):
+    """The console's lines are records, too, once a run is complete."""
+    said = "".join(record.output_raw.line for record in records if record.HasField("output_raw"))
+    with open(os.path.join(run, "wandb", "latest-run", "files", "output.log"), newline="") as file:
+        output = file.read()
+    assert "\r" not in output and "\x1b" not in output
+    assert said == ("" if killed else output), f"{len(said)} of {len(output)} characters"
 
 
 def main():
