@@ -202,6 +202,15 @@ plain_losses() {
     [ "$(readlink run/wandb/latest-run)" != "$before" ]
 }
 
+@test "a clock that was put back: the files of TensorBoard stay in order" {
+    train 1 $model $run --steps=6 --wandb=no > log 2>&1
+    first=$(ls run/tensorboard)
+    mv "run/tensorboard/$first" "run/tensorboard/${first/tfevents.??????????/tfevents.4000000000}"
+    train 1 $model $run --steps=10 --wandb=no > log 2>&1
+    ls run/tensorboard | sed 's/.*tfevents\.\([0-9]*\).*/\1/' | diff - <(echo 4000000000; echo 4000000001)
+    check run tensorboard
+}
+
 @test "WANDB_ variables, and the options before them" {
     mkdir elsewhere
     export WANDB_DIR=elsewhere WANDB_RUN_ID=my-id WANDB_PROJECT=theirs WANDB_ENTITY=team

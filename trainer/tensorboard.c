@@ -14,6 +14,8 @@
 #include "trainer/protobuf.h"
 #include "trainer/replacement.h"
 
+#define TFEVENTS "tfevents." /* before the time, in the name of a file */
+
 /* Field numbers, by message. */
 enum {
     EVENT_WALL_TIME = 1,
@@ -50,6 +52,7 @@ struct tensorboard {
     struct protobuf event, record;
     enum metrics_names names;
     int64_t had_step, last_step; /* the last one of the files before; of all */
+    int64_t newest_time;         /* in the names of the files before, s; 0: none */
 };
 
 /* --- TFRecord -------------------------------------------------------------------------------- */
@@ -234,6 +237,15 @@ static int cut_file(const char *directory, const char *name, struct cut *cut, st
     return result;
 }
 
+/* The time in the name of an event file; 0: in none of ours. */
+static int64_t file_time(const char *name)
+{
+    const char *found = strstr(name, TFEVENTS);
+    long long seconds = found ? strtoll(found + strlen(TFEVENTS), NULL, 10) : 0;
+
+    return seconds > 0 && seconds < 9999999999 ? seconds : 0;
+}
+
 static int cut_files(struct tensorboard *t, const struct tensorboard_options *options,
                      struct error *error)
 {
@@ -248,9 +260,13 @@ static int cut_files(struct tensorboard *t, const struct tensorboard_options *op
     do {
         cut.last_step = -1;
         cut.torn = false;
-        for (size_t i = 0; result == 0 && i < names.count; i++)
-            if (strstr(names.names[i], "tfevents"))
-                result = cut_file(options->directory, names.names[i], &cut, error);
+        for (size_t i = 0; result == 0 && i < names.count; i++) {
+            if (!strstr(names.names[i], TFEVENTS))
+                continue;
+            result = cut_file(options->directory, names.names[i], &cut, error);
+            if (file_time(names.names[i]) > t->newest_time)
+                t->newest_time = file_time(names.names[i]);
+        }
         /* Of the last step some events may be what was torn off. */
         cut.resume_step = cut.last_step;
     } while (cut.torn && result == 0);
@@ -419,22 +435,19 @@ static int write_head(struct tensorboard *t, const struct tensorboard_options *o
 
 /* --- the interface --------------------------------------------------------------------------- */
 
-/* A new file; the process may have begun one in this second already. */
+/* A new file. Files are read by the order of their names, so its time is later than the others',
+ * also where the clock is not. */
 static int create_file(struct tensorboard *t, const char *directory, struct error *error)
 {
     char host[256] = "localhost", path[DISK_PATH_SIZE];
-    int result = -1;
+    long long now = time(NULL);
 
     (void)gethostname(host, sizeof(host) - 1);
-    for (int i = 0; result < 0 && i < 1000; i++) {
-        if (disk_path(path, error, "%s/events.out.tfevents.%010lld.%s.%d.%d", directory,
-                      (long long)time(NULL), host, (int)getpid(), i) < 0)
-            return -1;
-        result = appended_file_open(&t->file, path, true, error);
-        if (result < 0 && access(path, F_OK) != 0)
-            break;
-    }
-    return result;
+    if (disk_path(path, error, "%s/events.out." TFEVENTS "%010lld.%s.%d.0", directory,
+                  now > t->newest_time ? now : (long long)t->newest_time + 1, host,
+                  (int)getpid()) < 0)
+        return -1;
+    return appended_file_open(&t->file, path, true, error);
 }
 
 int tensorboard_open(struct tensorboard **result, const struct tensorboard_options *options,
