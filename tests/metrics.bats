@@ -126,6 +126,14 @@ agree() {
     agree run/metrics.jsonl 0
 }
 
+@test "a file that is twice in a mixture is one dataset" {
+    train 1 $model $run --data="1 ../text 3 ../chat 1 ../text" --eval-interval=0 --test=no --steps=5 \
+        --micro-batch-size=8 --run-dir=run
+    ! grep -E '"\.\./text":.*"\.\./text":' run/metrics.jsonl || false
+    jq -es 'last | (.datasets | keys == ["../chat-text", "../text"]) and
+        ([.datasets[].tokens] | add) == .tokens' run/metrics.jsonl
+}
+
 @test "a validation that is not made again stays" {
     # At step 8 one set was validated and the test data evaluated; then the run is made longer.
     run_on 1 --micro-batch-size=8 --steps=8 --eval-interval=4 --valid-data="text=../text" --run-dir=run

@@ -140,6 +140,19 @@ static bool is_divided(const struct training *t)
            !setting_is_set(t->settings, SETTING_TEST_DATA);
 }
 
+/* Of a part of --data: a mixture may have a file twice, under one name. Made if it is not there. */
+static struct metrics_dataset *seen_of_part(struct training *t, int part)
+{
+    const char *name = dataset_part_name(t->dataset, part);
+    int i = 0;
+
+    while (i < t->seen_count && strcmp(t->seen[i].name, name) != 0)
+        i++;
+    if (i == t->seen_count)
+        t->seen[t->seen_count++].name = name;
+    return &t->seen[i];
+}
+
 static int prepare_counts(struct training *t, struct error *error)
 {
     int parts = dataset_parts(t->dataset);
@@ -148,7 +161,7 @@ static int prepare_counts(struct training *t, struct error *error)
     if (!t->seen)
         return error_set(error, EXIT_STATUS_SYSTEM, "out of memory");
     for (int i = 0; i < parts; i++)
-        t->seen[i].name = dataset_part_name(t->dataset, i);
+        (void)seen_of_part(t, i);
     return 0;
 }
 
@@ -295,8 +308,10 @@ void training_count_data(struct training *t)
                   counts + parts);
     t->seen_samples = t->progress.samples;
     for (int i = 0; i < parts; i++) {
-        t->seen[i].tokens += counts[i];
-        t->seen[i].epochs += counts[parts + i];
+        struct metrics_dataset *seen = seen_of_part(t, i);
+
+        seen->tokens += counts[i];
+        seen->epochs += counts[parts + i];
     }
     free(counts);
 }

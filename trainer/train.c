@@ -281,7 +281,7 @@ static void report_step(struct training *t, const struct step *step)
     training_count_data(t);
     if (is_line) {
         row.datasets = t->seen;
-        row.dataset_count = dataset_parts(t->dataset);
+        row.dataset_count = t->seen_count;
     }
     metrics_outputs_write(t->metrics, &row);
     job_comment_step(t->comment, &row);

@@ -60,7 +60,8 @@ struct training {
     struct metrics_interval interval; /* since the last line on the console */
     /* Of rank 0, for metrics: */
     struct metrics_past past;
-    struct metrics_dataset *seen; /* [dataset_parts(dataset)] up to sample seen_samples */
+    struct metrics_dataset *seen; /* [seen_count] by name, up to sample seen_samples */
+    int seen_count;
     int64_t seen_samples;
     int64_t unsaid_skips;             /* steps of this process skipped for their gradients */
     double saving_s;                  /* that saving has taken since the last step */
