@@ -233,11 +233,19 @@ run_group group
 run_id my-id
 tags a,b
 END
-    unset ${!WANDB_*}
-    # Without them the run is still found.
+    # They are said to be where the values come from.
+    grep -E '^wandb-entity = team +; WANDB_ENTITY$' run/settings.ini
+    grep -E '^wandb-project = mine +; command line$' run/settings.ini
+    echo 'wandb-project = of-a-file' > file.ini
+    mtllm-train --print-settings --config=file.ini --wandb |
+        grep -E '^wandb-project = theirs +; WANDB_PROJECT$'
+    mtllm-train --print-settings --config=file.ini | grep -E '^wandb-project = of-a-file +; file'
+    unset WANDB_DIR WANDB_RUN_ID
+    # Without these the run is still found.
     train 1 $model $run --steps=10 --wandb-project=mine > log 2>&1
     [ "$(ls run/wandb)" = latest-run ]
     check run wandb
+    unset ${!WANDB_*}
     # Two starts that are two W&B runs.
     rm -rf run
     WANDB_RESUME=never train 1 $model $run --steps=2 > log 2>&1

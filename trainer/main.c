@@ -8,6 +8,7 @@
 #include "core/standard_streams.h"
 #include "trainer/metric_host.h"
 #include "trainer/training.h"
+#include "trainer/wandb_directory.h"
 
 static bool has_word(int argc, char *const *argv, const char *word)
 {
@@ -35,7 +36,10 @@ static int read_settings(struct settings *settings, int argc, char **argv, struc
     if (settings_read_command_line(settings, argc, argv, error) < 0 ||
         settings_read_environment(settings, error) < 0)
         return -1;
-    return settings_read_layers(settings, error);
+    if (settings_read_layers(settings, error) < 0)
+        return -1;
+    wandb_read_environment(settings);
+    return 0;
 }
 
 /* What main() does once it knows its rank. Returns the exit status. */

@@ -284,7 +284,7 @@ static void put_default_name(struct protobuf *record, const char *run_directory)
 static void write_run(struct wandb *w, const struct wandb_options *options)
 {
     const struct settings *settings = options->settings;
-    const char *name = wandb_setting(settings, SETTING_WANDB_NAME, "WANDB_NAME");
+    const char *name = wandb_setting(settings, SETTING_WANDB_NAME);
     const char *host = getenv("WANDB_HOST");
     char own_host[256] = "";
     size_t run = begin_record(w, RECORD_RUN), time;
@@ -292,18 +292,16 @@ static void write_run(struct wandb *w, const struct wandb_options *options)
 
     (void)gethostname(own_host, sizeof(own_host) - 1);
     protobuf_text(record, RUN_ID, w->directory.id);
-    put_optional(record, RUN_ENTITY, wandb_setting(settings, SETTING_WANDB_ENTITY, "WANDB_ENTITY"));
-    put_optional(record, RUN_PROJECT,
-                 wandb_setting(settings, SETTING_WANDB_PROJECT, "WANDB_PROJECT"));
-    put_optional(record, RUN_GROUP,
-                 wandb_setting(settings, SETTING_WANDB_GROUP, "WANDB_RUN_GROUP"));
+    put_optional(record, RUN_ENTITY, wandb_setting(settings, SETTING_WANDB_ENTITY));
+    put_optional(record, RUN_PROJECT, wandb_setting(settings, SETTING_WANDB_PROJECT));
+    put_optional(record, RUN_GROUP, wandb_setting(settings, SETTING_WANDB_GROUP));
     put_optional(record, RUN_JOB_TYPE, getenv("WANDB_JOB_TYPE"));
     if (*name)
         protobuf_text(record, RUN_NAME, name);
     else
         put_default_name(record, options->run_directory);
-    put_optional(record, RUN_NOTES, wandb_setting(settings, SETTING_WANDB_NOTES, "WANDB_NOTES"));
-    put_tags(record, wandb_setting(settings, SETTING_WANDB_TAGS, "WANDB_TAGS"));
+    put_optional(record, RUN_NOTES, wandb_setting(settings, SETTING_WANDB_NOTES));
+    put_tags(record, wandb_setting(settings, SETTING_WANDB_TAGS));
     put_optional(record, RUN_HOST, host && *host ? host : own_host);
     time = protobuf_begin(record, RUN_START_TIME);
     protobuf_integer(record, TIMESTAMP_SECONDS, w->start_time);

@@ -35,13 +35,44 @@ bool wandb_is_wanted(const struct settings *settings)
     return false;
 }
 
-const char *wandb_setting(const struct settings *settings, enum setting_id id, const char *variable)
-{
-    const char *value = getenv(variable);
+static const struct {
+    enum setting_id id;
+    const char *name;
+} setting_variables[] = {
+    {SETTING_WANDB_PROJECT, "WANDB_PROJECT"}, {SETTING_WANDB_ENTITY, "WANDB_ENTITY"},
+    {SETTING_WANDB_NAME, "WANDB_NAME"},       {SETTING_WANDB_GROUP, "WANDB_RUN_GROUP"},
+    {SETTING_WANDB_TAGS, "WANDB_TAGS"},       {SETTING_WANDB_NOTES, "WANDB_NOTES"},
+};
 
-    if (value && *value && setting_source(settings, id) < SETTING_SOURCE_ENVIRONMENT)
-        return value;
-    return setting_text(settings, id);
+/* What the variable `i` says of its setting; NULL: nothing that counts. */
+static const char *variable_value(const struct settings *settings, size_t i)
+{
+    const char *value = getenv(setting_variables[i].name);
+    bool counts = setting_source(settings, setting_variables[i].id) < SETTING_SOURCE_ENVIRONMENT;
+
+    return value && *value && counts ? value : NULL;
+}
+
+void wandb_read_environment(struct settings *settings)
+{
+    for (size_t i = 0; i < sizeof(setting_variables) / sizeof(*setting_variables); i++) {
+        const char *value = variable_value(settings, i), *name = setting_variables[i].name;
+        struct error error; /* a line break in notes, for instance */
+
+        if (value && setting_boolean(settings, SETTING_WANDB))
+            (void)settings_set(settings, setting_variables[i].id, value, SETTING_SOURCE_ENVIRONMENT,
+                               name, name, &error);
+    }
+}
+
+const char *wandb_setting(const struct settings *settings, enum setting_id id)
+{
+    const char *value = NULL;
+
+    for (size_t i = 0; i < sizeof(setting_variables) / sizeof(*setting_variables); i++)
+        if (setting_variables[i].id == id)
+            value = variable_value(settings, i);
+    return value ? value : setting_text(settings, id);
 }
 
 /* The directory in which runs are: a hidden one is used where there is one. */

@@ -31,10 +31,12 @@ bool wandb_is_wanted(const struct settings *settings);
 /* A variable of the environment that says yes. */
 bool wandb_environment_is_true(const char *name);
 
-/* A setting that W&B has a variable for, "" if neither is given. The variable comes before what
- * files say, and after the command line and MTLLM_NAME. */
-const char *wandb_setting(const struct settings *settings, enum setting_id id,
-                          const char *variable);
+/* With --wandb, settings take the values of W&B's variables: before what files say, and after the
+ * command line and MTLLM_NAME. A value that no setting can have stays with its variable. */
+void wandb_read_environment(struct settings *settings);
+
+/* A setting that W&B has a variable for, or that variable; "" if neither is given. */
+const char *wandb_setting(const struct settings *settings, enum setting_id id);
 
 /* Find the run's directory, or make one with a new id (WANDB_RUN_ID, or random).
  * Error: EXIT_STATUS_IO; EXIT_STATUS_USAGE for an id that cannot be one. */
