@@ -67,6 +67,9 @@ static int read_options(struct options *options, int argc, char **argv, struct e
                              argv[optind - 1]);
         }
     }
+    if (options->output && !*options->output)
+        return error_set(error, EXIT_STATUS_USAGE,
+                         "--output=: a file name is missing; - is standard output");
     options->runs = argv + optind;
     options->run_count = (size_t)(argc - optind);
     if (options->run_count < 1 || options->run_count > RUNS_MOST)
@@ -222,5 +225,7 @@ int main(int argc, char **argv)
     result = read_options(&options, argc, argv, &error);
     if (result == 0)
         result = report(&options, &error);
+    if (result >= 0 && (fflush(stdout) != 0 || ferror(stdout)))
+        result = error_set_errno(&error, "cannot write standard output");
     return result < 0 ? error_print(&error) : EXIT_STATUS_OK;
 }

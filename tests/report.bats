@@ -369,6 +369,16 @@ PYTHON
     grep -q '^mtllm-report: cannot write no/such/place.html' error
     status_of mtllm-report -o /dev/full run
     [ $status = 74 ]
+    status_of mtllm-report -o "" run
+    [ $status = 64 ]
+    grep -q '^mtllm-report: --output=: a file name is missing' error
+    status=0
+    mtllm-report --help > /dev/full || status=$?
+    [ $status = 74 ]
+    # Standard error is closed: its number is not that of the page.
+    sed -i '3s/.*/no record/' run/metrics.jsonl
+    mtllm-report run 2>&-
+    ! grep -a 'mtllm-report: warning' run/report.html || false
     echo before > run/report.html
     (
         ulimit -f 8

@@ -262,6 +262,15 @@ END
     grep 'WANDB_RUN_ID=a/b: not an id' log
 }
 
+@test "the command for the upload is one that a shell takes" {
+    local directory="it's a \$run"
+    train 1 $model $run --steps=1 --run-dir="$directory" > log 2>&1
+    eval "set -- $(sed -n 's/.*upload the run to W&B with: //p' log)"
+    [ "$#" = 3 ] && [ "$3" = "$(readlink -f "$directory/wandb/latest-run")" ]
+    train 1 $model $run --steps=1 > log 2>&1
+    grep -F "wandb sync $(readlink -f run/wandb/latest-run)" log
+}
+
 @test "directories that cannot be made: one warning each, the same losses" {
     mkdir run && touch run/tensorboard run/wandb
     train 1 $model $run --steps=40 > log 2>&1

@@ -412,6 +412,21 @@ static void write_output(struct wandb *w)
         fclose(stream);
 }
 
+/* A command that a shell takes as it is. */
+static void say_upload(const char *path)
+{
+    char inside[4 * DISK_PATH_SIZE], *to = inside;
+    const char *quote = path[strcspn(path, " \t\n!\"#$&'()*;<=>?[\\]^`{|}~")] ? "'" : "";
+
+    for (; *path; path++) {
+        *to++ = *path;
+        if (*path == '\'')
+            to = stpcpy(to, "\\''");
+    }
+    *to = '\0';
+    log_info("upload the run to W&B with: wandb sync %s%s%s", quote, inside, quote);
+}
+
 static void write_end(struct wandb *w)
 {
     double runtime = clock_now_s(CLOCK_REALTIME) - (double)w->start_time;
@@ -501,7 +516,7 @@ void wandb_close(struct wandb *w, bool complete)
     flush(w, true);
     if (complete) {
         if (!wandb_environment_is_true("WANDB_SILENT"))
-            log_info("upload the run to W&B with: wandb sync %s", w->directory.path);
+            say_upload(w->directory.path);
         write_output(w);
         write_end(w);
     }
