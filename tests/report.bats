@@ -179,6 +179,15 @@ PYTHON
     # A run that is complete does not start.
     train 1 $model $run --steps=4 --eval-interval=0
     [ "$(wc -l < run/starts.jsonl)" = 1 ]
+    # A record that was torn takes no other with it.
+    truncate -s -9 run/starts.jsonl
+    train 1 $model $run --steps=6 --eval-interval=0
+    [ "$(tail -n 1 run/starts.jsonl | jq .step)" = 4 ]
+    # One that cannot be made is a warning.
+    rm run/starts.jsonl
+    mkdir run/starts.jsonl
+    train 1 $model $run --steps=8 --eval-interval=0 > log 2>&1
+    grep 'warning: run/starts.jsonl: cannot write: Is a directory; this start is not recorded' log
 }
 
 @test "100,000 steps: at most 1 MB and 2 s, and a spike of one step is seen" {

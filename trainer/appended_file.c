@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -41,6 +42,16 @@ void appended_file_close(struct appended_file *file)
     close(file->descriptor);
     free(file->path);
     *file = (struct appended_file){0};
+}
+
+bool appended_file_ends_within_line(const char *path)
+{
+    FILE *stream = fopen(path, "re");
+    int last = stream && fseek(stream, -1, SEEK_END) == 0 ? fgetc(stream) : '\n';
+
+    if (stream)
+        fclose(stream);
+    return last != '\n';
 }
 
 void appended_file_lose_beside(struct appended_file *file, const char *path, int reason)

@@ -22,6 +22,8 @@ struct appended_file {
  * Error: EXIT_STATUS_IO. */
 int appended_file_open(struct appended_file *file, const char *path, bool fresh,
                        struct error *error);
+/* Does the file end within a line? Whoever goes on with it begins a new one. */
+bool appended_file_ends_within_line(const char *path);
 /* Says how many records were lost, if any were. A file that was not opened, all zeros, is fine. */
 void appended_file_close(struct appended_file *file);
 

@@ -14,6 +14,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "trainer/appended_file.h"
 #include "trainer/replacement.h"
 
 void run_directory_name(struct run_directory *run, const struct settings *settings,
@@ -128,9 +129,10 @@ void run_directory_record_start(const struct run_directory *run, const struct wo
                                 int64_t step, const char *layout)
 {
     const char *restart = getenv("MTLLM_RESTART_COUNT");
+    struct appended_file file = {0};
+    struct error trouble = {0};
+    char *json, *line = NULL;
     json_t *start;
-    FILE *stream;
-    int failed;
 
     start = json_pack("{s:f, s:I, s:i, s:s, s:s}", "time", clock_now_s(CLOCK_REALTIME), "step",
                       (json_int_t)step, "ranks", world->size, "layout", layout, "version",
@@ -139,12 +141,16 @@ void run_directory_record_start(const struct run_directory *run, const struct wo
         json_object_set_new(start, "job", json_string(world->job));
     if (restart)
         json_object_set_new(start, "restart", json_integer(atoll(restart)));
-    stream = fopen(run->starts, "a");
-    failed = !start || !stream ||
-             json_dumpf(start, stream, JSON_COMPACT | JSON_REAL_PRECISION(13)) < 0 ||
-             fputc('\n', stream) == EOF;
-    failed = (stream && fclose(stream) != 0) || failed;
-    if (failed)
-        log_warning("%s: cannot record this start: %s", run->starts, strerror(errno));
+    json = json_dumps(start, JSON_COMPACT | JSON_REAL_PRECISION(13));
+    if (!json || asprintf(&line, "%s%s\n", appended_file_ends_within_line(run->starts) ? "\n" : "",
+                          json) < 0)
+        log_warning("%s: no memory to record this start", run->starts);
+    else if (appended_file_open(&file, run->starts, false, &trouble) < 0)
+        log_warning("%s; this start is not recorded", trouble.text);
+    else
+        (void)appended_file_write(&file, line, strlen(line));
+    appended_file_close(&file);
+    free(line);
+    free(json);
     json_decref(start);
 }

@@ -351,17 +351,6 @@ static void copy_line(void *user, const char *line, size_t length)
         atomic_store(&w->output_trouble, reason);
 }
 
-/* Does the file end within a line? W&B leaves it so where it wrote it anew, and so may a kill. */
-static bool ends_within_line(const char *path)
-{
-    FILE *stream = fopen(path, "re");
-    int last = stream && fseek(stream, -1, SEEK_END) == 0 ? fgetc(stream) : '\n';
-
-    if (stream)
-        fclose(stream);
-    return last != '\n';
-}
-
 /* The run is worth having without it. */
 static void open_output(struct wandb *w)
 {
@@ -373,7 +362,8 @@ static void open_output(struct wandb *w)
         log_warning_any_rank("wandb=yes: %s; training goes on without it", trouble.text);
         return;
     }
-    if (ends_within_line(path))
+    /* W&B leaves it so where it wrote it anew. */
+    if (appended_file_ends_within_line(path))
         copy_line(w, "\n", 1);
     log_set_copy(copy_line, w);
 }
