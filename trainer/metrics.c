@@ -81,7 +81,9 @@ double metrics_round(double value, int decimals)
 {
     char text[32];
 
-    if (!isfinite(value) || decimals < 0)
+    if (!isfinite(value))
+        return NAN;
+    if (decimals < 0)
         return value;
     metrics_format_number(value, decimals, text, sizeof(text));
     return strtod(text, NULL);

@@ -281,7 +281,7 @@ static void write_row(struct metrics_outputs *outputs, int64_t step, const char 
 
     for (int id = 0; id < METRIC_COUNT; id++)
         if (rand() % 4 != 0)
-            metrics_set(&row, (enum metric_id)id, random_number());
+            metrics_set(&row, (enum metric_id)id, rand() % 20 ? random_number() : INFINITY);
     metrics_set(&row, METRIC_STEP, (double)step);
     metrics_set(&row, METRIC_TIME, 1.7e9 + (double)step + random_number() * 1e-13);
     row.values[METRIC_TIME] = isnan(row.values[METRIC_TIME]) ? 1.7e9 : row.values[METRIC_TIME];
