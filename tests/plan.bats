@@ -126,6 +126,40 @@ within() {
     [ "$(grep -c 'no layout of 4 ranks fits into the 0.001 GiB of a device: the least' log)" -eq 1 ]
 }
 
+@test "the model that --init stores" {
+    train 1 $model $data --steps=0 --run-dir=begin > log 2>&1
+    h5-to-hf begin hf > log 2>&1
+    planned --gpus=2 $model --global-batch-size=8 > named
+    for init in begin hf; do
+        planned --gpus=2 --init=$init --global-batch-size=8 > stored
+        [ -s stored ] && diff stored named
+    done
+    status=0
+    mtllm-plan --gpus=2 --init=nowhere > log 2>&1 || status=$?
+    [ $status -eq 65 ] && grep "init: nowhere: no such directory" log
+}
+
+@test "rows of several sequences divide where those of one do not, as in training" {
+    for how in "--sequence-parallel=yes --tp=4" "--cp=4"; do
+        mtllm-plan $model --device-type=cpu --gpus=4 --seq-length=31 --global-batch-size=8 $how > log
+        grep -E "^ +[14] +1 +1 +4 +none .*[0-9]$" log
+        [ "$(grep -c "micro-batch-size 1 x seq-length 31" log)" -ge 1 ]
+        ! grep "micro-batch-size 2 x seq-length 31" log || false
+        rm -rf run
+        train 4 $model $data --steps=1 --seq-length=31 --global-batch-size=8 $how \
+            --micro-batch-size=4 --run-dir=run > log 2>&1 || { cat log; false; }
+    done
+}
+
+@test "numbers of devices that tp, pp, cp and dp do not go with" {
+    mtllm-plan --model=llama-tiny --simulate=1:8 --tp=4 --global-batch-size=8 > log
+    [ "$(grep -cE "^ +[12] +none: --tp=4: no layout of [12] ranks has that" log)" -eq 2 ]
+    [ "$(grep -cE "^ +[48] +4 .*%$" log)" -eq 2 ]
+    status=0
+    mtllm-plan --model=llama-tiny --gpus=4 --cp=3 > log 2>&1 || status=$?
+    [ $status -eq 78 ] && grep -e "--cp=3: no layout of 4 ranks has that" log
+}
+
 @test "tables, refusals and simulations" {
     mtllm-plan --model=llama-2-70b --gpus=64 --global-batch-size=512 > log
     grep -E '^ +[0-9]+ +[0-9]+ +[0-9]+ +[0-9]+ +(none|selective|full) .* [0-9.]+%$' log

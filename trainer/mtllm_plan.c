@@ -247,11 +247,12 @@ static int plan_once(const struct plan_job *job, const struct plan_device *devic
     return result;
 }
 
-static void write_best(int gpus, const struct plan_list *plans)
+/* `error`: why there is no layout to try. */
+static void write_best(int gpus, const struct plan_list *plans, const struct error *error)
 {
     printf("%5d ", gpus);
     if (plans->accepted == 0) {
-        printf(" none: %s\n", plans->list[0].reason);
+        printf(" none: %s\n", plans->count > 0 ? plans->list[0].reason : error->text);
         return;
     }
     write_layout(&plans->list[0]);
@@ -272,7 +273,9 @@ static int simulate(struct plan_job *job, const struct plan_device *device,
         struct plan_list plans;
 
         job->world = (int)gpus;
-        if (plan_list_create(&plans, job, device, error) < 0) {
+        /* The next number of devices may be one that the settings go with. */
+        if (plan_list_create(&plans, job, device, error) < 0 &&
+            error->status != EXIT_STATUS_CONFIGURATION) {
             json_decref(array);
             return -1;
         }
@@ -281,7 +284,7 @@ static int simulate(struct plan_job *job, const struct plan_device *device,
                 array, json_pack("{s:I, s:o}", "gpus", (json_int_t)gpus, "best",
                                  plans.accepted ? plan_object(&plans.list[0]) : json_null()));
         else
-            write_best((int)gpus, &plans);
+            write_best((int)gpus, &plans, error);
         fflush(stdout);
         plan_list_destroy(&plans);
     }
@@ -290,13 +293,16 @@ static int simulate(struct plan_job *job, const struct plan_device *device,
 
 static void write_heading(const struct plan_job *job, const struct plan_device *device)
 {
+    double weights = (double)model_parameters(job->model);
     struct stage_work work;
 
     training_work(&work, job->settings, job->model);
-    printf("%s: %.2f billion weights, sequences of %lld tokens, ",
+    printf("%s: %.2f %s weights, sequences of %lld tokens, ",
            setting_is_set(job->settings, SETTING_MODEL) ? setting_text(job->settings, SETTING_MODEL)
-                                                        : "the model",
-           (double)model_parameters(job->model) / 1e9, (long long)work.seq_length);
+           : setting_is_set(job->settings, SETTING_INIT) ? setting_text(job->settings, SETTING_INIT)
+                                                         : "the model",
+           weights / (weights < 1e9 ? 1e6 : 1e9), weights < 1e9 ? "million" : "billion",
+           (long long)work.seq_length);
     if (job->global_batch > 0)
         printf("%lld a step\n", (long long)job->global_batch);
     else
@@ -317,7 +323,7 @@ static int run(const struct command *command, struct settings *settings, struct 
 
     if (settings_read_environment(settings, error) < 0 ||
         settings_read_layers(settings, error) < 0 ||
-        model_from_settings(&model, settings, error) < 0 ||
+        training_find_model(&model, settings, error) < 0 ||
         plan_device_from_settings(&device, settings, error) < 0)
         return -1;
     if (setting_is_set(settings, SETTING_GLOBAL_BATCH_SIZE))

@@ -1,5 +1,7 @@
 /* Which layouts there are, and which is taken. */
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "trainer/plan.h"
 #include "trainer/training.h"
@@ -65,8 +67,9 @@ static int append_layout(struct plan_list *plans, struct layout layout, const st
             break;
         if (append_recompute(plans, plan, job, device, error) < 0)
             return -1;
-        if (plans->list[plans->count - 1].refusal == PLAN_LAYOUT)
-            break;
+        /* Rows of more sequences may be what ranks divide; the first says why it is not. */
+        if (micro > first && plans->list[plans->count - 1].refusal == PLAN_LAYOUT)
+            plans->count--;
     }
     return 0;
 }
@@ -87,6 +90,24 @@ static int compare(const void *first, const void *second)
     if (a->layout.tp != b->layout.tp)
         return a->layout.tp < b->layout.tp ? -1 : 1;
     return a->layout.pp - b->layout.pp;
+}
+
+/* No tp x cp x pp x dp is the number of ranks. */
+static int nothing_to_try(const struct plan_job *job, struct error *error)
+{
+    static const enum setting_id factors[] = {SETTING_TP, SETTING_CP, SETTING_PP, SETTING_DP};
+    char given[128] = "";
+
+    for (size_t i = 0; i < sizeof(factors) / sizeof(*factors); i++)
+        if (is_given(job->settings, factors[i]))
+            snprintf(given + strlen(given), sizeof(given) - strlen(given), "%s--%s=%lld",
+                     *given ? " " : "", setting_table[factors[i]].name,
+                     (long long)setting_integer(job->settings, factors[i]));
+    return error_set(
+        error, EXIT_STATUS_CONFIGURATION,
+        "%s: no layout of %d ranks has that, tp x cp x pp x dp has to be the number of "
+        "ranks; change one, or leave it away",
+        given, job->world);
 }
 
 int plan_list_create(struct plan_list *plans, const struct plan_job *job,
@@ -114,8 +135,7 @@ int plan_list_create(struct plan_list *plans, const struct plan_job *job,
             }
         }
     if (plans->count == 0)
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "no layout of %d ranks has the tp, pp and dp that are given", job->world);
+        return nothing_to_try(job, error);
     qsort(plans->list, plans->count, sizeof(*plans->list), compare);
     while (plans->accepted < plans->count && plans->list[plans->accepted].refusal == PLAN_ACCEPTED)
         plans->accepted++;

@@ -95,6 +95,10 @@ int training_share_rows(struct stage_work *work, const struct settings *settings
                         const struct layout *layout, const struct kernels *kernels,
                         struct error *error);
 
+/* The model that a run begins with, as far as settings tell: theirs, or where they name none the
+ * one that --init stores. Error: EXIT_STATUS_CONFIGURATION, or that of weights_open(). */
+int training_find_model(struct model *model, const struct settings *settings, struct error *error);
+
 /* The layout: the settings', or where they name neither tp nor pp and the memory of the device is
  * known, the smallest that fits (plan.h). The same on every rank. Collective.
  * Error: EXIT_STATUS_CONFIGURATION, EXIT_STATUS_SYSTEM; the same on every rank. */
