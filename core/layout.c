@@ -171,8 +171,8 @@ int layout_from_settings(struct layout *layout, const struct settings *settings,
                          const struct model *model, int world, const char *prefix,
                          struct error *error)
 {
-    char group_text[64];
-    int group;
+    char given[96], factors[64];
+    int64_t group; /* at most 2^36 */
 
     *layout = (struct layout){
         .tp = setting_is_set(settings, SETTING_TP) ? (int)setting_integer(settings, SETTING_TP) : 1,
@@ -183,29 +183,31 @@ int layout_from_settings(struct layout *layout, const struct settings *settings,
     };
     if (model && layout_check(layout, settings, model, prefix, error) < 0)
         return -1;
-    group = layout->tp * layout->pp * layout->cp;
+    group = (int64_t)layout->tp * layout->pp * layout->cp;
     if (world == 0) {
         if (layout->dp == 0)
             layout->dp = 1;
         return 0;
     }
     if (layout->dp == 0 && world % group == 0)
-        layout->dp = world / group;
-    if (layout->cp > 1)
-        snprintf(group_text, sizeof(group_text), "%d x %d x %d", layout->tp, layout->pp,
+        layout->dp = world / (int)group;
+    snprintf(given, sizeof(given), "%stp=%d %spp=%d", prefix, layout->tp, prefix, layout->pp);
+    snprintf(factors, sizeof(factors), "%d x %d", layout->tp, layout->pp);
+    if (layout->cp > 1) {
+        snprintf(given + strlen(given), sizeof(given) - strlen(given), " %scp=%d", prefix,
                  layout->cp);
-    else
-        snprintf(group_text, sizeof(group_text), "%d x %d", layout->tp, layout->pp);
+        snprintf(factors + strlen(factors), sizeof(factors) - strlen(factors), " x %d", layout->cp);
+    }
     if (layout->dp == 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "%stp=%d %spp=%d: one replica takes %s = %d ranks, which does not "
-                         "divide the %d that were started; start a multiple of %d (srun -n)",
-                         prefix, layout->tp, prefix, layout->pp, group_text, group, world, group);
-    if ((int64_t)group * layout->dp != world)
+                         "%s: one replica takes %s = %lld ranks, which does not divide the %d that "
+                         "were started; start a multiple of %lld (srun -n)",
+                         given, factors, (long long)group, world, (long long)group);
+    if (group * layout->dp != world)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "%stp=%d %spp=%d %sdp=%d: %s x %d = %lld ranks, but %d were "
+                         "%s %sdp=%d: %s x %d = %lld ranks, but %d were "
                          "started; start that many (srun -n), or leave %sdp to be worked out",
-                         prefix, layout->tp, prefix, layout->pp, prefix, layout->dp, group_text,
-                         layout->dp, (long long)group * layout->dp, world, prefix);
+                         given, prefix, layout->dp, factors, layout->dp,
+                         (long long)group * layout->dp, world, prefix);
     return 0;
 }

@@ -93,6 +93,16 @@ layouts() {
     diff <(grep 'validation loss' eval-0) <(grep 'validation loss' eval-0.5)
 }
 
+@test "settings that do nothing say so" {
+    for how in recompute-layers=3 lima-dropout=yes; do
+        train 1 $model $run --steps=4 --$how --run-dir=$how > log 2>&1
+        grep "warning: $how: does nothing without" log
+    done
+    train 1 $model $run --steps=4 --recompute=full --recompute-layers=3 --hidden-dropout=0.1 \
+        --lima-dropout=yes --run-dir=both > log 2>&1
+    ! grep "warning" log || false
+}
+
 @test "steps that are passed over: their data are, no update is made, any layout" {
     train 1 $model $run --skip-steps=4,7-9 --micro-batch-size=8 --run-dir=one > log 2>&1
     grep -c 'no update, as skip-steps says' log | grep -x 4

@@ -124,6 +124,14 @@ within() {
     train 4 $model $data $run --device-memory=0.001 > log 2>&1 || status=$?
     [ $status -eq 78 ]
     [ "$(grep -c 'no layout of 4 ranks fits into the 0.001 GiB of a device: the least' log)" -eq 1 ]
+    # What makes every layout impossible is said.
+    status=0
+    train 4 $model $data $run --device-memory=0.007 --dp=3 > log 2>&1 || status=$?
+    [ $status -eq 78 ] && grep -e "--dp=3: no layout of 4 ranks has that" log
+    status=0
+    train 4 $model $data $run --device-memory=0.007 --seq-length=31 --cp=2 > log 2>&1 || status=$?
+    [ $status -eq 78 ]
+    grep "no layout of 4 ranks is possible: with tp=1 pp=1 dp=2, cp=2: does not divide the rows" log
 }
 
 @test "the model that --init stores" {

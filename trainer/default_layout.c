@@ -1,4 +1,5 @@
 /* The layout of a run that names neither tp nor pp. */
+#include <stdio.h>
 #include <string.h>
 
 #include "ckpt/weights.h"
@@ -29,6 +30,7 @@ static int plan_layout(struct layout *layout, const struct plan_device *device,
     struct error unknown = {0};
     struct plan_job job = {.settings = settings, .world = world->size};
     struct model model;
+    char cp[16] = "";
 
     /* It may be in a checkpoint that is still to be found; what else is wrong is said where the
      * model is settled. */
@@ -39,9 +41,11 @@ static int plan_layout(struct layout *layout, const struct plan_device *device,
         job.global_batch = setting_integer(settings, SETTING_GLOBAL_BATCH_SIZE);
     if (plan_default_layout(layout, &job, device, error) < 0)
         return -1;
+    if (layout->cp > 1)
+        snprintf(cp, sizeof(cp), " cp=%d", layout->cp);
     if (layout->tp * layout->pp > 1)
-        log_info("layout: tp=%d pp=%d dp=%d, the smallest whose ranks fit into %.4g GiB",
-                 layout->tp, layout->pp, layout->dp, device->memory_bytes / (1 << 30));
+        log_info("layout: tp=%d pp=%d dp=%d%s, the smallest whose ranks fit into %.4g GiB",
+                 layout->tp, layout->pp, layout->dp, cp, device->memory_bytes / (1 << 30));
     return 0;
 }
 

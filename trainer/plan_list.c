@@ -121,11 +121,11 @@ int plan_list_create(struct plan_list *plans, const struct plan_job *job,
                                     .cp = (int)setting_integer(job->settings, SETTING_CP),
                                     .chunks =
                                         (int)setting_integer(job->settings, SETTING_PP_CHUNKS)};
-            int group = tp * pp * layout.cp;
+            int64_t group = (int64_t)tp * pp * layout.cp;
 
             if (job->world % group != 0)
                 continue;
-            layout.dp = job->world / group;
+            layout.dp = job->world / (int)group;
             if (!may_be(job->settings, SETTING_TP, tp) || !may_be(job->settings, SETTING_PP, pp) ||
                 !may_be(job->settings, SETTING_DP, layout.dp))
                 continue;
@@ -148,8 +148,8 @@ void plan_list_destroy(struct plan_list *plans)
     *plans = (struct plan_list){0};
 }
 
-/* The fastest of the layouts with tp x pp = `group`, into *best if any is accepted; the least
- * memory that one needs into *least. */
+/* The fastest of the layouts with tp x pp = `group`, into *best if any is accepted, else one that
+ * cannot be, if there is one; the least memory that one needs into *least. */
 static int best_of_group(struct plan *best, size_t *least, int group, const struct plan_job *job,
                          const struct plan_device *device, struct error *error)
 {
@@ -179,6 +179,8 @@ static int best_of_group(struct plan *best, size_t *least, int group, const stru
         if (plan.refusal == PLAN_ACCEPTED &&
             (best->refusal != PLAN_ACCEPTED || plan.step_s < best->step_s))
             *best = plan;
+        else if (plan.refusal == PLAN_LAYOUT && !*best->reason)
+            *best = plan;
     }
     return 0;
 }
@@ -187,6 +189,7 @@ int plan_default_layout(struct layout *layout, const struct plan_job *job,
                         const struct plan_device *device, struct error *error)
 {
     int cp = (int)setting_integer(job->settings, SETTING_CP);
+    struct plan impossible = {.reason = ""};
     size_t least = 0;
 
     for (int group = 1; group * cp <= job->world; group++) {
@@ -201,10 +204,18 @@ int plan_default_layout(struct layout *layout, const struct plan_job *job,
             *layout = best.layout;
             return 0;
         }
+        if (!*impossible.reason)
+            impossible = best;
     }
+    if (least == 0 && !*impossible.reason)
+        return nothing_to_try(job, error);
     if (least == 0)
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "no layout of %d ranks is possible; mtllm-plan says why", job->world);
+        return error_set(
+            error, EXIT_STATUS_CONFIGURATION,
+            "no layout of %d ranks is possible: with tp=%d pp=%d dp=%d, %s (mtllm-plan "
+            "shows all)",
+            job->world, impossible.layout.tp, impossible.layout.pp, impossible.layout.dp,
+            impossible.reason);
     return error_set(error, EXIT_STATUS_CONFIGURATION,
                      "no layout of %d ranks fits into the %.4g GiB of a device: the least that one "
                      "needs is %.4g GiB; use more ranks, --recompute=full, a smaller "

@@ -57,6 +57,12 @@ static int settle_layout(struct training *t, struct error *error)
     if (t->seq_length > t->model.max_positions)
         log_warning("seq-length=%lld is beyond the model's max-positions=%lld",
                     (long long)t->seq_length, (long long)t->model.max_positions);
+    if (setting_is_set(t->settings, SETTING_RECOMPUTE_LAYERS) && work.recompute != RECOMPUTE_FULL)
+        log_warning("recompute-layers=%s: does nothing without recompute=full",
+                    setting_text(t->settings, SETTING_RECOMPUTE_LAYERS));
+    if (setting_boolean(t->settings, SETTING_LIMA_DROPOUT) &&
+        setting_real(t->settings, SETTING_HIDDEN_DROPOUT) == 0)
+        log_warning("lima-dropout=yes: does nothing without hidden-dropout, up to which it grows");
     return layout_check(&t->layout, t->settings, &t->model, "--", error);
 }
 
