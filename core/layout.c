@@ -124,21 +124,30 @@ static int check_tp(const struct layout *layout, const struct settings *settings
     return 0;
 }
 
+static bool cp_fits(const struct model *model, int64_t cp)
+{
+    return model->heads % cp == 0 && kv_heads_fit(model, cp);
+}
+
 /* Every rank of a context parallel group attends with whole heads: as many query heads as the
  * others, and whole key/value heads or, with its neighbours, one. */
 static int check_cp(const struct layout *layout, const struct settings *settings,
                     const struct model *model, const char *prefix, struct error *error)
 {
-    int64_t heads = model->heads / layout->tp;
-    int64_t kv_heads = model->kv_heads * layout_kv_sharing(layout, model) / layout->tp;
+    const struct model rank = {
+        .heads = model->heads / layout->tp,
+        .kv_heads = model->kv_heads * layout_kv_sharing(layout, model) / layout->tp,
+    };
+    char fitting[256];
 
-    if (heads % layout->cp == 0 && (kv_heads % layout->cp == 0 || layout->cp % kv_heads == 0))
+    if (cp_fits(&rank, layout->cp))
         return 0;
+    list_numbers(rank.heads, cp_fits, &rank, fitting, sizeof(fitting));
     return error_set(error, EXIT_STATUS_CONFIGURATION,
                      "%scp=%d: %s has %lld query and %lld key/value heads a rank with tp=%d, which "
-                     "it does not divide; use one that does",
-                     prefix, layout->cp, model_name(settings), (long long)heads,
-                     (long long)kv_heads, layout->tp);
+                     "it does not divide; use %s",
+                     prefix, layout->cp, model_name(settings), (long long)rank.heads,
+                     (long long)rank.kv_heads, layout->tp, fitting);
 }
 
 int layout_check(const struct layout *layout, const struct settings *settings,

@@ -389,6 +389,13 @@ static void test_layout(void **state)
     argv[3] = "--pp=49";
     assert_int_equal(layout_of(4, argv, 0, &layout, &error), -1);
     assert_non_null(strstr(error.text, "--llm-pp=49: codellama-34b has 48 layers"));
+    argv[2] = "--tp=2";
+    argv[3] = "--cp=3";
+    assert_int_equal(layout_of(4, argv, 0, &layout, &error), -1);
+    assert_string_equal(error.text,
+                        "--llm-cp=3: codellama-34b has 32 query and 4 key/value heads a "
+                        "rank with tp=2, which it does not divide; use 1, 2, 4, 8, 16 "
+                        "or 32");
 }
 
 /* Before there is a model: every factor is named, and none is too large to be multiplied. */

@@ -19,6 +19,7 @@ static const char *const recompute_names[] = {
     [RECOMPUTE_NONE] = "none", [RECOMPUTE_SELECTIVE] = "selective", [RECOMPUTE_FULL] = "full"};
 
 enum { SHOWN = 12 }; /* lines of each table, unless all are asked for */
+enum { MOST_RANKS = 1 << 20 };
 
 static void write_help(void)
 {
@@ -48,7 +49,7 @@ static bool read_count(const char *text, char end, long *count, const char **res
 
     *count = strtol(text, &stop, 10);
     *rest = stop;
-    return stop != text && *stop == end && *count >= 1 && *count <= 1 << 20;
+    return stop != text && *stop == end && *count >= 1 && *count <= MOST_RANKS;
 }
 
 /* The value of "--NAME=VALUE" if the word is that, NULL otherwise. */
@@ -65,12 +66,14 @@ static int read_word(struct command *command, const char *word, bool *ours, stru
 
     *ours = true;
     if (gpus && !read_count(gpus, '\0', &command->gpus, &rest))
-        return error_set(error, EXIT_STATUS_USAGE, "--gpus=%s: not a number of ranks", gpus);
+        return error_set(error, EXIT_STATUS_USAGE, "--gpus=%s: not a number of ranks; use 1 to %d",
+                         gpus, MOST_RANKS);
     if (simulate &&
         (!read_count(simulate, ':', &command->first, &rest) ||
          !read_count(rest + 1, '\0', &command->last, &rest) || command->first > command->last))
         return error_set(error, EXIT_STATUS_USAGE,
-                         "--simulate=%s: not two numbers of ranks, as in 8:4096", simulate);
+                         "--simulate=%s: not two numbers of ranks, the smaller first, as in 8:4096",
+                         simulate);
     if (strcmp(word, "--gpus") == 0 || strcmp(word, "--simulate") == 0)
         return error_set(error, EXIT_STATUS_USAGE, "%s: give the value behind an equals sign",
                          word);
