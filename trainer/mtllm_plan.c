@@ -327,7 +327,8 @@ static int run(const struct command *command, struct settings *settings, struct 
     if (settings_read_environment(settings, error) < 0 ||
         settings_read_layers(settings, error) < 0 ||
         training_find_model(&model, settings, error) < 0 ||
-        plan_device_from_settings(&device, settings, error) < 0)
+        plan_device_from_settings(&device, settings, error) < 0 ||
+        training_check_state(settings, device.kernels->dtype, error) < 0)
         return -1;
     if (setting_is_set(settings, SETTING_GLOBAL_BATCH_SIZE))
         job.global_batch = setting_integer(settings, SETTING_GLOBAL_BATCH_SIZE);

@@ -218,7 +218,8 @@ int plan_default_layout(struct layout *layout, const struct plan_job *job,
             impossible.reason);
     return error_set(error, EXIT_STATUS_CONFIGURATION,
                      "no layout of %d ranks fits into the %.4g GiB of a device: the least that one "
-                     "needs is %.4g GiB; use more ranks, --recompute=full, a smaller "
-                     "--micro-batch-size or --optimizer-state=bf16 (mtllm-plan shows all)",
-                     job->world, device->memory_bytes / (1 << 30), (double)least / (1 << 30));
+                     "needs is %.4g GiB; use more ranks, --recompute=full%s a smaller "
+                     "--micro-batch-size%s (mtllm-plan shows all)",
+                     job->world, device->memory_bytes / (1 << 30), (double)least / (1 << 30),
+                     device->gpu ? "," : " or", device->gpu ? " or --optimizer-state=bf16" : "");
 }

@@ -89,6 +89,10 @@ struct training {
 void training_work(struct stage_work *work, const struct settings *settings,
                    const struct model *model);
 
+/* Whether the optimizer can have the state that the settings want, beside weights of this type.
+ * Error: EXIT_STATUS_CONFIGURATION. */
+int training_check_state(const struct settings *settings, enum dtype weights, struct error *error);
+
 /* Ranks that share the rows of a microbatch divide them; whether tensor parallel ranks do: as the
  * settings say, or where it is faster. Error: EXIT_STATUS_CONFIGURATION. */
 int training_share_rows(struct stage_work *work, const struct settings *settings,
