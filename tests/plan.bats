@@ -134,6 +134,24 @@ within() {
     grep "no layout of 4 ranks is possible: with tp=1 pp=1 dp=2, cp=2: does not divide the rows" log
 }
 
+@test "a ramp whose steps have fewer microbatches, to the byte; quickly for many" {
+    ramp="--train-samples=100 --global-batch-size=16 --micro-batch-size=1 --recompute=none"
+    for how in "4 --pp=4 --pp-chunks=2" "2 --pp=2 --pp-chunks=4" "3 --pp=3 --pp-chunks=2" \
+        "4 --pp=4 --pp-schedule=zero-bubble"; do
+        set -- $how
+        rm -rf run
+        bytes=$(planned --gpus=$1 $model --layers=8 $ramp --batch-size-ramp="2 2 40" "${@:2}" |
+            cut -d' ' -f6-9)
+        train $1 $model $data --layers=8 $ramp --batch-size-ramp="2 2 40" "${@:2}" --run-dir=run \
+            > log 2>&1 || { cat log; false; }
+        echo "$how: $bytes, taken $(taken log)"
+        [ -n "$bytes" ] && [ "$(taken log)" = "$bytes" ]
+    done
+    timeout 20 mtllm-plan --model=llama-3.1-405b --seq-length=8192 --device-type=h200 --gpus=512 \
+        --global-batch-size=4096 --train-samples=100000000 --batch-size-ramp="256 256 1000000" > log
+    grep -E '^ +[0-9]+ .*%$' log
+}
+
 @test "the model that --init stores" {
     train 1 $model $data --steps=0 --run-dir=begin > log 2>&1
     h5-to-hf begin hf > log 2>&1
@@ -198,4 +216,10 @@ within() {
     status=0
     mtllm-plan --gpus=1 --dtype=bf16 --device-type=cpu --model=llama-tiny > log 2>&1 || status=$?
     [ $status -eq 78 ] && grep "CPUs compute in fp32" log
+    for device in "cpu" "h100 --dtype=fp32"; do
+        status=0
+        mtllm-plan --gpus=1 --optimizer-state=bf16 --device-type=$device --model=llama-tiny > log 2>&1 ||
+            status=$?
+        [ $status -eq 78 ] && grep "optimizer-state=bf16: the weights are fp32 here" log
+    done
 }
