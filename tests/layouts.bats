@@ -316,6 +316,20 @@ split() {
     losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
 }
 
+@test "a vocabulary so small that a tensor parallel rank has no row of it" {
+    "$build_dir/tests/make_tokens" small 5 300 1
+    for how in "--tied-embeddings=yes" "--tied-embeddings=no"; do
+        rm -rf one
+        train 1 $model $run --vocab-size=5 --data=small $how --run-dir=one > log 2>&1
+        for layout in "--tp=4 --pp=2" "--tp=4 --dp=2" "--tp=8 --sequence-parallel=yes"; do
+            rm -rf run
+            train 8 $model $run --vocab-size=5 --data=small $how $layout --run-dir=run > log 2>&1 ||
+                { cat log; false; }
+            losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
+        done
+    done
+}
+
 
 # recomputed RUN OPTION...: eight ranks, computing again what backward needs, give that run's bits.
 recomputed() {
