@@ -107,17 +107,20 @@ static int check_slices(const struct batch_ramp *ramp, const struct settings *se
         int64_t size = ramp->start + i * ramp->increment;
 
         if (size % slice != 0)
-            return error_set(error, EXIT_STATUS_CONFIGURATION,
-                             "%sbatch-size-ramp=%s: on it is a batch of %lld, not a multiple of "
-                             "micro-batch-size x dp = %lld x %d = %lld; begin with one and add one",
-                             prefix, setting_text(settings, SETTING_BATCH_SIZE_RAMP),
-                             (long long)size, (long long)micro, dp, (long long)slice);
+            return error_set(
+                error, EXIT_STATUS_CONFIGURATION,
+                "%sbatch-size-ramp=%s: on it is a batch of %lld, not a multiple of "
+                "micro-batch-size x dp = %lld x %d = %lld; begin with a multiple of %lld and "
+                "add multiples of %lld",
+                prefix, setting_text(settings, SETTING_BATCH_SIZE_RAMP), (long long)size,
+                (long long)micro, dp, (long long)slice, (long long)slice, (long long)slice);
     }
     if (ramp->full % slice != 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
                          "%sglobal-batch-size=%lld: not a multiple of micro-batch-size x dp = "
-                         "%lld x %d = %lld",
-                         prefix, (long long)ramp->full, (long long)micro, dp, (long long)slice);
+                         "%lld x %d = %lld; use a multiple of %lld",
+                         prefix, (long long)ramp->full, (long long)micro, dp, (long long)slice,
+                         (long long)slice);
     return 0;
 }
 

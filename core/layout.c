@@ -124,21 +124,30 @@ static int check_tp(const struct layout *layout, const struct settings *settings
     return 0;
 }
 
+static bool cp_fits(const struct model *model, int64_t cp)
+{
+    return model->heads % cp == 0 && kv_heads_fit(model, cp);
+}
+
 /* Every rank of a context parallel group attends with whole heads: as many query heads as the
  * others, and whole key/value heads or, with its neighbours, one. */
 static int check_cp(const struct layout *layout, const struct settings *settings,
                     const struct model *model, const char *prefix, struct error *error)
 {
-    int64_t heads = model->heads / layout->tp;
-    int64_t kv_heads = model->kv_heads * layout_kv_sharing(layout, model) / layout->tp;
+    const struct model rank = {
+        .heads = model->heads / layout->tp,
+        .kv_heads = model->kv_heads * layout_kv_sharing(layout, model) / layout->tp,
+    };
+    char fitting[256];
 
-    if (heads % layout->cp == 0 && (kv_heads % layout->cp == 0 || layout->cp % kv_heads == 0))
+    if (cp_fits(&rank, layout->cp))
         return 0;
+    list_numbers(rank.heads, cp_fits, &rank, fitting, sizeof(fitting));
     return error_set(error, EXIT_STATUS_CONFIGURATION,
                      "%scp=%d: %s has %lld query and %lld key/value heads a rank with tp=%d, which "
-                     "it does not divide; use one that does",
-                     prefix, layout->cp, model_name(settings), (long long)heads,
-                     (long long)kv_heads, layout->tp);
+                     "it does not divide; use %s",
+                     prefix, layout->cp, model_name(settings), (long long)rank.heads,
+                     (long long)rank.kv_heads, layout->tp, fitting);
 }
 
 int layout_check(const struct layout *layout, const struct settings *settings,
@@ -171,8 +180,8 @@ int layout_from_settings(struct layout *layout, const struct settings *settings,
                          const struct model *model, int world, const char *prefix,
                          struct error *error)
 {
-    char group_text[64];
-    int group;
+    char given[96], factors[64];
+    int64_t group; /* at most 2^36 */
 
     *layout = (struct layout){
         .tp = setting_is_set(settings, SETTING_TP) ? (int)setting_integer(settings, SETTING_TP) : 1,
@@ -183,29 +192,31 @@ int layout_from_settings(struct layout *layout, const struct settings *settings,
     };
     if (model && layout_check(layout, settings, model, prefix, error) < 0)
         return -1;
-    group = layout->tp * layout->pp * layout->cp;
+    group = (int64_t)layout->tp * layout->pp * layout->cp;
     if (world == 0) {
         if (layout->dp == 0)
             layout->dp = 1;
         return 0;
     }
     if (layout->dp == 0 && world % group == 0)
-        layout->dp = world / group;
-    if (layout->cp > 1)
-        snprintf(group_text, sizeof(group_text), "%d x %d x %d", layout->tp, layout->pp,
+        layout->dp = world / (int)group;
+    snprintf(given, sizeof(given), "%stp=%d %spp=%d", prefix, layout->tp, prefix, layout->pp);
+    snprintf(factors, sizeof(factors), "%d x %d", layout->tp, layout->pp);
+    if (layout->cp > 1) {
+        snprintf(given + strlen(given), sizeof(given) - strlen(given), " %scp=%d", prefix,
                  layout->cp);
-    else
-        snprintf(group_text, sizeof(group_text), "%d x %d", layout->tp, layout->pp);
+        snprintf(factors + strlen(factors), sizeof(factors) - strlen(factors), " x %d", layout->cp);
+    }
     if (layout->dp == 0)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "%stp=%d %spp=%d: one replica takes %s = %d ranks, which does not "
-                         "divide the %d that were started; start a multiple of %d (srun -n)",
-                         prefix, layout->tp, prefix, layout->pp, group_text, group, world, group);
-    if ((int64_t)group * layout->dp != world)
+                         "%s: one replica takes %s = %lld ranks, which does not divide the %d that "
+                         "were started; start a multiple of %lld (srun -n)",
+                         given, factors, (long long)group, world, (long long)group);
+    if (group * layout->dp != world)
         return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "%stp=%d %spp=%d %sdp=%d: %s x %d = %lld ranks, but %d were "
+                         "%s %sdp=%d: %s x %d = %lld ranks, but %d were "
                          "started; start that many (srun -n), or leave %sdp to be worked out",
-                         prefix, layout->tp, prefix, layout->pp, prefix, layout->dp, group_text,
-                         layout->dp, (long long)group * layout->dp, world, prefix);
+                         given, prefix, layout->dp, factors, layout->dp,
+                         (long long)group * layout->dp, world, prefix);
     return 0;
 }

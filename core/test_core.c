@@ -392,6 +392,34 @@ static void test_layout(void **state)
     argv[3] = "--pp=49";
     assert_int_equal(layout_of(4, argv, 0, &layout, &error), -1);
     assert_non_null(strstr(error.text, "--llm-pp=49: codellama-34b has 48 layers"));
+    argv[2] = "--tp=2";
+    argv[3] = "--cp=3";
+    assert_int_equal(layout_of(4, argv, 0, &layout, &error), -1);
+    assert_string_equal(error.text,
+                        "--llm-cp=3: codellama-34b has 32 query and 4 key/value heads a "
+                        "rank with tp=2, which it does not divide; use 1, 2, 4, 8, 16 "
+                        "or 32");
+}
+
+/* Before there is a model: every factor is named, and none is too large to be multiplied. */
+static void test_layout_without_a_model(void **state)
+{
+    char *argv[] = {"mtllm-train", "--tp=1", "--pp=1", "--cp=4"};
+    char *vast[] = {"mtllm-train", "--tp=4096", "--pp=4096", "--cp=256"};
+    struct settings *settings = settings_of(4, argv);
+    struct layout layout;
+    struct error error = {0};
+    (void)state;
+
+    assert_int_equal(layout_from_settings(&layout, settings, NULL, 2, "--", &error), -1);
+    assert_string_equal(error.text, "--tp=1 --pp=1 --cp=4: one replica takes 1 x 1 x 4 = 4 ranks, "
+                                    "which does not divide the 2 that were started; start a "
+                                    "multiple of 4 (srun -n)");
+    settings_destroy(settings);
+    settings = settings_of(4, vast);
+    assert_int_equal(layout_from_settings(&layout, settings, NULL, 2, "--", &error), -1);
+    assert_non_null(strstr(error.text, "4096 x 4096 x 256 = 4294967296 ranks"));
+    settings_destroy(settings);
 }
 
 /* The most that a stage has to do, in layers, when the last one has `last` of them. */
@@ -544,9 +572,9 @@ int main(void)
         cmocka_unit_test(test_families_refuse), cmocka_unit_test(test_rope),
         cmocka_unit_test(test_presets),         cmocka_unit_test(test_write_reads_back),
         cmocka_unit_test(test_unknown_preset),  cmocka_unit_test(test_flops),
-        cmocka_unit_test(test_layout),          cmocka_unit_test(test_stages),
-        cmocka_unit_test(test_dtype),           cmocka_unit_test(test_token_names),
-        cmocka_unit_test(test_log_copy),
+        cmocka_unit_test(test_layout),          cmocka_unit_test(test_layout_without_a_model),
+        cmocka_unit_test(test_stages),          cmocka_unit_test(test_dtype),
+        cmocka_unit_test(test_token_names),     cmocka_unit_test(test_log_copy),
     };
     char directory[] = "/tmp/mtllm-test-core-XXXXXX", models[4096];
 

@@ -93,6 +93,16 @@ layouts() {
     diff <(grep 'validation loss' eval-0) <(grep 'validation loss' eval-0.5)
 }
 
+@test "settings that do nothing say so" {
+    for how in recompute-layers=3 lima-dropout=yes; do
+        train 1 $model $run --steps=4 --$how --run-dir=$how > log 2>&1
+        grep "warning: $how: does nothing without" log
+    done
+    train 1 $model $run --steps=4 --recompute=full --recompute-layers=3 --hidden-dropout=0.1 \
+        --lima-dropout=yes --run-dir=both > log 2>&1
+    ! grep "warning" log || false
+}
+
 @test "steps that are passed over: their data are, no update is made, any layout" {
     train 1 $model $run --skip-steps=4,7-9 --micro-batch-size=8 --run-dir=one > log 2>&1
     grep -c 'no update, as skip-steps says' log | grep -x 4
@@ -304,6 +314,20 @@ split() {
     train 1 $model $run --tied-embeddings=yes --micro-batch-size=8 --run-dir=one > log 2>&1
     train 8 $model $run --tied-embeddings=yes --tp=2 --pp=2 --run-dir=run > log 2>&1
     losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
+}
+
+@test "a vocabulary so small that a tensor parallel rank has no row of it" {
+    "$build_dir/tests/make_tokens" small 5 300 1
+    for how in "--tied-embeddings=yes" "--tied-embeddings=no"; do
+        rm -rf one
+        train 1 $model $run --vocab-size=5 --data=small $how --run-dir=one > log 2>&1
+        for layout in "--tp=4 --pp=2" "--tp=4 --dp=2" "--tp=8 --sequence-parallel=yes"; do
+            rm -rf run
+            train 8 $model $run --vocab-size=5 --data=small $how $layout --run-dir=run > log 2>&1 ||
+                { cat log; false; }
+            losses_agree run/metrics.jsonl one/metrics.jsonl 1e-5 20
+        done
+    done
 }
 
 

@@ -124,6 +124,66 @@ within() {
     train 4 $model $data $run --device-memory=0.001 > log 2>&1 || status=$?
     [ $status -eq 78 ]
     [ "$(grep -c 'no layout of 4 ranks fits into the 0.001 GiB of a device: the least' log)" -eq 1 ]
+    # What makes every layout impossible is said.
+    status=0
+    train 4 $model $data $run --device-memory=0.007 --dp=3 > log 2>&1 || status=$?
+    [ $status -eq 78 ] && grep -e "--dp=3: no layout of 4 ranks has that" log
+    status=0
+    train 4 $model $data $run --device-memory=0.007 --seq-length=31 --cp=2 > log 2>&1 || status=$?
+    [ $status -eq 78 ]
+    grep "no layout of 4 ranks is possible: with tp=1 pp=1 dp=2, cp=2: does not divide the rows" log
+}
+
+@test "a ramp whose steps have fewer microbatches, to the byte; quickly for many" {
+    ramp="--train-samples=100 --global-batch-size=16 --micro-batch-size=1 --recompute=none"
+    for how in "4 --pp=4 --pp-chunks=2" "2 --pp=2 --pp-chunks=4" "3 --pp=3 --pp-chunks=2" \
+        "4 --pp=4 --pp-schedule=zero-bubble"; do
+        set -- $how
+        rm -rf run
+        bytes=$(planned --gpus=$1 $model --layers=8 $ramp --batch-size-ramp="2 2 40" "${@:2}" |
+            cut -d' ' -f6-9)
+        train $1 $model $data --layers=8 $ramp --batch-size-ramp="2 2 40" "${@:2}" --run-dir=run \
+            > log 2>&1 || { cat log; false; }
+        echo "$how: $bytes, taken $(taken log)"
+        [ -n "$bytes" ] && [ "$(taken log)" = "$bytes" ]
+    done
+    timeout 20 mtllm-plan --model=llama-3.1-405b --seq-length=8192 --device-type=h200 --gpus=512 \
+        --global-batch-size=4096 --train-samples=100000000 --batch-size-ramp="256 256 1000000" > log
+    grep -E '^ +[0-9]+ .*%$' log
+}
+
+@test "the model that --init stores" {
+    train 1 $model $data --steps=0 --run-dir=begin > log 2>&1
+    h5-to-hf begin hf > log 2>&1
+    planned --gpus=2 $model --global-batch-size=8 > named
+    for init in begin hf; do
+        planned --gpus=2 --init=$init --global-batch-size=8 > stored
+        [ -s stored ] && diff stored named
+    done
+    status=0
+    mtllm-plan --gpus=2 --init=nowhere > log 2>&1 || status=$?
+    [ $status -eq 65 ] && grep "init: nowhere: no such directory" log
+}
+
+@test "rows of several sequences divide where those of one do not, as in training" {
+    for how in "--sequence-parallel=yes --tp=4" "--cp=4"; do
+        mtllm-plan $model --device-type=cpu --gpus=4 --seq-length=31 --global-batch-size=8 $how > log
+        grep -E "^ +[14] +1 +1 +4 +none .*[0-9]$" log
+        [ "$(grep -c "micro-batch-size 1 x seq-length 31" log)" -ge 1 ]
+        ! grep "micro-batch-size 2 x seq-length 31" log || false
+        rm -rf run
+        train 4 $model $data --steps=1 --seq-length=31 --global-batch-size=8 $how \
+            --micro-batch-size=4 --run-dir=run > log 2>&1 || { cat log; false; }
+    done
+}
+
+@test "numbers of devices that tp, pp, cp and dp do not go with" {
+    mtllm-plan --model=llama-tiny --simulate=1:8 --tp=4 --global-batch-size=8 > log
+    [ "$(grep -cE "^ +[12] +none: --tp=4: no layout of [12] ranks has that" log)" -eq 2 ]
+    [ "$(grep -cE "^ +[48] +4 .*%$" log)" -eq 2 ]
+    status=0
+    mtllm-plan --model=llama-tiny --gpus=4 --cp=3 > log 2>&1 || status=$?
+    [ $status -eq 78 ] && grep -e "--cp=3: no layout of 4 ranks has that" log
 }
 
 @test "tables, refusals and simulations" {
@@ -156,4 +216,10 @@ within() {
     status=0
     mtllm-plan --gpus=1 --dtype=bf16 --device-type=cpu --model=llama-tiny > log 2>&1 || status=$?
     [ $status -eq 78 ] && grep "CPUs compute in fp32" log
+    for device in "cpu" "h100 --dtype=fp32"; do
+        status=0
+        mtllm-plan --gpus=1 --optimizer-state=bf16 --device-type=$device --model=llama-tiny > log 2>&1 ||
+            status=$?
+        [ $status -eq 78 ] && grep "optimizer-state=bf16: the weights are fp32 here" log
+    done
 }

@@ -146,6 +146,9 @@ stopped_and_resumed() {
         --batch-size-ramp="3 1 80"
     refused 78 "--batch-size-ramp=4 3 80: on it is a batch of 7, not a multiple of" $run \
         --batch-size-ramp="4 3 80"
+    refused 78 "begin with a multiple of 2 and add multiples of 2" $run --batch-size-ramp="3 1 80"
+    refused 78 "--global-batch-size=15: not a multiple of micro-batch-size x dp = 1 x 2 = 2; use a multiple of 2" \
+        $run --global-batch-size=15
     refused 78 "begins with 16, and --global-batch-size is 16" $run --batch-size-ramp="16 4 80"
     refused 78 "use an increment that divides 12" $run --batch-size-ramp="4 8 80"
     refused 78 "--train-samples=200: --steps=3 says how long to train too" $run --steps=3

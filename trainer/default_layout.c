@@ -1,4 +1,5 @@
 /* The layout of a run that names neither tp nor pp. */
+#include <stdio.h>
 #include <string.h>
 
 #include "ckpt/weights.h"
@@ -7,42 +8,44 @@
 #include "trainer/plan.h"
 #include "trainer/training.h"
 
-/* The model, as far as it is known before ranks can talk: false when it is in a checkpoint that is
- * still to be found. */
-static bool find_model(struct model *model, const struct settings *settings)
+int training_find_model(struct model *model, const struct settings *settings, struct error *error)
 {
     struct weights *init = NULL;
-    struct error trouble = {0}; /* said where the model is settled */
-    bool found;
+    int result;
 
-    if (setting_is_set(settings, SETTING_LAYERS))
-        return model_from_settings(model, settings, &trouble) == 0;
-    if (!setting_is_set(settings, SETTING_INIT) ||
-        weights_open(&init, setting_text(settings, SETTING_INIT), &trouble) < 0)
-        return false;
+    if (setting_is_set(settings, SETTING_LAYERS) || !setting_is_set(settings, SETTING_INIT))
+        return model_from_settings(model, settings, error);
+    if (weights_open(&init, setting_text(settings, SETTING_INIT), error) < 0)
+        return error_prefix(error, "init: ");
     *model = *weights_model(init);
-    found = model_override(model, settings, &trouble) == 0;
+    result = model_override(model, settings, error);
     weights_close(init);
-    return found;
+    return result;
 }
 
 static int plan_layout(struct layout *layout, const struct plan_device *device,
                        const struct settings *settings, const struct world *world,
                        struct error *error)
 {
+    struct error unknown = {0};
     struct plan_job job = {.settings = settings, .world = world->size};
     struct model model;
+    char cp[16] = "";
 
-    if (!find_model(&model, settings))
+    /* It may be in a checkpoint that is still to be found; what else is wrong is said where the
+     * model is settled. */
+    if (training_find_model(&model, settings, &unknown) < 0)
         return layout_from_settings(layout, settings, NULL, world->size, "--", error);
     job.model = &model;
     if (setting_is_set(settings, SETTING_GLOBAL_BATCH_SIZE))
         job.global_batch = setting_integer(settings, SETTING_GLOBAL_BATCH_SIZE);
     if (plan_default_layout(layout, &job, device, error) < 0)
         return -1;
+    if (layout->cp > 1)
+        snprintf(cp, sizeof(cp), " cp=%d", layout->cp);
     if (layout->tp * layout->pp > 1)
-        log_info("layout: tp=%d pp=%d dp=%d, the smallest whose ranks fit into %.4g GiB",
-                 layout->tp, layout->pp, layout->dp, device->memory_bytes / (1 << 30));
+        log_info("layout: tp=%d pp=%d dp=%d%s, the smallest whose ranks fit into %.4g GiB",
+                 layout->tp, layout->pp, layout->dp, cp, device->memory_bytes / (1 << 30));
     return 0;
 }
 

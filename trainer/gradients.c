@@ -104,8 +104,10 @@ void stage_finish_gradients(struct stage *stage)
         stage_wait_for(stage, stage->reductions);
     if (!stage->model->tied_embeddings || !stage->groups->embedding)
         return;
-    /* Both homes of the embedding are a bucket of their own, so replicas share them alike. */
     embedding = parameters_find(&stage->parameters, TENSOR_EMBEDDING, -1);
+    if (embedding->count == 0) /* a small vocabulary, of which this rank has no row */
+        return;
+    /* Both homes of the embedding are a bucket of their own, so replicas share them alike. */
     bucket = stage->first ? stage->parameters.buckets
                           : &stage->parameters.buckets[stage->parameters.bucket_count - 1];
     assert(bucket->first == embedding->offset);

@@ -19,6 +19,7 @@ static const char *const recompute_names[] = {
     [RECOMPUTE_NONE] = "none", [RECOMPUTE_SELECTIVE] = "selective", [RECOMPUTE_FULL] = "full"};
 
 enum { SHOWN = 12 }; /* lines of each table, unless all are asked for */
+enum { MOST_RANKS = 1 << 20 };
 
 static void write_help(void)
 {
@@ -48,7 +49,7 @@ static bool read_count(const char *text, char end, long *count, const char **res
 
     *count = strtol(text, &stop, 10);
     *rest = stop;
-    return stop != text && *stop == end && *count >= 1 && *count <= 1 << 20;
+    return stop != text && *stop == end && *count >= 1 && *count <= MOST_RANKS;
 }
 
 /* The value of "--NAME=VALUE" if the word is that, NULL otherwise. */
@@ -65,12 +66,14 @@ static int read_word(struct command *command, const char *word, bool *ours, stru
 
     *ours = true;
     if (gpus && !read_count(gpus, '\0', &command->gpus, &rest))
-        return error_set(error, EXIT_STATUS_USAGE, "--gpus=%s: not a number of ranks", gpus);
+        return error_set(error, EXIT_STATUS_USAGE, "--gpus=%s: not a number of ranks; use 1 to %d",
+                         gpus, MOST_RANKS);
     if (simulate &&
         (!read_count(simulate, ':', &command->first, &rest) ||
          !read_count(rest + 1, '\0', &command->last, &rest) || command->first > command->last))
         return error_set(error, EXIT_STATUS_USAGE,
-                         "--simulate=%s: not two numbers of ranks, as in 8:4096", simulate);
+                         "--simulate=%s: not two numbers of ranks, the smaller first, as in 8:4096",
+                         simulate);
     if (strcmp(word, "--gpus") == 0 || strcmp(word, "--simulate") == 0)
         return error_set(error, EXIT_STATUS_USAGE, "%s: give the value behind an equals sign",
                          word);
@@ -247,11 +250,12 @@ static int plan_once(const struct plan_job *job, const struct plan_device *devic
     return result;
 }
 
-static void write_best(int gpus, const struct plan_list *plans)
+/* `error`: why there is no layout to try. */
+static void write_best(int gpus, const struct plan_list *plans, const struct error *error)
 {
     printf("%5d ", gpus);
     if (plans->accepted == 0) {
-        printf(" none: %s\n", plans->list[0].reason);
+        printf(" none: %s\n", plans->count > 0 ? plans->list[0].reason : error->text);
         return;
     }
     write_layout(&plans->list[0]);
@@ -272,7 +276,9 @@ static int simulate(struct plan_job *job, const struct plan_device *device,
         struct plan_list plans;
 
         job->world = (int)gpus;
-        if (plan_list_create(&plans, job, device, error) < 0) {
+        /* The next number of devices may be one that the settings go with. */
+        if (plan_list_create(&plans, job, device, error) < 0 &&
+            error->status != EXIT_STATUS_CONFIGURATION) {
             json_decref(array);
             return -1;
         }
@@ -281,7 +287,7 @@ static int simulate(struct plan_job *job, const struct plan_device *device,
                 array, json_pack("{s:I, s:o}", "gpus", (json_int_t)gpus, "best",
                                  plans.accepted ? plan_object(&plans.list[0]) : json_null()));
         else
-            write_best((int)gpus, &plans);
+            write_best((int)gpus, &plans, error);
         fflush(stdout);
         plan_list_destroy(&plans);
     }
@@ -290,13 +296,16 @@ static int simulate(struct plan_job *job, const struct plan_device *device,
 
 static void write_heading(const struct plan_job *job, const struct plan_device *device)
 {
+    double weights = (double)model_parameters(job->model);
     struct stage_work work;
 
     training_work(&work, job->settings, job->model);
-    printf("%s: %.2f billion weights, sequences of %lld tokens, ",
+    printf("%s: %.2f %s weights, sequences of %lld tokens, ",
            setting_is_set(job->settings, SETTING_MODEL) ? setting_text(job->settings, SETTING_MODEL)
-                                                        : "the model",
-           (double)model_parameters(job->model) / 1e9, (long long)work.seq_length);
+           : setting_is_set(job->settings, SETTING_INIT) ? setting_text(job->settings, SETTING_INIT)
+                                                         : "the model",
+           weights / (weights < 1e9 ? 1e6 : 1e9), weights < 1e9 ? "million" : "billion",
+           (long long)work.seq_length);
     if (job->global_batch > 0)
         printf("%lld a step\n", (long long)job->global_batch);
     else
@@ -317,8 +326,9 @@ static int run(const struct command *command, struct settings *settings, struct 
 
     if (settings_read_environment(settings, error) < 0 ||
         settings_read_layers(settings, error) < 0 ||
-        model_from_settings(&model, settings, error) < 0 ||
-        plan_device_from_settings(&device, settings, error) < 0)
+        training_find_model(&model, settings, error) < 0 ||
+        plan_device_from_settings(&device, settings, error) < 0 ||
+        training_check_state(settings, device.kernels->dtype, error) < 0)
         return -1;
     if (setting_is_set(settings, SETTING_GLOBAL_BATCH_SIZE))
         job.global_batch = setting_integer(settings, SETTING_GLOBAL_BATCH_SIZE);

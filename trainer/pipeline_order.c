@@ -179,6 +179,15 @@ int64_t pipeline_order_deferred(const struct pipeline_order *order)
     return most;
 }
 
+/* Groups are the larger the fewer there are of them, so those of the first few numbers need most;
+ * as tried for all pipelines of up to 12 stages and 12 chunks. The last is for forward alone. */
+int64_t pipeline_next_count(const struct pipeline_shape *shape, int64_t fewest, int64_t most)
+{
+    bool few = shape->microbatches < fewest + 4 * shape->stages;
+
+    return shape->chunks > 1 && few ? shape->microbatches + 1 : most;
+}
+
 int64_t pipeline_gradients_waiting(const struct pipeline_shape *shape, int stage)
 {
     int64_t more = largest_group(shape) - shape->stages;

@@ -58,6 +58,10 @@ int64_t pipeline_order_in_flight(const struct pipeline_order *order, int chunk);
 /* The most microbatches that are between the two parts of backward, both included. */
 int64_t pipeline_order_deferred(const struct pipeline_order *order);
 
+/* Where steps have from `fewest` to `most` microbatches: the number behind that of the shape, up to
+ * `most`, that can need more of the above than those before it. They are few. */
+int64_t pipeline_next_count(const struct pipeline_shape *shape, int64_t fewest, int64_t most);
+
 /* Gradients that have left a chunk of the stage and have not been taken over yet, at most, besides
  * one a slot: where groups are larger than there are stages, those that wrap round to the last
  * stage are there that much sooner than it has use for them. */

@@ -355,15 +355,17 @@ static bool ramp_is_possible(struct plan *plan, const struct plan_job *job, int6
 
     if (!setting_is_set(job->settings, SETTING_BATCH_SIZE_RAMP))
         return true;
-    if (batch_ramp_from_settings(&ramp, job->settings, &one, "", &error) < 0)
+    if (batch_ramp_from_settings(&ramp, job->settings, &one, "", &error) < 0) {
         refuse(plan, PLAN_LAYOUT, "%s", error.text);
-    else if (ramp.samples > 0 && (ramp.start % slice != 0 || ramp.increment % slice != 0))
+    } else if (ramp.samples > 0 && (ramp.start % slice != 0 || ramp.increment % slice != 0)) {
         refuse(plan, PLAN_LAYOUT,
                "batch-size-ramp=%s: not by multiples of micro-batch-size x dp = %lld x %d",
                setting_text(job->settings, SETTING_BATCH_SIZE_RAMP), (long long)plan->micro_batch,
                plan->layout.dp);
-    else
+    } else {
+        plan->fewest_microbatches = ramp.samples > 0 ? ramp.start / slice : 0;
         return true;
+    }
     return false;
 }
 
@@ -401,6 +403,7 @@ int plan_evaluate(struct plan *plan, const struct plan_job *job, const struct pl
     int result = -1;
 
     plan->refusal = PLAN_ACCEPTED;
+    plan->fewest_microbatches = 0;
     plan->memory = (struct plan_memory){0};
     if (!is_possible(plan, job, device))
         return 0;
@@ -412,6 +415,7 @@ int plan_evaluate(struct plan *plan, const struct plan_job *job, const struct pl
         return 0;
     }
     work.microbatches = plan->microbatches;
+    work.fewest_microbatches = plan->fewest_microbatches;
     work.recompute = plan->recompute;
     work.recompute_layers = plan->recompute_layers;
     measured.microbatch_s = calloc((size_t)plan->layout.pp, sizeof(double));

@@ -72,7 +72,8 @@ enum plan_refusal {
 /* One way to train. */
 struct plan {
     struct layout layout;
-    int64_t micro_batch, microbatches, recompute_layers;
+    int64_t micro_batch, recompute_layers;
+    int64_t microbatches, fewest_microbatches; /* the latter 0: all steps are alike */
     enum recompute recompute;
     enum plan_refusal refusal;
     char reason[512];          /* of a refusal */

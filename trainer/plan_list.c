@@ -1,5 +1,7 @@
 /* Which layouts there are, and which is taken. */
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "trainer/plan.h"
 #include "trainer/training.h"
@@ -65,8 +67,9 @@ static int append_layout(struct plan_list *plans, struct layout layout, const st
             break;
         if (append_recompute(plans, plan, job, device, error) < 0)
             return -1;
-        if (plans->list[plans->count - 1].refusal == PLAN_LAYOUT)
-            break;
+        /* Rows of more sequences may be what ranks divide; the first says why it is not. */
+        if (micro > first && plans->list[plans->count - 1].refusal == PLAN_LAYOUT)
+            plans->count--;
     }
     return 0;
 }
@@ -89,6 +92,24 @@ static int compare(const void *first, const void *second)
     return a->layout.pp - b->layout.pp;
 }
 
+/* No tp x cp x pp x dp is the number of ranks. */
+static int nothing_to_try(const struct plan_job *job, struct error *error)
+{
+    static const enum setting_id factors[] = {SETTING_TP, SETTING_CP, SETTING_PP, SETTING_DP};
+    char given[128] = "";
+
+    for (size_t i = 0; i < sizeof(factors) / sizeof(*factors); i++)
+        if (is_given(job->settings, factors[i]))
+            snprintf(given + strlen(given), sizeof(given) - strlen(given), "%s--%s=%lld",
+                     *given ? " " : "", setting_table[factors[i]].name,
+                     (long long)setting_integer(job->settings, factors[i]));
+    return error_set(
+        error, EXIT_STATUS_CONFIGURATION,
+        "%s: no layout of %d ranks has that, tp x cp x pp x dp has to be the number of "
+        "ranks; change one, or leave it away",
+        given, job->world);
+}
+
 int plan_list_create(struct plan_list *plans, const struct plan_job *job,
                      const struct plan_device *device, struct error *error)
 {
@@ -100,11 +121,11 @@ int plan_list_create(struct plan_list *plans, const struct plan_job *job,
                                     .cp = (int)setting_integer(job->settings, SETTING_CP),
                                     .chunks =
                                         (int)setting_integer(job->settings, SETTING_PP_CHUNKS)};
-            int group = tp * pp * layout.cp;
+            int64_t group = (int64_t)tp * pp * layout.cp;
 
             if (job->world % group != 0)
                 continue;
-            layout.dp = job->world / group;
+            layout.dp = job->world / (int)group;
             if (!may_be(job->settings, SETTING_TP, tp) || !may_be(job->settings, SETTING_PP, pp) ||
                 !may_be(job->settings, SETTING_DP, layout.dp))
                 continue;
@@ -114,8 +135,7 @@ int plan_list_create(struct plan_list *plans, const struct plan_job *job,
             }
         }
     if (plans->count == 0)
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "no layout of %d ranks has the tp, pp and dp that are given", job->world);
+        return nothing_to_try(job, error);
     qsort(plans->list, plans->count, sizeof(*plans->list), compare);
     while (plans->accepted < plans->count && plans->list[plans->accepted].refusal == PLAN_ACCEPTED)
         plans->accepted++;
@@ -128,8 +148,8 @@ void plan_list_destroy(struct plan_list *plans)
     *plans = (struct plan_list){0};
 }
 
-/* The fastest of the layouts with tp x pp = `group`, into *best if any is accepted; the least
- * memory that one needs into *least. */
+/* The fastest of the layouts with tp x pp = `group`, into *best if any is accepted, else one that
+ * cannot be, if there is one; the least memory that one needs into *least. */
 static int best_of_group(struct plan *best, size_t *least, int group, const struct plan_job *job,
                          const struct plan_device *device, struct error *error)
 {
@@ -159,6 +179,8 @@ static int best_of_group(struct plan *best, size_t *least, int group, const stru
         if (plan.refusal == PLAN_ACCEPTED &&
             (best->refusal != PLAN_ACCEPTED || plan.step_s < best->step_s))
             *best = plan;
+        else if (plan.refusal == PLAN_LAYOUT && !*best->reason)
+            *best = plan;
     }
     return 0;
 }
@@ -167,6 +189,7 @@ int plan_default_layout(struct layout *layout, const struct plan_job *job,
                         const struct plan_device *device, struct error *error)
 {
     int cp = (int)setting_integer(job->settings, SETTING_CP);
+    struct plan impossible = {.reason = ""};
     size_t least = 0;
 
     for (int group = 1; group * cp <= job->world; group++) {
@@ -181,13 +204,22 @@ int plan_default_layout(struct layout *layout, const struct plan_job *job,
             *layout = best.layout;
             return 0;
         }
+        if (!*impossible.reason)
+            impossible = best;
     }
+    if (least == 0 && !*impossible.reason)
+        return nothing_to_try(job, error);
     if (least == 0)
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "no layout of %d ranks is possible; mtllm-plan says why", job->world);
+        return error_set(
+            error, EXIT_STATUS_CONFIGURATION,
+            "no layout of %d ranks is possible: with tp=%d pp=%d dp=%d, %s (mtllm-plan "
+            "shows all)",
+            job->world, impossible.layout.tp, impossible.layout.pp, impossible.layout.dp,
+            impossible.reason);
     return error_set(error, EXIT_STATUS_CONFIGURATION,
                      "no layout of %d ranks fits into the %.4g GiB of a device: the least that one "
-                     "needs is %.4g GiB; use more ranks, --recompute=full, a smaller "
-                     "--micro-batch-size or --optimizer-state=bf16 (mtllm-plan shows all)",
-                     job->world, device->memory_bytes / (1 << 30), (double)least / (1 << 30));
+                     "needs is %.4g GiB; use more ranks, --recompute=full%s a smaller "
+                     "--micro-batch-size%s (mtllm-plan shows all)",
+                     job->world, device->memory_bytes / (1 << 30), (double)least / (1 << 30),
+                     device->gpu ? "," : " or", device->gpu ? " or --optimizer-state=bf16" : "");
 }

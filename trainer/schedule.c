@@ -223,8 +223,16 @@ int weight_decay_schedule_from_settings(struct weight_decay_schedule *schedule,
     double constant = setting_real(settings, SETTING_WEIGHT_DECAY);
 
     *schedule = (struct weight_decay_schedule){LR_CONSTANT, constant, constant, 0};
-    if (strcmp(style, "constant") == 0)
+    if (strcmp(style, "constant") == 0) {
+        for (int i = 0; i < 2; i++)
+            if (setting_is_set(settings, needed[i]))
+                return error_set(error, EXIT_STATUS_CONFIGURATION,
+                                 "%s%s=%s: weight decay is constant; set "
+                                 "%sweight-decay-schedule to linear or cosine, or leave it away",
+                                 prefix, setting_table[needed[i]].name,
+                                 setting_text(settings, needed[i]), prefix);
         return 0;
+    }
     for (size_t i = 0; i < sizeof(needed) / sizeof(*needed); i++)
         if (!setting_is_set(settings, needed[i]))
             return error_set(error, EXIT_STATUS_CONFIGURATION,

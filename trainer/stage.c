@@ -348,7 +348,8 @@ static int count_buffers(struct stage *stage, const struct stage_work *work)
     shape->schedule = schedule_of(stage, work, *shape);
     if (pipeline_order_create(&stage->order, shape) < 0)
         return -1;
-    for (shape->microbatches = fewest;; shape->microbatches++) {
+    for (shape->microbatches = fewest;;
+         shape->microbatches = pipeline_next_count(shape, fewest, work->microbatches)) {
         int64_t waiting = pipeline_gradients_waiting(shape, stage->place.pp);
 
         pipeline_order_set(&stage->order, shape, stage->place.pp);
@@ -357,10 +358,10 @@ static int count_buffers(struct stage *stage, const struct stage_work *work)
         for (int c = 0; c < shape->chunks; c++) {
             struct model_chunk *chunk = &stage->model_chunks[c];
             int64_t slots = pipeline_order_in_flight(&stage->order, c);
-            int64_t inputs = slots + (!chunk->first && slots < shape->microbatches);
 
             chunk->slot_count = larger(chunk->slot_count, slots);
-            chunk->input_count = larger(chunk->input_count, inputs);
+            chunk->input_count =
+                chunk->slot_count + (!chunk->first && chunk->slot_count < work->microbatches);
             if (training)
                 chunk->gradient_count = larger(chunk->gradient_count, slots + waiting);
         }

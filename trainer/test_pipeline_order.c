@@ -342,12 +342,76 @@ static void test_known_orders(void **state)
     }
 }
 
+/* What a stage needs for steps of that many microbatches: slots of each chunk, gradients of each,
+ * and gradients of weights that are put off. */
+struct needs {
+    int64_t slots[CHUNKS], gradients[CHUNKS], deferred;
+};
+
+static bool grow(int64_t *most, int64_t count)
+{
+    bool more = count > *most;
+
+    *most = more ? count : *most;
+    return more;
+}
+
+/* Whether one of them grew. */
+static bool add_needs(struct needs *most, const struct pipeline_shape *shape, int stage)
+{
+    struct pipeline_order order;
+    bool grew;
+
+    set_order(&order, shape, stage);
+    grew = grow(&most->deferred, pipeline_order_deferred(&order));
+    for (int c = 0; c < shape->chunks; c++) {
+        int64_t slots = pipeline_order_in_flight(&order, c);
+
+        grew |= grow(&most->slots[c], slots);
+        grew |= grow(&most->gradients[c], slots + pipeline_gradients_waiting(shape, stage));
+    }
+    pipeline_order_destroy(&order);
+    return grew;
+}
+
+/* Numbers of microbatches that pipeline_next_count() passes over need no more than those that it
+ * names. */
+static void check_numbers(struct pipeline_shape shape, int stage, int64_t fewest, int64_t most)
+{
+    struct needs needs = {.deferred = 0};
+
+    for (shape.microbatches = fewest; shape.microbatches < most;
+         shape.microbatches = pipeline_next_count(&shape, fewest, most))
+        (void)add_needs(&needs, &shape, stage);
+    assert_int_equal(shape.microbatches, most);
+    (void)add_needs(&needs, &shape, stage);
+    for (shape.microbatches = fewest; shape.microbatches < most; shape.microbatches++)
+        assert_false(add_needs(&needs, &shape, stage));
+}
+
+static void test_numbers_of_a_ramp(void **state)
+{
+    (void)state;
+    for (int stages = 1; stages <= STAGES; stages++)
+        for (int chunks = 1; chunks <= (stages > 1 ? CHUNKS : 1); chunks++)
+            for (int stage = 0; stage < stages; stage++)
+                for (int64_t fewest = 1; fewest <= 41; fewest += 4) {
+                    struct pipeline_shape shape = {stages, chunks, 0, PIPELINE_1F1B};
+
+                    check_numbers(shape, stage, fewest, fewest + 6 * stages + 7);
+                    shape.schedule = PIPELINE_ZERO_BUBBLE;
+                    if (chunks == 1)
+                        check_numbers(shape, stage, fewest, fewest + 6 * stages + 7);
+                }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_shape),
         cmocka_unit_test(test_zero_bubble),
         cmocka_unit_test(test_known_orders),
+        cmocka_unit_test(test_numbers_of_a_ramp),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

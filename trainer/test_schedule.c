@@ -162,6 +162,8 @@ static void test_refusals(void **state)
         {{"--lr-schedule=constant", "--weight-decay-schedule=cosine", "--start-weight-decay=0",
           "--end-weight-decay=1"},
          "--weight-decay-schedule=cosine: set --steps too"},
+        {{"--steps=9", "--start-weight-decay=0.1"}, "--start-weight-decay=0.1: weight decay is"},
+        {{"--steps=9", "--end-weight-decay=0.1"}, "set --weight-decay-schedule to linear or cos"},
         {{"--steps=9", "--weight-decay-schedule=linear", "--start-weight-decay=0.1",
           "--end-weight-decay=0"},
          "--end-weight-decay=0: below --start-weight-decay=0.1"},

@@ -57,6 +57,12 @@ static int settle_layout(struct training *t, struct error *error)
     if (t->seq_length > t->model.max_positions)
         log_warning("seq-length=%lld is beyond the model's max-positions=%lld",
                     (long long)t->seq_length, (long long)t->model.max_positions);
+    if (setting_is_set(t->settings, SETTING_RECOMPUTE_LAYERS) && work.recompute != RECOMPUTE_FULL)
+        log_warning("recompute-layers=%s: does nothing without recompute=full",
+                    setting_text(t->settings, SETTING_RECOMPUTE_LAYERS));
+    if (setting_boolean(t->settings, SETTING_LIMA_DROPOUT) &&
+        setting_real(t->settings, SETTING_HIDDEN_DROPOUT) == 0)
+        log_warning("lima-dropout=yes: does nothing without hidden-dropout, up to which it grows");
     return layout_check(&t->layout, t->settings, &t->model, "--", error);
 }
 
@@ -176,19 +182,24 @@ int training_share_rows(struct stage_work *work, const struct settings *settings
     return 0;
 }
 
+int training_check_state(const struct settings *settings, enum dtype weights, struct error *error)
+{
+    if (weights != DTYPE_F32 || setting_boolean(settings, SETTING_EVAL_ONLY) ||
+        strcmp(setting_text(settings, SETTING_OPTIMIZER_STATE), "bf16") != 0)
+        return 0;
+    return error_set(
+        error, EXIT_STATUS_CONFIGURATION,
+        "optimizer-state=bf16: the weights are fp32 here; it goes with --dtype=bf16 or "
+        "fp16 on a GPU");
+}
+
 static int open_stage(struct training *t, struct error *error)
 {
-    bool bf16 = strcmp(setting_text(t->settings, SETTING_OPTIMIZER_STATE), "bf16") == 0;
-    bool training;
     struct stage_work work;
 
     training_work(&work, t->settings, &t->model);
-    training = work.state != STAGE_EVALUATES;
-    if (training && bf16 && t->team.kernels->dtype == DTYPE_F32)
-        return error_set(error, EXIT_STATUS_CONFIGURATION,
-                         "optimizer-state=bf16: the weights are fp32 here; it goes with "
-                         "--dtype=bf16 or fp16 on a GPU");
-    if (training_share_rows(&work, t->settings, &t->layout, t->team.kernels, error) < 0)
+    if (training_check_state(t->settings, t->team.kernels->dtype, error) < 0 ||
+        training_share_rows(&work, t->settings, &t->layout, t->team.kernels, error) < 0)
         return -1;
     if (t->layout.cp > 1 && setting_is_set(t->settings, SETTING_DUMP_LOGITS))
         return error_set(error, EXIT_STATUS_CONFIGURATION,
@@ -204,7 +215,9 @@ static int open_stage(struct training *t, struct error *error)
         stage_create(&t->stage, t->team.kernels, &t->model, &t->layout, t->place, &t->groups, &work,
                      error) < 0)
         return -1;
-    return training ? optimizer_create(&t->optimizer, t->settings, &t->stage, error) : 0;
+    return work.state != STAGE_EVALUATES
+               ? optimizer_create(&t->optimizer, t->settings, &t->stage, error)
+               : 0;
 }
 
 static int open_tokenizer(struct training *t, const struct weights *from, struct error *error)

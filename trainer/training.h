@@ -90,11 +90,19 @@ struct training {
 void training_work(struct stage_work *work, const struct settings *settings,
                    const struct model *model);
 
+/* Whether the optimizer can have the state that the settings want, beside weights of this type.
+ * Error: EXIT_STATUS_CONFIGURATION. */
+int training_check_state(const struct settings *settings, enum dtype weights, struct error *error);
+
 /* Ranks that share the rows of a microbatch divide them; whether tensor parallel ranks do: as the
  * settings say, or where it is faster. Error: EXIT_STATUS_CONFIGURATION. */
 int training_share_rows(struct stage_work *work, const struct settings *settings,
                         const struct layout *layout, const struct kernels *kernels,
                         struct error *error);
+
+/* The model that a run begins with, as far as settings tell: theirs, or where they name none the
+ * one that --init stores. Error: EXIT_STATUS_CONFIGURATION, or that of weights_open(). */
+int training_find_model(struct model *model, const struct settings *settings, struct error *error);
 
 /* The layout: the settings', or where they name neither tp nor pp and the memory of the device is
  * known, the smallest that fits (plan.h). The same on every rank. Collective.
