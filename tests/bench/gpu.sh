@@ -129,11 +129,9 @@ two_gpus() {
 llama_3_8b() {
     local one=0
     if [ -z "$save_memory" ]; then
-        measure 1 12 --model=llama-3-8b --micro-batch-size=1 --global-batch-size=8 \
+        against_peer llama-3-8b --micro-batch-size=1 --global-batch-size=8 \
             --optimizer-state=bf16 --recompute=selective || return
         one=$ours
-        printf '%-34s %9.0f tokens/s, %.1f GiB\n' "llama-3-8b, one GPU" "$one" "$used" \
-            >> "$work/table"
     fi
     [ "$(nvidia-smi -L | wc -l)" -ge 2 ] || return
     on_two "llama-3-8b, dp=2" llama-3-8b "$one" --dp=2 --global-batch-size=16 $save_memory

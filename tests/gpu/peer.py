@@ -1,10 +1,10 @@
 """What mtllm-train is measured against: the same model and arithmetic in plain PyTorch with
 torch.compile, on random tokens.
 
-    peer.py tinyllama-1.1b|llama-2-7b [--steps=N] [--attention=auto|cudnn|flash]
+    peer.py tinyllama-1.1b|llama-2-7b|llama-3-8b [--steps=N] [--attention=auto|cudnn|flash]
 
 "master" (TinyLlama): bf16 compute weights, fp32 master weights, gradients added up in fp32, fp32
-moments, fused AdamW. "bf16" (Llama-2-7B): everything in bf16. Prints one JSON line: tokens/s of the
+moments, fused AdamW. "bf16" (the others): everything in bf16. Prints one JSON line: tokens/s of the
 median step after warming up, seconds to the end of the first step from the start of the process,
 GiB at most.
 """
@@ -23,12 +23,14 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MODELS = {
-    "tinyllama-1.1b": dict(hidden=2048, ffn=5632, layers=22, heads=32, kv_heads=4, micro=4,
-                           accumulation=4, state="master"),
-    "llama-2-7b": dict(hidden=4096, ffn=11008, layers=32, heads=32, kv_heads=32, micro=1,
-                       accumulation=8, state="bf16"),
+    "tinyllama-1.1b": dict(vocabulary=32000, hidden=2048, ffn=5632, layers=22, heads=32, kv_heads=4,
+                           micro=4, accumulation=4, state="master"),
+    "llama-2-7b": dict(vocabulary=32000, hidden=4096, ffn=11008, layers=32, heads=32, kv_heads=32,
+                       micro=1, accumulation=8, state="bf16"),
+    "llama-3-8b": dict(vocabulary=128256, hidden=4096, ffn=14336, layers=32, heads=32, kv_heads=8,
+                       micro=1, accumulation=8, state="bf16"),
 }
-VOCABULARY, SEQUENCE = 32000, 4096
+SEQUENCE = 4096
 
 
 def rotate(x, cosine, sine):
@@ -60,13 +62,13 @@ class Layer(torch.nn.Module):
 
 
 class Llama(torch.nn.Module):
-    def __init__(self, hidden, ffn, layers, heads, kv_heads):
+    def __init__(self, vocabulary, hidden, ffn, layers, heads, kv_heads):
         super().__init__()
-        self.embedding = torch.nn.Embedding(VOCABULARY, hidden)
+        self.embedding = torch.nn.Embedding(vocabulary, hidden)
         self.layers = torch.nn.ModuleList(Layer(hidden, ffn, heads, kv_heads)
                                           for _ in range(layers))
         self.norm = torch.nn.RMSNorm(hidden, eps=1e-5)
-        self.head = torch.nn.Linear(hidden, VOCABULARY, bias=False)
+        self.head = torch.nn.Linear(hidden, vocabulary, bias=False)
         dim = hidden // heads
         angles = torch.outer(torch.arange(SEQUENCE).float(),
                              10000 ** (-torch.arange(0, dim, 2).float() / dim))
@@ -115,7 +117,7 @@ def main():
 
     def step():
         for _ in range(accumulation):
-            tokens = torch.randint(VOCABULARY, (micro, SEQUENCE + 1), device="cuda")
+            tokens = torch.randint(shape["vocabulary"], (micro, SEQUENCE + 1), device="cuda")
             loss = compiled(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
             (loss / accumulation).backward()
         torch.nn.utils.clip_grad_norm_(masters, 1.0)
