@@ -169,7 +169,7 @@ tests=()
 [ "$pattern" = . ] || matches check ||
     mapfile -t tests < <(make -s --no-print-directory -C "$build/plain" show-tests | grep -E -e "$pattern")
 if matches check || [ ${#tests[@]} -gt 0 ]; then
-    part_trs check 1500 "$build/plain" bash -c 'make_check "$build/plain" check "$@"' check \
+    part_trs check 2400 "$build/plain" bash -c 'make_check "$build/plain" check "$@"' check \
         "${tests[@]}"
 fi
 if matches sanitizers; then
