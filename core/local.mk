@@ -12,7 +12,8 @@ core_libcore_without_inih_la_SOURCES = \
 	core/rope.c core/rope.h \
 	core/settings.c core/settings.def core/settings.h \
 	core/standard_streams.c core/standard_streams.h \
-	core/token_names.c core/token_names.h
+	core/token_names.c core/token_names.h \
+	core/utf8.c core/utf8.h
 core_libcore_without_inih_la_CFLAGS = $(AM_CFLAGS) $(INIH_CFLAGS)
 core_libcore_la_SOURCES =
 core_libcore_la_LIBADD = core/libcore_without_inih.la $(INIH_LIBS) -lm

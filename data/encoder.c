@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/utf8.h"
+#include "core/utf8.h"
 
 struct slot {
     struct corpus_batch batch;

@@ -64,8 +64,7 @@ data_mtllm_data_SOURCES = \
 	data/split.c \
 	data/streams.c data/streams.h \
 	data/token_set.c data/token_set.h \
-	data/tokenize.c \
-	data/utf8.c data/utf8.h
+	data/tokenize.c
 nodist_EXTRA_data_mtllm_data_SOURCES = data/links_with_cxx.cc
 data_mtllm_data_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS) $(XXHASH_CFLAGS) $(ZLIB_CFLAGS) \
 	$(ZSTD_CFLAGS) -pthread

@@ -124,7 +124,6 @@ static int write_metrics(void)
         METRICS(METRIC)
 #undef METRIC
     };
-
     size_t count = sizeof(metrics) / sizeof(*metrics), written = 0;
 
     for (size_t g = 0; g < sizeof(groups) / sizeof(*groups); g++) {

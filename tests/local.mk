@@ -83,7 +83,7 @@ check-fuzz: all
 	$(AM_V_at)$(SHELL) $(srcdir)/tests/fuzz/run.sh '$(abs_builddir)'
 show-fuzz-parts:
 	@printf '%s\n' $(tokenizer_sources) data/corpus.c data/encoder.c data/input.c data/resume.c \
-		data/utf8.c $(data_libdata_la_SOURCES) $(ZLIB_LIBS) $(ZSTD_LIBS) $(tokenizer_json_sources) \
+		$(data_libdata_la_SOURCES) $(ZLIB_LIBS) $(ZSTD_LIBS) $(tokenizer_json_sources) \
 		$(ckpt_libconvert_la_SOURCES) $(ckpt_libckpt_la_SOURCES) \
 		$(ckpt_libhf_la_SOURCES) $(ckpt_libdisk_la_SOURCES) \
 		$(core_libcore_without_inih_la_SOURCES) $(INIH_LIBS) $(HDF5_LIBS) $(JANSSON_LIBS) \

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <jansson.h>
+#include "core/utf8.h"
 
 const struct metric metric_table[METRIC_COUNT] = {
 #define METRIC(id, name, group, unit, decimals, over_steps, help)                                  \
@@ -115,10 +115,8 @@ static void append(struct text *text, const char *format, ...)
 /* JSON has UTF-8 alone; paths may be anything. */
 static void append_string(struct text *text, const char *string)
 {
-    json_t *json = json_string(string);
-    bool is_utf8 = json != NULL;
+    bool is_text = utf8_is_text(string);
 
-    json_decref(json);
     append(text, "\"");
     for (; *string; string++) {
         if (*string == '"' || *string == '\\')
@@ -126,7 +124,7 @@ static void append_string(struct text *text, const char *string)
         else if ((unsigned char)*string < 0x20)
             append(text, "\\u%04x", (unsigned)*string);
         else
-            append(text, "%c", is_utf8 || (unsigned char)*string < 0x80 ? *string : '?');
+            append(text, "%c", is_text || (unsigned char)*string < 0x80 ? *string : '?');
     }
     append(text, "\"");
 }

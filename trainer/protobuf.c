@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <jansson.h>
+#include "core/utf8.h"
 
 enum wire_type { WIRE_VARINT = 0, WIRE_64 = 1, WIRE_LENGTH = 2, WIRE_32 = 5 };
 
@@ -104,26 +104,15 @@ void protobuf_bytes(struct protobuf *buffer, int field, const void *bytes, size_
     protobuf_append(buffer, bytes, length);
 }
 
-static bool is_utf8(const char *text)
-{
-    json_t *string = json_string(text);
-
-    json_decref(string);
-    return string;
-}
-
 void protobuf_text(struct protobuf *buffer, int field, const char *text)
 {
     size_t length = strlen(text), start;
-    bool ascii = true;
 
-    for (size_t i = 0; i < length; i++)
-        ascii = ascii && (unsigned char)text[i] < 0x80;
     append_key(buffer, field, WIRE_LENGTH);
     append_varint(buffer, length);
     start = buffer->length;
     protobuf_append(buffer, text, length);
-    if (buffer->failed || ascii || is_utf8(text))
+    if (buffer->failed || utf8_is_text(text))
         return;
     for (size_t i = start; i < buffer->length; i++)
         if (buffer->bytes[i] >= 0x80)

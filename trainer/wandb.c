@@ -382,17 +382,10 @@ static void write_output(struct wandb *w)
     FILE *stream = w->output.size > 0 ? fopen(w->output.path, "re") : NULL;
     char *line = NULL;
     size_t size = 0;
-    ssize_t length;
 
-    while (stream && (length = getline(&line, &size, stream)) > 0) {
-        json_t *string = json_stringn(line, (size_t)length);
+    while (stream && getline(&line, &size, stream) > 0) {
         size_t record = begin_record(w, RECORD_OUTPUT_RAW);
 
-        /* A path that is not UTF-8 would make all of the file unreadable. */
-        for (char *c = line; !string && *c; c++)
-            if ((unsigned char)*c >= 0x80)
-                *c = '?';
-        json_decref(string);
         protobuf_integer(&w->record, OUTPUT_TYPE, STDOUT);
         protobuf_text(&w->record, OUTPUT_LINE, line);
         end_record(w, record);

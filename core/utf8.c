@@ -1,6 +1,5 @@
-#include "data/utf8.h"
+#include "core/utf8.h"
 
-#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -52,4 +51,11 @@ size_t utf8_length(const char *text, size_t bytes)
         at += length;
     }
     return bytes - (size_t)(end - at);
+}
+
+bool utf8_is_text(const char *string)
+{
+    size_t bytes = strlen(string);
+
+    return utf8_length(string, bytes) == bytes;
 }
