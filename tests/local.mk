@@ -76,7 +76,7 @@ check-hf: all
 	$(AM_V_at)srcdir='$(srcdir)' builddir='$(abs_builddir)' $(SHELL) $(srcdir)/tests/parity/run.sh
 
 # What reads Hugging Face models, under clang's fuzzer: FUZZ_SECONDS for each target.
-EXTRA_DIST += tests/fuzz/conversations.c tests/fuzz/corpora.c tests/fuzz/fuzz.h \
+EXTRA_DIST += tests/fuzz/change_json.c tests/fuzz/conversations.c tests/fuzz/corpora.c tests/fuzz/fuzz.h \
 	tests/fuzz/readers.c tests/fuzz/run.sh tests/fuzz/rows.c tests/fuzz/words.dict
 .PHONY: check-fuzz show-fuzz-parts
 check-fuzz: all

@@ -40,7 +40,9 @@ trainer_test_comm_pieces_LDADD = trainer/libtrainer.la
 endif
 
 if HAVE_CMOCKA
-trainer_unit_tests = trainer/test_job_comment trainer/test_metrics trainer/test_outputs trainer/test_pipeline_order trainer/test_schedule trainer/test_stop trainer/test_world
+trainer_unit_tests = trainer/test_job_comment trainer/test_metrics trainer/test_outputs \
+	trainer/test_pipeline_order trainer/test_protobuf trainer/test_schedule trainer/test_stop \
+	trainer/test_world
 check_PROGRAMS += $(trainer_unit_tests)
 TESTS += $(trainer_unit_tests)
 trainer_test_job_comment_SOURCES = trainer/test_job_comment.c
@@ -49,12 +51,15 @@ trainer_test_job_comment_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS)
 trainer_test_metrics_SOURCES = trainer/test_metrics.c
 trainer_test_metrics_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS) $(JANSSON_CFLAGS)
 trainer_test_metrics_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS) $(JANSSON_LIBS) -lm
-trainer_test_outputs_SOURCES = trainer/test_outputs.c
+trainer_test_outputs_SOURCES = trainer/test_outputs.c trainer/test_bytes.h
 trainer_test_outputs_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_outputs_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS) -lm
 trainer_test_pipeline_order_SOURCES = trainer/test_pipeline_order.c
 trainer_test_pipeline_order_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_pipeline_order_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS)
+trainer_test_protobuf_SOURCES = trainer/test_protobuf.c trainer/test_bytes.h
+trainer_test_protobuf_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
+trainer_test_protobuf_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS)
 trainer_test_schedule_SOURCES = trainer/test_schedule.c
 trainer_test_schedule_CFLAGS = $(AM_CFLAGS) $(CMOCKA_CFLAGS)
 trainer_test_schedule_LDADD = trainer/libtrainer.la $(CMOCKA_LIBS)

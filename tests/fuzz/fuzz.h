@@ -24,6 +24,12 @@ void write_file(const char *path, const void *bytes, size_t size);
 
 extern char model_directory[200], run_directory[200]; /* for files; the latter is to be made */
 
+/* Another JSON text of at most `room` bytes in place of data[0..size), by rand(). Returns its
+ * bytes; `size` when there is none. In change_json.c. */
+size_t change_json(uint8_t *data, size_t size, size_t room);
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size,
+                        size_t room); /* the fuzzer's own, of any bytes */
+
 /* Is the conversation taken by the template before it, which goes to a file? In conversations.c. */
 bool chat_accepts(const char *directory, const char *file, const uint8_t *data, size_t size);
 

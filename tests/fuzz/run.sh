@@ -40,7 +40,7 @@ cd "$build/tests/fuzz"
 # --- build: everything again each time, it takes less than a minute --------------------------------
 mapfile -t flags < <(make -s --no-print-directory -C "$build" show-compiler-flags)
 mapfile -t parts < <(make -s --no-print-directory -C "$build" show-fuzz-parts)
-files=(tests/fuzz/readers.c tests/fuzz/corpora.c tests/fuzz/conversations.c tests/fuzz/rows.c) libs=()
+files=(tests/fuzz/{readers,change_json,conversations,corpora,rows}.c) libs=()
 for part in "${parts[@]}"; do
     case $part in
     *.c) files+=("$part") ;;
